@@ -1,0 +1,124 @@
+"""The only module that puts outputs in place: nothing stands under its final name before it is complete.
+
+An output folder is built as a sibling `NAME.partial`, every file and folder in it is fsynced, and
+one rename makes it visible. An exception on the way removes the partial folder.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from .errors import OutputError
+
+
+def output_error(error: OSError, path: Path) -> OutputError:
+    """Translate what the operating system said about writing to `path`."""
+    reason = error.strerror or str(error)
+    hints = {
+        errno.ENOSPC: "free some space or choose another disk with -o, then run the same command",
+        errno.EDQUOT: "the quota of this account is used up; choose another disk with -o",
+        errno.EROFS: "the file system is read-only; choose another folder with -o",
+        errno.EACCES: "choose a folder you may write to with -o",
+        errno.EPERM: "choose a folder you may write to with -o",
+        errno.ENOTDIR: "a part of the path is a file; choose another folder with -o",
+        errno.ENAMETOOLONG: "choose a shorter name with -o",
+    }
+    hint = hints.get(error.errno or 0, "choose another folder with -o")
+    return OutputError(f"{path}: cannot write: {reason}", hint)
+
+
+def fsync_path(path: Path) -> None:
+    """Flush a file or a folder to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _fsync_tree(folder: Path) -> None:
+    for root, _, files in os.walk(folder):
+        for name in files:
+            fsync_path(Path(root) / name)
+        fsync_path(Path(root))
+
+
+def refuse_existing(final: Path, overwrite: bool) -> None:
+    """Fail before any work when `final` is taken (and may not be replaced).
+
+    Raises:
+        OutputError: something stands at `final` that is not an empty folder.
+    """
+    if overwrite and (final.is_dir() or not os.path.lexists(final)):
+        return
+    if not os.path.lexists(final) or (final.is_dir() and not any(final.iterdir())):
+        return
+    hint = "choose another folder with -o, or replace it with --overwrite"
+    raise OutputError(f"{final}: already exists", hint)
+
+
+@contextmanager
+def output_folder(final: Path, overwrite: bool = False) -> Iterator[Path]:
+    """Yield a scratch folder that becomes `final` when the block ends without an exception.
+
+    Raises:
+        OutputError: `final` exists (and `overwrite` is false), or the disk refuses.
+    """
+    final = final.absolute()
+    refuse_existing(final, overwrite)
+    partial = final.with_name(final.name + ".partial")
+    try:
+        if partial.exists():
+            shutil.rmtree(partial)
+        partial.mkdir(parents=True)
+    except OSError as error:
+        raise output_error(error, final) from error
+    try:
+        yield partial
+        _fsync_tree(partial)
+        _replace_folder(partial, final)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if error.errno is None or isinstance(error, FileNotFoundError):
+            raise
+        raise output_error(error, final) from error
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _replace_folder(partial: Path, final: Path) -> None:
+    """Rename `partial` to `final`; an old `final` is moved away first and removed last."""
+    retired = final.with_name(final.name + ".replaced")
+    if final.exists():
+        if retired.exists():
+            shutil.rmtree(retired)
+        os.rename(final, retired)
+    os.rename(partial, final)
+    fsync_path(final.parent)
+    if retired.exists():
+        shutil.rmtree(retired)
+
+
+def link_or_copy(source: Path, target: Path, copy: bool = False) -> int:
+    """Make `target` the same bytes as `source`: a hard link where the file system can, else a copy.
+
+    Returns:
+        The number of bytes really written (0 for a link).
+    """
+    source = source.resolve()  # never link to a symbolic link, e.g. of the hub's cache
+    if not copy:
+        try:
+            os.link(source, target)
+            return 0
+        except OSError as error:
+            cannot_link = {errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOTSUP}
+            if error.errno not in cannot_link:
+                raise
+    shutil.copyfile(source, target)
+    return target.stat().st_size

@@ -1,0 +1,1 @@
+"""Sources in, formats out: checkpoints, families, ONNX."""

@@ -1,0 +1,264 @@
+"""A checkpoint: config, family, tensors (opened lazily), tokenizer files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import InputError, UnsupportedError
+from ..quant.packing import packed_row_bytes, unpack_rows, unpack_zero_points
+from ..quant.rounding import dequantize
+from ..quant.scheme import Quantized, Scheme
+from .compressed_tensors import QuantizationConfig, read_quantization_config
+from .families import read_family
+from .families.base import Decoder
+from .families.inventory import Parameter, Role, parameters_of
+from .json_file import ConfigReader, read_json_object
+from .sources import SafetensorsSource, TensorSource, open_safetensors_folder
+
+CONFIG = "config.json"
+GENERATION_CONFIG = "generation_config.json"
+# Carried along unchanged from checkpoint to quantized checkpoint to artifact.
+SIDE_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "chat_template.jinja",
+    "chat_template.json",
+    GENERATION_CONFIG,
+    "LICENSE",
+)
+MAX_SIDE_FILE_BYTES = 256 * 2**20
+
+
+def module_of(parameter: str) -> str:
+    """`a.b.weight` -> `a.b`."""
+    return parameter.rpartition(".")[0]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Weights and everything that belongs to them. `origin` is the folder or file they came from."""
+
+    origin: Path
+    config: Mapping[str, Any]
+    decoder: Decoder
+    source: TensorSource
+    side_files: Mapping[str, bytes]
+    quantization: QuantizationConfig | None = None
+
+    @cached_property
+    def parameters(self) -> dict[str, Parameter]:
+        return {parameter.name: parameter for parameter in parameters_of(self.decoder)}
+
+    @property
+    def parameter_count(self) -> int:
+        return sum(parameter.size for parameter in self.parameters.values())
+
+    def scheme(self, name: str) -> Scheme | None:
+        """How the parameter is quantized; None for float."""
+        role = self.parameters[name].role
+        if self.quantization is None or role is Role.VECTOR:
+            return None
+        kind = "Embedding" if role is Role.EMBEDDING else "Linear"
+        return self.quantization.scheme_for(module_of(name), kind)
+
+    def quantized_rows(self, name: str, start: int, stop: int) -> Quantized:
+        """Codes, scales and zero points of rows [start, stop) of a quantized parameter."""
+        scheme, module = self.scheme(name), module_of(name)
+        if scheme is None:
+            raise RuntimeError(f"{name} is not quantized")
+        columns = self.parameters[name].shape[1]
+        packed = self.source.rows(f"{module}.weight_packed", start, stop).view(np.uint8)
+        scales = self.source.rows(f"{module}.weight_scale", start, stop).astype(np.float16)
+        zeros = None
+        if not scheme.symmetric:
+            words_per_row = 32 // scheme.bits  # rows that share one word of zero points
+            first = start // words_per_row
+            words = self.source.rows(f"{module}.weight_zero_point", first, -(-stop // words_per_row))
+            known = unpack_zero_points(words, scheme.bits, words.shape[0] * words_per_row)
+            skip = start - first * words_per_row
+            zeros = known[skip : skip + stop - start]
+        return Quantized(unpack_rows(packed, scheme.bits, columns), scales, zeros, scheme)
+
+    def rows(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
+        """Rows [start, stop) of a parameter as float32, dequantized where it is quantized."""
+        shape = self.parameters[name].shape
+        stop = shape[0] if stop is None else stop
+        if self.scheme(name) is not None:
+            return dequantize(self.quantized_rows(name, start, stop))
+        return np.asarray(self.source.rows(name, start, stop), np.float32)
+
+    def float_dtype(self, name: str) -> str:
+        """The dtype in which a float copy of the parameter is stored."""
+        return "F16" if self.scheme(name) is not None else self.source.dtype(name)
+
+
+def _open_side_files(folder: Path) -> dict[str, bytes]:
+    found = {}
+    for name in SIDE_FILES:
+        path = folder / name
+        if not path.is_file():
+            continue
+        try:
+            if path.stat().st_size > MAX_SIDE_FILE_BYTES:
+                raise InputError(
+                    f"{path}: {path.stat().st_size} bytes, limit {MAX_SIDE_FILE_BYTES}",
+                    "this is not the file it claims to be",
+                )
+            found[name] = path.read_bytes()
+        except OSError as error:
+            raise InputError(
+                f"{path}: cannot read: {error.strerror}", "check the file's permissions"
+            ) from error
+    return found
+
+
+def open_folder(folder: Path) -> Checkpoint:
+    """Open a folder in the Hugging Face layout, quantized by compressed-tensors or not.
+
+    Raises:
+        InputError, UnsupportedError: with file, key or tensor, and the cure.
+    """
+    config = read_json_object(folder / CONFIG)
+    reader = ConfigReader(config, str(folder / CONFIG))
+    decoder = read_family(reader)
+    child = reader.child("quantization_config")
+    quantization = read_quantization_config(child) if child is not None else None
+    checkpoint = Checkpoint(
+        folder,
+        config,
+        decoder,
+        _with_tied_name(open_safetensors_folder(folder), decoder),
+        _open_side_files(folder),
+        quantization,
+    )
+    check_tensors(checkpoint)
+    return checkpoint
+
+
+def _with_tied_name(source: SafetensorsSource, decoder: Decoder) -> SafetensorsSource:
+    """Some tied checkpoints store the one matrix under the head's name; give it the embedding's."""
+    table, head = f"{decoder.table.name}.weight", f"{decoder.head_linear.name}.weight"
+    if decoder.config.tie_word_embeddings and table not in source.infos and head in source.infos:
+        return SafetensorsSource({**source.infos, table: source.infos[head]})
+    return source
+
+
+def open_checkpoint(model: str) -> Checkpoint:
+    """Open a folder, a GGUF file, or a model of the hub (`name`, `name@revision`).
+
+    Raises:
+        InputError, UnsupportedError, DownloadError: with the cure.
+    """
+    from .hub import looks_like_hub_name, snapshot
+
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return open_folder(path)
+    if path.is_file():
+        return _open_file(path)
+    if looks_like_hub_name(model):
+        return open_folder(snapshot(model))
+    raise InputError(
+        f"{model}: no such file or folder", "give a folder, a .gguf file, or a hub name (org/model)"
+    )
+
+
+def _open_file(path: Path) -> Checkpoint:
+    if path.suffix in (".bin", ".pt", ".pth", ".pkl", ".ckpt"):
+        raise UnsupportedError(
+            f"{path}: pickle files can run code when opened and are refused",
+            "use the model's safetensors files",
+        )
+    with path.open("rb") as file:
+        magic = file.read(4)
+    if magic == b"GGUF":
+        from .gguf import open_gguf
+
+        checkpoint = open_gguf(path)
+        check_tensors(checkpoint)
+        return checkpoint
+    raise InputError(
+        f"{path}: neither a folder nor a GGUF file",
+        "give the folder that holds config.json, or a .gguf file",
+    )
+
+
+def _expected_tensors(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
+    """Name and shape of everything the files must hold."""
+    expected: dict[str, tuple[int, ...]] = {}
+    for name, parameter in checkpoint.parameters.items():
+        scheme = checkpoint.scheme(name)
+        if scheme is None:
+            expected[name] = parameter.shape
+            continue
+        rows, columns = parameter.shape
+        module, groups = module_of(name), scheme.groups(columns)
+        words = packed_row_bytes(columns, scheme.bits) // 4
+        expected[f"{module}.weight_packed"] = (rows, words)
+        expected[f"{module}.weight_scale"] = (rows, groups)
+        expected[f"{module}.weight_shape"] = (2,)
+        if not scheme.symmetric:
+            expected[f"{module}.weight_zero_point"] = (-(-rows * scheme.bits // 32), groups)
+    return expected
+
+
+def check_tensors(checkpoint: Checkpoint) -> None:
+    """Compare the files with what the config promises, by names and shapes.
+
+    Raises:
+        InputError: a tensor is missing or has another shape, or one is there that the
+            architecture does not know (ignoring it would change the model in silence).
+    """
+    source, where = checkpoint.source, checkpoint.origin
+    expected = _expected_tensors(checkpoint)
+    present = set(source.names())
+    for name, shape in expected.items():
+        if name not in present:
+            raise InputError(
+                f"{where}: tensor {name!r} is missing",
+                "the download is incomplete, or config.json belongs to another model",
+            )
+        if source.shape(name) != shape:
+            raise InputError(
+                f"{where}: tensor {name!r} has shape {list(source.shape(name))}, "
+                f"config.json gives {list(shape)}",
+                "config.json belongs to another model",
+            )
+    decoder = checkpoint.decoder
+    ignorable = {f"{decoder.head_linear.name}.weight"} if decoder.config.tie_word_embeddings else set()
+    for name in sorted(present - expected.keys() - ignorable):
+        if not name.endswith("rotary_emb.inv_freq"):  # a buffer that old exports carry along
+            raise InputError(
+                f"{where}: tensor {name!r} is not part of {checkpoint.decoder.architecture}",
+                "config.json belongs to another model, or it needs a setting that enables it",
+            )
+
+
+def eos_token_ids(checkpoint: Checkpoint) -> tuple[int, ...]:
+    """Every id that ends a text: generation_config.json first, then config.json."""
+    generation = generation_config(checkpoint.side_files)
+    return generation.token_ids("eos_token_id") or ConfigReader(
+        checkpoint.config, CONFIG
+    ).token_ids("eos_token_id")
+
+
+def generation_config(side_files: Mapping[str, bytes]) -> ConfigReader:
+    """generation_config.json, empty when there is none."""
+    text = side_files.get(GENERATION_CONFIG)
+    data = json.loads(text) if text is not None else {}
+    if not isinstance(data, dict):
+        raise InputError(f"{GENERATION_CONFIG}: not an object", "download the file again")
+    return ConfigReader(data, GENERATION_CONFIG)

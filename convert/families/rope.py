@@ -1,0 +1,152 @@
+"""Rotary position embedding: the frequencies, with the scalings that checkpoints ask for.
+
+A position p turns the pair (x[i], x[i + head_dim/2]) by the angle p * frequency[i]; cosine and sine
+are multiplied by `attention_factor`. Formulas: RoFormer (arXiv:2104.09864), position interpolation
+(arXiv:2306.15595), YaRN (arXiv:2309.00071), Llama 3.1's smooth interpolation (its model card and code).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import UnsupportedError
+from ..json_file import ConfigReader
+
+
+@dataclass(frozen=True)
+class Llama3Scaling:
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_position_embeddings: int
+
+
+@dataclass(frozen=True)
+class YarnScaling:
+    factor: float
+    attention_factor: float
+    beta_fast: float
+    beta_slow: float
+    truncate: bool
+    original_max_position_embeddings: int
+
+
+@dataclass(frozen=True)
+class LinearScaling:
+    factor: float
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Base frequency and scaling of one head of `head_dim` features."""
+
+    theta: float
+    head_dim: int
+    scaling: Llama3Scaling | YarnScaling | LinearScaling | None = None
+
+    @property
+    def attention_factor(self) -> float:
+        return self.scaling.attention_factor if isinstance(self.scaling, YarnScaling) else 1.0
+
+    def frequencies(self) -> NDArray[np.float32]:
+        """-> [head_dim / 2], radians per position, computed in float64."""
+        exponents = np.arange(0, self.head_dim, 2, dtype=np.float64) / self.head_dim
+        plain = self.theta**-exponents
+        scaling = self.scaling
+        if isinstance(scaling, LinearScaling):
+            plain = plain / scaling.factor
+        elif isinstance(scaling, Llama3Scaling):
+            plain = _llama3(plain, scaling)
+        elif isinstance(scaling, YarnScaling):
+            plain = _yarn(plain, scaling, self.theta, self.head_dim)
+        return plain.astype(np.float32)
+
+
+def _llama3(plain: NDArray[np.float64], scaling: Llama3Scaling) -> NDArray[np.float64]:
+    """Slow waves are divided by the factor, fast ones kept, those between blended."""
+    turns = scaling.original_max_position_embeddings * plain / (2 * math.pi)
+    span = scaling.high_freq_factor - scaling.low_freq_factor
+    blend = np.clip((turns - scaling.low_freq_factor) / span, 0.0, 1.0)
+    return (1 - blend) * plain / scaling.factor + blend * plain
+
+
+def _yarn(
+    plain: NDArray[np.float64], scaling: YarnScaling, theta: float, head_dim: int
+) -> NDArray[np.float64]:
+    """Interpolate dimensions that turn less than beta_slow times, keep those above beta_fast."""
+
+    def dimension(turns: float) -> float:
+        wavelength = scaling.original_max_position_embeddings / (turns * 2 * math.pi)
+        return head_dim * math.log(wavelength) / (2 * math.log(theta))
+
+    low, high = dimension(scaling.beta_fast), dimension(scaling.beta_slow)
+    if scaling.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, head_dim - 1)
+    if low == high:
+        high += 0.001  # as in the reference code: avoids a division by zero
+    ramp = np.clip((np.arange(head_dim // 2) - low) / (high - low), 0.0, 1.0)
+    return plain / scaling.factor * ramp + plain * (1 - ramp)
+
+
+def _yarn_attention_factor(reader: ConfigReader, factor: float) -> float:
+    """Paper's default 0.1 ln(factor) + 1, unless the config overrides it."""
+
+    def mscale(weight: float) -> float:
+        return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
+
+    if reader.has("attention_factor"):
+        return reader.number("attention_factor")
+    if reader.number("mscale", 0.0) and reader.number("mscale_all_dim", 0.0):
+        return mscale(reader.number("mscale")) / mscale(reader.number("mscale_all_dim"))
+    return mscale(1.0)
+
+
+def read_rope(config: ConfigReader, head_dim: int, max_position_embeddings: int) -> Rope:
+    """Read `rope_theta` and `rope_scaling`, or the newer `rope_parameters` that holds both.
+
+    Raises:
+        InputError: a value is missing or wrong.
+        UnsupportedError: a scaling that is not implemented.
+    """
+    newer = config.child("rope_parameters")
+    reader = newer or config.child("rope_scaling")
+    source = newer if newer is not None and newer.has("rope_theta") else config
+    theta = source.number("rope_theta", 10000.0, low=1.0 + 1e-6)
+    if reader is None:
+        return Rope(theta, head_dim)
+    kind = reader.string("rope_type", reader.string("type", "default"))
+    if reader.number("partial_rotary_factor", 1.0) != 1.0:
+        raise UnsupportedError(
+            f"{reader.where}: partial_rotary_factor is not supported", "only full rotary positions"
+        )
+    if kind == "default":
+        return Rope(theta, head_dim)
+    if kind not in ("linear", "llama3", "yarn"):
+        raise UnsupportedError(
+            f"{reader.where}: rope_type {kind!r} is not supported",
+            "supported: default, linear, llama3, yarn",
+        )
+    factor = reader.number("factor", low=1e-6)
+    if kind == "linear":
+        return Rope(theta, head_dim, LinearScaling(factor))
+    if kind == "llama3":
+        low = reader.number("low_freq_factor", low=1e-6)
+        high = reader.number("high_freq_factor")
+        if high <= low:
+            raise reader.fail("high_freq_factor", f"{high:g} is not above low_freq_factor {low:g}")
+        original = reader.integer("original_max_position_embeddings")
+        return Rope(theta, head_dim, Llama3Scaling(factor, low, high, original))
+    scaling = YarnScaling(
+        factor,
+        _yarn_attention_factor(reader, factor),
+        reader.number("beta_fast", 32.0, low=1e-6),
+        reader.number("beta_slow", 1.0, low=1e-6),
+        reader.boolean("truncate", True),
+        reader.integer("original_max_position_embeddings", max_position_embeddings),
+    )
+    return Rope(theta, head_dim, scaling)

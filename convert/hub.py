@@ -1,0 +1,48 @@
+"""The only module that talks to the network: models of the Hugging Face hub."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from ..errors import DownloadError
+
+HUB_NAME = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?$")
+NEEDED = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.jinja", "LICENSE")
+NOT_NEEDED = ("*/*", "*consolidated*", "onnx/*", "original/*")
+
+
+def looks_like_hub_name(model: str) -> bool:
+    return HUB_NAME.match(model) is not None
+
+
+def snapshot(model: str) -> Path:
+    """Download the needed files of `name` or `name@revision` at a pinned commit -> local folder.
+
+    Raises:
+        DownloadError: the hub cannot be reached, or has no such model.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    name, _, revision = model.partition("@")
+    try:
+        commit = HfApi().model_info(name, revision=revision or None).sha
+        return Path(
+            snapshot_download(
+                name, revision=commit, allow_patterns=list(NEEDED), ignore_patterns=list(NOT_NEEDED)
+            )
+        )
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        first_line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DownloadError(
+            f"{model}: cannot download: {first_line}",
+            "check the name and the network; HF_ENDPOINT chooses a mirror, HF_TOKEN grants access",
+        ) from error
+    except Exception as error:  # the HTTP library's own transport errors
+        if type(error).__module__.split(".")[0] not in ("httpx", "httpx2", "httpcore2", "requests"):
+            raise
+        raise DownloadError(
+            f"{model}: cannot reach the hub: {type(error).__name__}",
+            "check the network; HF_ENDPOINT chooses a mirror such as https://hf-mirror.com",
+        ) from error

@@ -1,0 +1,141 @@
+"""Strict JSON and typed access to it: every failure names the file and the key."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+
+MAX_JSON_BYTES = 256 * 2**20  # the largest tokenizer.json in use is under 40 MiB
+
+
+def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"key {twice!r} appears twice")
+    return result
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+def parse_json(text: str | bytes, where: str) -> Any:
+    """Parse JSON text, refusing duplicate keys, NaN and Infinity.
+
+    Raises:
+        InputError: naming `where` and the reason.
+    """
+    try:
+        return json.loads(
+            text, object_pairs_hook=_refuse_duplicates, parse_constant=_refuse_constant
+        )
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise InputError(
+            f"{where}: not valid JSON: {reason}", "download the file again; it may be cut short"
+        ) from error
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Read a JSON file whose top level is an object.
+
+    Raises:
+        InputError: missing, unreadable, too large, malformed, or not an object.
+    """
+    try:
+        size = path.stat().st_size
+        if size > MAX_JSON_BYTES:
+            raise InputError(
+                f"{path}: {size} bytes, limit {MAX_JSON_BYTES}", "this is not a model's JSON file"
+            )
+        text = path.read_bytes()
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot read: {error.strerror}", "check the path and its permissions"
+        ) from error
+    data = parse_json(text, str(path))
+    if not isinstance(data, dict):
+        raise InputError(
+            f"{path}: the top level is {type(data).__name__}, expected an object",
+            "check that this is the file it claims to be",
+        )
+    return data
+
+
+class ConfigReader:
+    """Typed getters over one JSON object; each fails with the file and the key it was asked for."""
+
+    def __init__(self, data: Mapping[str, Any], where: str) -> None:
+        self.data = data
+        self.where = where
+
+    def fail(self, key: str, problem: str) -> InputError:
+        return InputError(f"{self.where}: {key}: {problem}", "compare with the model's original file")
+
+    def has(self, key: str) -> bool:
+        """Present and not null."""
+        return self.data.get(key) is not None
+
+    def _required(self, key: str) -> Any:
+        if not self.has(key):
+            raise self.fail(key, "missing")
+        return self.data[key]
+
+    def integer(
+        self, key: str, default: int | None = None, low: int = 1, high: int = 2**31 - 1
+    ) -> int:
+        value = default if default is not None and not self.has(key) else self._required(key)
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise self.fail(key, f"{value!r} is not an integer")
+        if not low <= value <= high:
+            raise self.fail(key, f"{value} is outside {low}..{high}")
+        return value
+
+    def number(
+        self, key: str, default: float | None = None, low: float = 0.0, high: float = 1e12
+    ) -> float:
+        value = default if default is not None and not self.has(key) else self._required(key)
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise self.fail(key, f"{value!r} is not a number")
+        if not math.isfinite(value) or not low <= value <= high:
+            raise self.fail(key, f"{value} is outside {low:g}..{high:g}")
+        return float(value)
+
+    def boolean(self, key: str, default: bool) -> bool:
+        value = self.data[key] if self.has(key) else default
+        if not isinstance(value, bool):
+            raise self.fail(key, f"{value!r} is not true or false")
+        return value
+
+    def string(self, key: str, default: str | None = None) -> str:
+        value = default if default is not None and not self.has(key) else self._required(key)
+        if not isinstance(value, str):
+            raise self.fail(key, f"{value!r} is not a string")
+        return value
+
+    def child(self, key: str) -> ConfigReader | None:
+        """The object under `key`, or None when absent or null."""
+        if not self.has(key):
+            return None
+        value = self.data[key]
+        if not isinstance(value, dict):
+            raise self.fail(key, f"{value!r} is not an object")
+        return ConfigReader(value, f"{self.where}: {key}")
+
+    def token_ids(self, key: str) -> tuple[int, ...]:
+        """One id, a list of ids, or nothing: `eos_token_id` comes in all three forms."""
+        if not self.has(key):
+            return ()
+        value = self.data[key]
+        ids = value if isinstance(value, list) else [value]
+        for item in ids:
+            if isinstance(item, bool) or not isinstance(item, int) or not 0 <= item < 2**31:
+                raise self.fail(key, f"{item!r} is not a token id")
+        return tuple(ids)

@@ -1,0 +1,1 @@
+"""ONNX export: one builder, three dialects of the operator set."""

@@ -1,0 +1,131 @@
+"""Where tensors come from: one interface over safetensors folders and GGUF files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from ..errors import InputError
+from .json_file import read_json_object
+from .safetensors_file import TensorInfo, read_rows, read_tensor_infos
+
+INDEX = "model.safetensors.index.json"
+
+
+class TensorSource(Protocol):
+    """Named tensors, opened lazily: nothing is read before `rows` asks for it."""
+
+    def names(self) -> Iterable[str]: ...
+
+    def shape(self, name: str) -> tuple[int, ...]: ...
+
+    def dtype(self, name: str) -> str:
+        """The safetensors dtype in which an unquantized copy of the tensor is stored."""
+        ...
+
+    def nbytes(self, name: str) -> int:
+        """Bytes that the tensor occupies in its own file."""
+        ...
+
+    def rows(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[Any]:
+        """Rows [start, stop) along the first axis, in a float dtype (or the stored integers)."""
+        ...
+
+    def files(self) -> list[Path]:
+        """The files that hold the tensors."""
+        ...
+
+
+class SafetensorsSource:
+    """One or many safetensors files of a folder."""
+
+    def __init__(self, infos: Mapping[str, TensorInfo]) -> None:
+        self.infos = infos
+
+    def names(self) -> Iterable[str]:
+        return self.infos.keys()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.infos[name].shape
+
+    def dtype(self, name: str) -> str:
+        return self.infos[name].dtype
+
+    def nbytes(self, name: str) -> int:
+        return self.infos[name].nbytes
+
+    def rows(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[Any]:
+        return read_rows(self.infos[name], start, stop)
+
+    def files(self) -> list[Path]:
+        return sorted({info.path for info in self.infos.values()})
+
+
+def open_safetensors_folder(folder: Path) -> SafetensorsSource:
+    """Open the shards that the index names, or the one file when there is no index.
+
+    Raises:
+        InputError: a shard is missing or damaged, or there are no weights.
+        UnsupportedError: only pickle files are there.
+    """
+    index = folder / INDEX
+    if not index.exists():
+        candidates = sorted(folder.glob("*.safetensors"))
+        if len(candidates) == 1:
+            return SafetensorsSource(read_tensor_infos(candidates[0]))
+        raise _no_weights(folder, candidates)
+    weight_map = read_json_object(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise InputError(f"{index}: weight_map: missing or empty", "download the index again")
+    infos: dict[str, TensorInfo] = {}
+    for shard in sorted(set(map(str, weight_map.values()))):
+        path = folder / _plain_name(index, shard)
+        if not path.exists():
+            raise InputError(
+                f"{path}: missing, but {INDEX} names it",
+                "the download is incomplete; download the checkpoint again",
+            )
+        for name, info in read_tensor_infos(path).items():
+            if weight_map.get(name) == shard:
+                infos[name] = info
+    for name, shard in weight_map.items():
+        if name not in infos:
+            raise InputError(
+                f"{index}: tensor {name!r} is not in {shard}",
+                "index and shards do not belong together; download the checkpoint again",
+            )
+    return SafetensorsSource(infos)
+
+
+def _plain_name(index: Path, shard: str) -> str:
+    """A shard lies beside its index: no folders, nothing that leads out."""
+    if not shard.endswith(".safetensors") or "/" in shard or "\\" in shard or "\0" in shard:
+        raise InputError(
+            f"{index}: shard name {shard!r} is not a plain .safetensors file name",
+            "this index is damaged or hostile",
+        )
+    return shard
+
+
+def _no_weights(folder: Path, candidates: list[Path]) -> Exception:
+    from ..errors import UnsupportedError
+
+    pickles = sorted(
+        path.name
+        for pattern in ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
+        for path in folder.glob(pattern)
+    )
+    if candidates:
+        return InputError(
+            f"{folder}: {len(candidates)} safetensors files but no {INDEX}",
+            "download the index that belongs to them",
+        )
+    if pickles:
+        return UnsupportedError(
+            f"{folder}: only pickle weights ({pickles[0]}), which can run code when opened",
+            "use the model's safetensors files, or convert it where you trust it",
+        )
+    return InputError(f"{folder}: no .safetensors files", "check the folder, or download the model")

@@ -1,0 +1,54 @@
+"""Errors a user can act on, one class per exit code.
+
+DsconvError
+├── VerdictFailed      1   a threshold of `verify` was not met
+├── UsageError         2   the command line makes no sense
+├── InputError         3   a file or a value in it is wrong
+├── UnsupportedError   4   right, but dsconv cannot do it
+├── DownloadError      5   network, hub
+├── OutputError        6   disk, permission, lock
+└── ProviderError      7   an execution provider is not available
+
+Anything else that escapes is a bug of ours (exit code 70).
+"""
+
+from __future__ import annotations
+
+
+class DsconvError(Exception):
+    """A message (what, where, the value, the limit) and a hint (the cure)."""
+
+    exit_code = 70
+
+    def __init__(self, message: str, hint: str) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class VerdictFailed(DsconvError):
+    exit_code = 1
+
+
+class UsageError(DsconvError):
+    exit_code = 2
+
+
+class InputError(DsconvError):
+    exit_code = 3
+
+
+class UnsupportedError(DsconvError):
+    exit_code = 4
+
+
+class DownloadError(DsconvError):
+    exit_code = 5
+
+
+class OutputError(DsconvError):
+    exit_code = 6
+
+
+class ProviderError(DsconvError):
+    exit_code = 7

@@ -1,0 +1,52 @@
+"""Codes to bytes and back, in the one order that compressed-tensors and ONNX Runtime share.
+
+Row by row, code i occupies bits [i*bits, (i+1)*bits) of the row, least significant first; a row is
+padded to a whole number of 32-bit words. For 4 bits this is "low nibble first".
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def packed_row_bytes(columns: int, bits: int) -> int:
+    """Bytes of a packed row: whole int32 words."""
+    return -(-columns * bits // 32) * 4
+
+
+def pack_rows(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
+    """[rows, columns] codes -> [rows, packed_row_bytes] bytes. Padding codes are 0."""
+    rows, columns = codes.shape
+    width = packed_row_bytes(columns, bits)
+    padding = width * 8 // bits - columns
+    if padding:
+        codes = np.pad(codes, ((0, 0), (0, padding)))
+    if bits == 8:
+        return np.ascontiguousarray(codes)
+    return codes[:, 0::2] | (codes[:, 1::2] << 4)
+
+
+def unpack_rows(packed: NDArray[np.uint8], bits: int, columns: int) -> NDArray[np.uint8]:
+    """Inverse of `pack_rows`."""
+    if bits == 8:
+        return packed[:, :columns]
+    codes = np.empty((packed.shape[0], packed.shape[1] * 2), np.uint8)
+    codes[:, 0::2] = packed & 15
+    codes[:, 1::2] = packed >> 4
+    return codes[:, :columns]
+
+
+def pack_zero_points(zeros: NDArray[np.uint8], bits: int) -> NDArray[np.int32]:
+    """[rows, groups] -> int32 [ceil(rows * bits / 32), groups], packed down the rows.
+
+    The order of compressed-tensors' `pack-quantized`, which vLLM reads.
+    """
+    packed = pack_rows(np.ascontiguousarray(zeros.T), bits).view(np.int32)
+    return np.ascontiguousarray(packed.T)
+
+
+def unpack_zero_points(packed: NDArray[np.int32], bits: int, rows: int) -> NDArray[np.uint8]:
+    """Inverse of `pack_zero_points`."""
+    columns = np.ascontiguousarray(packed.T).view(np.uint8)
+    return np.ascontiguousarray(unpack_rows(columns, bits, rows).T)

@@ -1,0 +1,1 @@
+"""Recipes are data: one TOML per checkpoint and target."""

@@ -1,0 +1,1 @@
+"""Artifacts run here: sessions, generation, verification."""
