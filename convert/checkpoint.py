@@ -82,15 +82,19 @@ class Checkpoint:
         columns = self.parameters[name].shape[1]
         packed = self.source.rows(f"{module}.weight_packed", start, stop).view(np.uint8)
         scales = self.source.rows(f"{module}.weight_scale", start, stop).astype(np.float16)
-        zeros = None
-        if not scheme.symmetric:
-            words_per_row = 32 // scheme.bits  # rows that share one word of zero points
-            first = start // words_per_row
-            words = self.source.rows(f"{module}.weight_zero_point", first, -(-stop // words_per_row))
-            known = unpack_zero_points(words, scheme.bits, words.shape[0] * words_per_row)
-            skip = start - first * words_per_row
-            zeros = known[skip : skip + stop - start]
+        zeros = None if scheme.symmetric else self.zero_points(name, start, stop)
         return Quantized(unpack_rows(packed, scheme.bits, columns), scales, zeros, scheme)
+
+    def zero_points(self, name: str, start: int, stop: int) -> NDArray[np.uint8]:
+        """-> [stop - start, groups] of an asymmetric parameter."""
+        scheme = self.scheme(name)
+        if scheme is None:
+            raise RuntimeError(f"{name} is not quantized")
+        per_word = 32 // scheme.bits  # rows that share one word
+        first, last = start // per_word, -(-stop // per_word)
+        words = self.source.rows(f"{module_of(name)}.weight_zero_point", first, last)
+        zeros = unpack_zero_points(words, scheme.bits, len(words) * per_word)
+        return zeros[start - first * per_word : stop - first * per_word]
 
     def rows(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
         """Rows [start, stop) of a parameter as float32, dequantized where it is quantized."""

@@ -53,30 +53,40 @@ class Rope:
         return self.scaling.attention_factor if isinstance(self.scaling, YarnScaling) else 1.0
 
     def frequencies(self) -> NDArray[np.float32]:
-        """-> [head_dim / 2], radians per position, computed in float64."""
-        exponents = np.arange(0, self.head_dim, 2, dtype=np.float64) / self.head_dim
-        plain = self.theta**-exponents
+        """-> [head_dim / 2], radians per position.
+
+        Single precision, step by step as the models' authors compute it: Qwen2's huge key biases
+        turn the last bit of a frequency into visible differences of the attention scores.
+        """
+        exponents = np.arange(0, self.head_dim, 2, dtype=np.float32) / np.float32(self.head_dim)
+        powers = np.power(self.theta, exponents.astype(np.float64)).astype(np.float32)
         scaling = self.scaling
         if isinstance(scaling, LinearScaling):
-            plain = plain / scaling.factor
-        elif isinstance(scaling, Llama3Scaling):
-            plain = _llama3(plain, scaling)
-        elif isinstance(scaling, YarnScaling):
-            plain = _yarn(plain, scaling, self.theta, self.head_dim)
-        return plain.astype(np.float32)
+            return np.float32(1) / powers / np.float32(scaling.factor)
+        if isinstance(scaling, Llama3Scaling):
+            return _llama3(np.float32(1) / powers, scaling)
+        if isinstance(scaling, YarnScaling):
+            return _yarn(powers, scaling, self.theta, self.head_dim)
+        return np.float32(1) / powers
 
 
-def _llama3(plain: NDArray[np.float64], scaling: Llama3Scaling) -> NDArray[np.float64]:
+def _llama3(plain: NDArray[np.float32], scaling: Llama3Scaling) -> NDArray[np.float32]:
     """Slow waves are divided by the factor, fast ones kept, those between blended."""
-    turns = scaling.original_max_position_embeddings * plain / (2 * math.pi)
-    span = scaling.high_freq_factor - scaling.low_freq_factor
-    blend = np.clip((turns - scaling.low_freq_factor) / span, 0.0, 1.0)
-    return (1 - blend) * plain / scaling.factor + blend * plain
+    factor, low = np.float32(scaling.factor), np.float32(scaling.low_freq_factor)
+    context = np.float32(scaling.original_max_position_embeddings)
+    wavelength = np.float32(2 * math.pi) / plain
+    blend = (context / wavelength - low) / np.float32(
+        scaling.high_freq_factor - scaling.low_freq_factor
+    )
+    blended = (1 - blend) * plain / factor + blend * plain
+    slow = wavelength > context / low
+    fast = wavelength < context / np.float32(scaling.high_freq_factor)
+    return np.where(slow, plain / factor, np.where(fast, plain, blended)).astype(np.float32)
 
 
 def _yarn(
-    plain: NDArray[np.float64], scaling: YarnScaling, theta: float, head_dim: int
-) -> NDArray[np.float64]:
+    powers: NDArray[np.float32], scaling: YarnScaling, theta: float, head_dim: int
+) -> NDArray[np.float32]:
     """Interpolate dimensions that turn less than beta_slow times, keep those above beta_fast."""
 
     def dimension(turns: float) -> float:
@@ -89,8 +99,11 @@ def _yarn(
     low, high = max(low, 0), min(high, head_dim - 1)
     if low == high:
         high += 0.001  # as in the reference code: avoids a division by zero
-    ramp = np.clip((np.arange(head_dim // 2) - low) / (high - low), 0.0, 1.0)
-    return plain / scaling.factor * ramp + plain * (1 - ramp)
+    steps = np.arange(head_dim // 2, dtype=np.float32)
+    kept = 1 - np.clip((steps - np.float32(low)) / np.float32(high - low), 0, 1)
+    extrapolated = np.float32(1) / powers
+    interpolated = np.float32(1) / (np.float32(scaling.factor) * powers)
+    return (interpolated * (1 - kept) + extrapolated * kept).astype(np.float32)
 
 
 def _yarn_attention_factor(reader: ConfigReader, factor: float) -> float:

@@ -1,0 +1,44 @@
+"""What every runtime offers: a model with a key-value cache, tokens in, logits out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Session(Protocol):
+    """One sequence in progress. Tokens are appended to the cache, never taken back one by one."""
+
+    @property
+    def vocabulary(self) -> int:
+        """Width of the logits; may exceed the tokenizer's, whose table is often padded."""
+        ...
+
+    @property
+    def context_length(self) -> int:
+        """Positions that fit into the cache."""
+        ...
+
+    @property
+    def position(self) -> int:
+        """Tokens in the cache."""
+        ...
+
+    def reset(self) -> None:
+        """Forget the cache."""
+        ...
+
+    def prefill(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """Append tokens (at least one); logits [vocabulary] after the last."""
+        ...
+
+    def decode(self, token: int) -> NDArray[np.float32]:
+        """Append one token; logits [vocabulary], in an array that the next call may reuse."""
+        ...
+
+    def score(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """Logits [tokens, vocabulary] after every token, from an empty cache."""
+        ...
