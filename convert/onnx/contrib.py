@@ -1,0 +1,286 @@
+"""Dialect `contrib`: ONNX Runtime's own operators, the fastest on CPU and CUDA.
+
+Quantized matrices are read in place: MatMulNBits wants [outputs, blocks, bytes] with the low
+nibble first, which is how the checkpoint stores them. Scales are float16 there and cast when the
+graph is loaded. Results of fused matrices are split only where somebody needs the parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ...quant.scheme import GROUP_SIZES, Scheme
+from ..families.base import Attention, Linear, Norm, Table
+from ..families.rope import Rope
+from .dialect import Dialect, cast
+from .graph import INT32, MICROSOFT, Value
+
+BLOCK_SIZES = (256, 128, 64, 32, 16)  # what MatMulNBits takes; 512 fails, see its source
+
+
+@dataclass(eq=False)
+class Part:
+    """Output `index` of a fused linear map whose outputs have these sizes."""
+
+    whole: Value
+    sizes: tuple[int, ...]
+    index: int
+
+
+@dataclass(eq=False)
+class Sum:
+    """x + y that the next norm may absorb."""
+
+    x: Value
+    y: Value
+    value: Value | None = None
+
+
+Lazy = Value | Part | Sum
+
+
+class Contrib(Dialect):
+    name = "contrib"
+    opsets = {"": 21, MICROSOFT: 1}  # noqa: RUF012 - class constant, never changed
+    ir_version = 10
+    shares_cache_buffer = True
+    needs_position_ids = False
+
+    _lengths: tuple[Value, Value] | None = None
+    _waves: tuple[Value, Value] | None = None
+
+    # --- laziness ---------------------------------------------------------------------------
+
+    def _value(self, lazy: Lazy) -> Value:
+        """Emit what is still pending."""
+        if isinstance(lazy, Part):
+            return self._split(lazy.whole, lazy.sizes)[lazy.index]
+        if isinstance(lazy, Sum):
+            if lazy.value is None:
+                lazy.value = self.graph.node("Add", [lazy.x, lazy.y])
+            return lazy.value
+        return lazy
+
+    def _split(self, whole: Value, sizes: tuple[int, ...]) -> list[Value]:
+        users = [usage.node for usage in whole.uses() if usage.node.op_type == "Split"]
+        if users:
+            return list(users[0].outputs)
+        return self.graph.nodes(
+            "Split", [whole, self.graph.integers(*sizes)], len(sizes), axis=-1
+        )
+
+    # --- the vocabulary -----------------------------------------------------------------------
+
+    def embedding(self, table: Table) -> Lazy:
+        name = f"{table.name}.weight"
+        scheme = self.weights.scheme(name)
+        if scheme is None:  # gather in the stored dtype, so that the table stays mapped
+            rows = self.weights.range([name], (table.vocabulary, table.hidden))
+            gathered = self.graph.node("Gather", [rows, self.ids], axis=0)
+            return self.graph.cast_to_float(gathered, self.weights.stored(name).dtype)
+        block, blocks = _blocks(scheme, table.hidden)
+        row_bytes = table.hidden * scheme.bits // 8
+        codes = self._codes([name], (table.vocabulary, row_bytes), row_bytes)
+        inputs = [codes, self.ids, self._scales([name], table.vocabulary, blocks)]
+        if not scheme.symmetric:
+            inputs.append(self._zeros([name], table.vocabulary, blocks, scheme))
+        return self.graph.node(
+            "GatherBlockQuantized",
+            inputs,
+            MICROSOFT,
+            gather_axis=0,
+            quantize_axis=1,
+            block_size=block,
+            bits=scheme.bits,
+        )
+
+    def rms_norm(self, x: Lazy, norm: Norm) -> Lazy:
+        graph = self.graph
+        gain = self.weights.floats([f"{norm.name}.weight"])
+        if isinstance(x, Sum) and x.value is None:
+            outputs = graph.nodes(
+                "SkipSimplifiedLayerNormalization",
+                [x.x, x.y, gain],
+                4,
+                MICROSOFT,
+                epsilon=norm.epsilon,
+            )
+            outputs[1].name = outputs[2].name = ""  # statistics, used in training only
+            x.value = outputs[3]
+            return outputs[0]
+        value = self._value(x)
+        if norm.heads > 1:
+            value = graph.node("Reshape", [value, graph.integers(0, 0, norm.heads, norm.size)])
+        normed = graph.node(  # lives in the default domain, under com.microsoft it is unknown
+            "SimplifiedLayerNormalization",
+            [value, gain],
+            axis=-1,
+            epsilon=norm.epsilon,
+            stash_type=1,
+        )
+        if norm.heads > 1:
+            normed = graph.node("Reshape", [normed, graph.integers(0, 0, norm.heads * norm.size)])
+        return normed
+
+    def linears(self, x: Lazy, group: Sequence[Linear]) -> list[Lazy]:
+        value = self._value(x)
+        if len(group) > 1 and self._fusable(group):
+            whole = self._linear(value, list(group))
+            sizes = tuple(linear.outputs for linear in group)
+            return [Part(whole, sizes, index) for index in range(len(group))]
+        return [self._linear(value, [linear]) for linear in group]
+
+    def attention(self, query: Lazy, key: Lazy, value: Lazy, attention: Attention) -> Lazy:
+        packed = _packed(query, key, value)
+        inputs: list[Value | None] = [packed, None, None]
+        if packed is None:
+            inputs = [self._value(query), self._value(key), self._value(value)]
+        past = self.past[attention.layer]
+        output, present_key, present_value = self.graph.nodes(
+            "GroupQueryAttention",
+            [*inputs, *past, *self._sequence_lengths(), *self._rotary_tables(attention.rope)],
+            3,
+            MICROSOFT,
+            num_heads=attention.heads,
+            kv_num_heads=attention.kv_heads,
+            scale=self.attention_scale(attention),
+            do_rotary=1,
+            rotary_interleaved=0,
+            local_window_size=-1,
+        )
+        self.present[attention.layer] = (present_key, present_value)
+        return output
+
+    def silu_multiply(self, gate: Lazy, up: Lazy) -> Lazy:
+        return self.sigmoid_multiply(self._value(gate), self._value(up))
+
+    def add(self, x: Lazy, y: Lazy) -> Lazy:
+        return Sum(self._value(x), self._value(y))
+
+    def head(self, x: Lazy, linear: Linear, tied_to: Table | None) -> Value:
+        name = linear.name if tied_to is None else tied_to.name
+        stored = Linear(name, linear.outputs, linear.inputs)
+        return self._linear(self._value(x), [stored])
+
+    # --- weights --------------------------------------------------------------------------------
+
+    def _fusable(self, group: Sequence[Linear]) -> bool:
+        """May one matrix stand for the group? The bytes must lie side by side, all the same way."""
+        names = [f"{linear.name}.weight" for linear in group]
+        schemes = {self.weights.scheme(name) for name in names}
+        biases = [f"{linear.name}.bias" for linear in group if linear.bias]
+        if len(schemes) > 1 or len(biases) not in (0, len(group)):
+            return False
+        if biases and not self.weights.adjacent(biases):
+            return False
+        if schemes == {None}:
+            return self.weights.adjacent(names)
+        modules = [linear.name for linear in group]
+        return all(
+            self.weights.adjacent([f"{module}.{kind}" for module in modules])
+            for kind in ("weight_packed", "weight_scale")
+        )
+
+    def _linear(self, x: Value, group: list[Linear]) -> Value:
+        """One matrix product for linears that lie side by side."""
+        names = [f"{linear.name}.weight" for linear in group]
+        outputs, inputs = sum(linear.outputs for linear in group), group[0].inputs
+        bias = None
+        if group[0].bias:
+            bias = self.weights.floats([f"{linear.name}.bias" for linear in group])
+        scheme = self.weights.scheme(names[0])
+        if scheme is None:
+            matrix = self.weights.floats(names)
+            product = self.graph.node("FusedMatMul", [x, matrix], MICROSOFT, transB=1)
+            return product if bias is None else self.graph.node("Add", [product, bias])
+        block, blocks = _blocks(scheme, inputs)
+        row_bytes = block * scheme.bits // 8
+        codes = self._codes(names, (outputs, blocks, row_bytes), blocks * row_bytes)
+        zeros = None if scheme.symmetric else self._zeros(names, outputs, blocks, scheme)
+        operands = [x, codes, self._scales(names, outputs, blocks), zeros, None, bias]
+        while operands[-1] is None:
+            operands.pop()
+        return self.graph.node(
+            "MatMulNBits",
+            operands,
+            MICROSOFT,
+            name=f"{names[0]}.MatMulNBits",
+            K=inputs,
+            N=outputs,
+            bits=scheme.bits,
+            block_size=block,
+            accuracy_level=self.options.accuracy_level,
+        )
+
+    def _codes(self, names: list[str], shape: tuple[int, ...], row_bytes: int) -> Value:
+        """The checkpoint's own bytes, or a padded copy where a row's length does not fit."""
+        stored = [f"{name}_packed" for name in names]
+        if self.weights.stored(stored[0]).shape[1] * 4 == row_bytes:
+            return self.weights.range(stored, shape, "U8")
+        pieces = self.weights.repacked_rows(names, row_bytes)
+        return self.weights.written(f"{stored[0]}:padded", "U8", shape, pieces)
+
+    def _scales(self, names: list[str], rows: int, blocks: int) -> Value:
+        """float32 [rows, blocks]; a group that spans several blocks repeats its scale."""
+        scales = self.weights.floats([f"{name}_scale" for name in names])
+        if self.weights.stored(f"{names[0]}_scale").shape[1] == blocks:
+            return scales
+        return self.graph.node("Expand", [scales, self.graph.integers(rows, blocks)])
+
+    def _zeros(self, names: list[str], rows: int, blocks: int, scheme: Scheme) -> Value:
+        pieces = self.weights.packed_zero_points(names, blocks, scheme.bits)
+        shape = (rows, -(-blocks * scheme.bits // 8))
+        return self.weights.written(f"{names[0]}_packed_zeros", "U8", shape, pieces)
+
+    # --- once per graph ---------------------------------------------------------------------------
+
+    def _sequence_lengths(self) -> tuple[Value, Value]:
+        """Last valid position per row, and the total length: what GroupQueryAttention asks for."""
+        if self._lengths is None:
+            graph = self.graph
+            valid = graph.node("ReduceSum", [self.mask, graph.integers(1)], keepdims=0)
+            last = graph.node("Sub", [valid, graph.integers(1)])
+            width = graph.node("Gather", [graph.node("Shape", [self.mask]), _one(self)], axis=0)
+            self._lengths = cast(graph, last, INT32), cast(graph, width, INT32)
+        return self._lengths
+
+    def _rotary_tables(self, rope: Rope) -> tuple[Value, Value]:
+        """cosine, sine [context, head_dim / 2], computed when the graph is loaded."""
+        if self._waves is None:
+            graph = self.graph
+            bounds = (np.float32(0), np.float32(self.options.context_length), np.float32(1))
+            positions = graph.node("Range", [graph.constant(bound) for bound in bounds])
+            column = graph.node("Unsqueeze", [positions, graph.integers(1)])
+            self._waves = self.cosine_and_sine(rope, column)
+        return self._waves
+
+
+def _one(dialect: Dialect) -> Value:
+    return dialect.graph.constant(np.array(1, np.int64))
+
+
+def _packed(query: Lazy, key: Lazy, value: Lazy) -> Value | None:
+    """The fused matrix's output when the three are its parts in order."""
+    parts = [query, key, value]
+    if all(
+        isinstance(part, Part) and part.index == index and len(part.sizes) == 3
+        for index, part in enumerate(parts)
+    ):
+        wholes = {id(part.whole) for part in parts if isinstance(part, Part)}
+        if len(wholes) == 1 and isinstance(query, Part):
+            return query.whole
+    return None
+
+
+def _blocks(scheme: Scheme, columns: int) -> tuple[int, int]:
+    """-> (block size, blocks per row). A group the operator does not take becomes several blocks."""
+    if scheme.group_size in (16, *GROUP_SIZES):
+        return scheme.group_size, scheme.groups(columns)
+    for block in BLOCK_SIZES:
+        if columns % block == 0:
+            return block, columns // block
+    block = next((block for block in reversed(BLOCK_SIZES) if block >= columns), BLOCK_SIZES[0])
+    return block, -(-columns // block)

@@ -1,0 +1,176 @@
+"""What the two standard-operator dialects share: nothing outside the `ai.onnx` domain.
+
+Matrices are [inputs, outputs] here, so quantized codes are transposed into the data file. The
+embedding stays in the checkpoint's own bytes: its rows are gathered packed and unpacked by
+arithmetic, four or eight bits alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ...errors import UnsupportedError
+from ...quant.scheme import Scheme
+from ..families.base import Linear, Norm, Table
+from ..families.rope import Rope
+from .dialect import Dialect, cast
+from .graph import FLOAT, Value
+
+# Added to the scores of keys that a query must not see; finite, since -inf makes 0 * inf = NaN
+# on rows that are masked whole.
+MASKED = np.float32(-3.0e38)
+
+
+class Standard(Dialect):
+    shares_cache_buffer = False
+    needs_position_ids = True
+
+    _mask: Value | None = None
+    _waves: tuple[Value, Value] | None = None
+
+    # --- differs between std24 and std17 --------------------------------------------------------
+
+    def normalize(self, x: Value, gain: Value, epsilon: float) -> Value:
+        raise NotImplementedError
+
+    def quantized_matrix(self, name: str, scheme: Scheme) -> Value:
+        """-> float [inputs, outputs] after dequantization in the graph."""
+        raise NotImplementedError
+
+    # --- the vocabulary ---------------------------------------------------------------------------
+
+    def embedding(self, table: Table) -> Value:
+        name = f"{table.name}.weight"
+        scheme = self.weights.scheme(name)
+        if scheme is None:
+            rows = self.weights.range([name], (table.vocabulary, table.hidden))
+            gathered = self.graph.node("Gather", [rows, self.ids], axis=0)
+            return self.graph.cast_to_float(gathered, self.weights.stored(name).dtype)
+        return self._quantized_embedding(name, table, scheme)
+
+    def rms_norm(self, x: Value, norm: Norm) -> Value:
+        gain = self.weights.floats([f"{norm.name}.weight"])
+        if norm.heads == 1:
+            return self.normalize(x, gain, norm.epsilon)
+        graph = self.graph
+        parts = graph.node("Reshape", [x, graph.integers(0, 0, norm.heads, norm.size)])
+        normed = self.normalize(parts, gain, norm.epsilon)
+        return graph.node("Reshape", [normed, graph.integers(0, 0, norm.heads * norm.size)])
+
+    def linears(self, x: Value, group: Sequence[Linear]) -> list[Value]:
+        return [self._linear(x, linear) for linear in group]
+
+    def silu_multiply(self, gate: Value, up: Value) -> Value:
+        return self.sigmoid_multiply(gate, up)
+
+    def add(self, x: Value, y: Value) -> Value:
+        return self.graph.node("Add", [x, y])
+
+    def head(self, x: Value, linear: Linear, tied_to: Table | None) -> Value:
+        name = linear.name if tied_to is None else tied_to.name
+        return self._linear(x, Linear(name, linear.outputs, linear.inputs))
+
+    # --- weights ----------------------------------------------------------------------------------
+
+    def _linear(self, x: Value, linear: Linear) -> Value:
+        name = f"{linear.name}.weight"
+        scheme = self.weights.scheme(name)
+        if scheme is None:
+            matrix = self.graph.node("Transpose", [self.weights.floats([name])], perm=[1, 0])
+        else:
+            matrix = self.quantized_matrix(name, scheme)
+        product = self.graph.node("MatMul", [x, matrix], name=f"{name}.MatMul")
+        if not linear.bias:
+            return product
+        return self.graph.node("Add", [product, self.weights.floats([f"{linear.name}.bias"])])
+
+    def require_whole_groups(self, name: str, scheme: Scheme) -> None:
+        columns = self.weights.checkpoint.parameters[name].shape[1]
+        if scheme.group_size > 0 and columns % scheme.group_size:
+            raise UnsupportedError(
+                f"{name}: {columns} inputs are no multiple of the group {scheme.group_size}",
+                f"dialect {self.name} needs whole groups; quantize again with dsconv",
+            )
+
+    def _quantized_embedding(self, name: str, table: Table, scheme: Scheme) -> Value:
+        """Gather packed rows, take the bytes apart by arithmetic, scale: exact in float32."""
+        graph, weights = self.graph, self.weights
+        row_bytes = weights.stored(f"{name}_packed").shape[1] * 4
+        packed = weights.range([f"{name}_packed"], (table.vocabulary, row_bytes), "U8")
+        codes = cast(graph, graph.node("Gather", [packed, self.ids], axis=0), FLOAT)
+        if scheme.bits == 4:
+            sixteen = graph.constant(np.float32(16))
+            high = graph.node("Floor", [graph.node("Div", [codes, sixteen])])
+            low = graph.node("Sub", [codes, graph.node("Mul", [high, sixteen])])
+            last = graph.integers(-1)
+            pair = [graph.node("Unsqueeze", [nibble, last]) for nibble in (low, high)]
+            interleaved = graph.node("Concat", pair, axis=-1)
+            codes = graph.node("Reshape", [interleaved, graph.integers(0, 0, row_bytes * 2)])
+        width = row_bytes * 8 // scheme.bits
+        if width != table.hidden:  # the padding of a row to whole words
+            bounds = [graph.integers(bound) for bound in (0, table.hidden, -1)]
+            codes = graph.node("Slice", [codes, *bounds])
+        groups = scheme.groups(table.hidden)
+        self.require_whole_groups(name, scheme)
+        grouped = graph.node("Reshape", [codes, graph.integers(0, 0, groups, -1)])
+        centred = graph.node("Sub", [grouped, self._embedding_zeros(name, table, scheme, groups)])
+        scales = weights.range([f"{name}_scale"], (table.vocabulary, groups))
+        chosen = cast(graph, graph.node("Gather", [scales, self.ids], axis=0), FLOAT)
+        column = graph.node("Unsqueeze", [chosen, graph.integers(-1)])
+        scaled = graph.node("Mul", [centred, column])
+        return graph.node("Reshape", [scaled, graph.integers(0, 0, table.hidden)])
+
+    def _embedding_zeros(self, name: str, table: Table, scheme: Scheme, groups: int) -> Value:
+        if scheme.symmetric:
+            return self.graph.constant(np.float32(scheme.zero))
+        shape = (table.vocabulary, groups)
+        checkpoint = self.weights.checkpoint
+        pieces = (checkpoint.zero_points(name, *rows) for rows in self.weights.chunks(name))
+        zeros = self.weights.written(f"{name}_row_zeros", "U8", shape, pieces)
+        chosen = cast(self.graph, self.graph.node("Gather", [zeros, self.ids], axis=0), FLOAT)
+        return self.graph.node("Unsqueeze", [chosen, self.graph.integers(-1)])
+
+    # --- once per graph -----------------------------------------------------------------------------
+
+    def rotary_waves(self, rope: Rope) -> tuple[Value, Value]:
+        """cosine, sine [batch, sequence, head_dim / 2] of this call's positions."""
+        if self._waves is None:
+            positions = cast(self.graph, self.positions, FLOAT)
+            column = self.graph.node("Unsqueeze", [positions, self.graph.integers(-1)])
+            self._waves = self.cosine_and_sine(rope, column)
+        return self._waves
+
+    def score_mask(self) -> Value:
+        """float [batch, 1, sequence, total]: 0 where a query may look, MASKED elsewhere.
+
+        Query row r stands at cache column past + r; padding columns come from attention_mask.
+        """
+        if self._mask is None:
+            graph = self.graph
+            zero, one = graph.constant(np.array(0, np.int64)), graph.constant(np.array(1, np.int64))
+            shape = graph.node("Shape", [self.ids])
+            sequence = graph.node("Gather", [shape, one], axis=0)
+            total = graph.node("Gather", [graph.node("Shape", [self.mask]), one], axis=0)
+            past = graph.node("Sub", [total, sequence])
+            rows = graph.node("Range", [past, total, one])
+            columns = graph.node("Range", [zero, total, one])
+            visible = graph.node(
+                "LessOrEqual",
+                [
+                    graph.node("Unsqueeze", [columns, graph.integers(0)]),
+                    graph.node("Unsqueeze", [rows, graph.integers(1)]),
+                ],
+            )
+            kept = graph.node("Cast", [self.mask], to=9)  # BOOL
+            both = graph.node(
+                "And",
+                [
+                    graph.node("Unsqueeze", [visible, graph.integers(0, 1)]),
+                    graph.node("Unsqueeze", [kept, graph.integers(1, 2)]),
+                ],
+            )
+            nothing = graph.constant(np.float32(0))
+            self._mask = graph.node("Where", [both, nothing, graph.constant(MASKED)])
+        return self._mask
