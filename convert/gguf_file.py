@@ -1,10 +1,11 @@
 """The GGUF container: its metadata, where its tensors lie, the bytes of a tensor's rows.
 
 Layout (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md): magic, version, counts, typed
-key/value metadata, tensor descriptions, then aligned data; little-endian, dimensions innermost first.
+key/value metadata, tensor descriptions, then aligned data; little-endian, innermost dimension first.
 
-The header is read here, not by gguf.GGUFReader: that keeps a NumPy view of every token (8 seconds and
-600 MiB for a Llama 3 vocabulary) and loops for ever on a damaged array length. Block formats are gguf's.
+gguf.GGUFReader is not used: it keeps a NumPy view of every token (8 seconds and 600 MiB for a Llama 3
+vocabulary) and runs for ever on a damaged array length. Rows are read, not mapped: resident memory
+stays bounded.
 """
 
 from __future__ import annotations

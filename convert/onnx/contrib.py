@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...quant.scheme import GROUP_SIZES, Scheme
-from ..families.base import Attention, Linear, Norm, Table
+from ..families.base import Attention, Decoder, Linear, Norm, Table
 from ..families.rope import Rope
+from .attention import attention24
 from .dialect import Dialect, cast
 from .graph import INT32, MICROSOFT, Value
 
@@ -48,9 +49,6 @@ class Contrib(Dialect):
     ir_version = 10
     shares_cache_buffer = True
     needs_position_ids = False
-
-    _lengths: tuple[Value, Value] | None = None
-    _waves: tuple[Value, Value] | None = None
 
     # --- laziness ---------------------------------------------------------------------------
 
@@ -239,27 +237,48 @@ class Contrib(Dialect):
 
     def _sequence_lengths(self) -> tuple[Value, Value]:
         """Last valid position per row, and the total length: what GroupQueryAttention asks for."""
-        if self._lengths is None:
+
+        def build() -> tuple[Value, Value]:
             graph = self.graph
             valid = graph.node("ReduceSum", [self.mask, graph.integers(1)], keepdims=0)
             last = graph.node("Sub", [valid, graph.integers(1)])
-            width = graph.node("Gather", [graph.node("Shape", [self.mask]), _one(self)], axis=0)
-            self._lengths = cast(graph, last, INT32), cast(graph, width, INT32)
-        return self._lengths
+            one = graph.constant(np.array(1, np.int64))
+            width = graph.node("Gather", [graph.node("Shape", [self.mask]), one], axis=0)
+            return cast(graph, last, INT32), cast(graph, width, INT32)
+
+        return self.once("sequence_lengths", build)
 
     def _rotary_tables(self, rope: Rope) -> tuple[Value, Value]:
         """cosine, sine [context, head_dim / 2], computed when the graph is loaded."""
-        if self._waves is None:
+
+        def build() -> tuple[Value, Value]:
             graph = self.graph
             bounds = (np.float32(0), np.float32(self.options.context_length), np.float32(1))
             positions = graph.node("Range", [graph.constant(bound) for bound in bounds])
             column = graph.node("Unsqueeze", [positions, graph.integers(1)])
-            self._waves = self.cosine_and_sine(rope, column)
-        return self._waves
+            return self.cosine_and_sine(rope, column)
+
+        return self.once("rotary_tables", build)
 
 
-def _one(dialect: Dialect) -> Value:
-    return dialect.graph.constant(np.array(1, np.int64))
+class ContribPlainAttention(Contrib):
+    """For head sizes that GroupQueryAttention refuses: the standard Attention in its place."""
+
+    opsets = {"": 24, MICROSOFT: 1}  # noqa: RUF012 - class constant, never changed
+    ir_version = 11
+    shares_cache_buffer = False
+    needs_position_ids = True
+
+    def attention(self, query: Lazy, key: Lazy, value: Lazy, attention: Attention) -> Lazy:
+        values = [self._value(lazy) for lazy in (query, key, value)]
+        output, *present = attention24(self, *values, attention)
+        self.present[attention.layer] = (present[0], present[1])
+        return output
+
+
+def contrib_for(decoder: Decoder) -> type[Contrib]:
+    """GroupQueryAttention rotates heads whose size is a multiple of 16 only."""
+    return Contrib if decoder.config.head_dim % 16 == 0 else ContribPlainAttention
 
 
 def _packed(query: Lazy, key: Lazy, value: Lazy) -> Value | None:

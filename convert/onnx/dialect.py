@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import numpy as np
 import onnx_ir as ir
@@ -12,6 +13,8 @@ from ..families.base import Attention, Decoder
 from ..families.rope import Rope
 from .graph import FLOAT, INT64, GraphBuilder, Value
 from .weights import GraphWeights
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,13 @@ class Dialect:
             for i in range(c.num_hidden_layers)
         ]
         self.present: dict[int, tuple[Value, Value]] = {}
+        self._shared: dict[str, object] = {}
+
+    def once(self, name: str, build: Callable[[], T]) -> T:
+        """What `build` makes, made at the first call: for values that all layers share."""
+        if name not in self._shared:
+            self._shared[name] = build()
+        return self._shared[name]  # type: ignore[return-value]
 
     def declare_outputs(self, logits: Value) -> None:
         """Name the results; shapes are declared, not inferred, since inference gets some wrong."""

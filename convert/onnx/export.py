@@ -17,7 +17,7 @@ from ..checkpoint import CONFIG, Checkpoint, open_folder
 from ..manifest import Provenance, write_manifest
 from ..materialize import write_float_checkpoint
 from ..sources import INDEX, SafetensorsSource
-from .contrib import Contrib
+from .contrib import Contrib, contrib_for
 from .dialect import Dialect, GraphOptions
 from .genai import genai_config
 from .graph import GraphBuilder
@@ -83,7 +83,7 @@ def export_onnx(
         linked = _place_weights(checkpoint, folder, options.copy, advance)
         local = open_folder(folder)
         context = options.context_length or local.decoder.config.max_position_embeddings
-        dialect = DIALECTS[options.dialect]
+        dialect = _dialect_for(options.dialect, local)
         _write_graph(local, dialect, GraphOptions(context, options.accuracy_level), folder)
         content = genai_config(local, dialect, GRAPH_FILE, context)
         _write_json(folder / GENAI_CONFIG, content)
@@ -120,6 +120,10 @@ def _place_weights(
         if len(content) < LINKED_SIDE_FILE_BYTES:  # small ones are edited by people: no links
             (folder / name).write_bytes(content)
     return linked
+
+
+def _dialect_for(name: str, checkpoint: Checkpoint) -> type[Dialect]:
+    return contrib_for(checkpoint.decoder) if name == Contrib.name else DIALECTS[name]
 
 
 def _write_graph(

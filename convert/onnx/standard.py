@@ -14,21 +14,13 @@ import numpy as np
 from ...errors import UnsupportedError
 from ...quant.scheme import Scheme
 from ..families.base import Linear, Norm, Table
-from ..families.rope import Rope
 from .dialect import Dialect, cast
 from .graph import FLOAT, Value
-
-# Added to the scores of keys that a query must not see; finite, since -inf makes 0 * inf = NaN
-# on rows that are masked whole.
-MASKED = np.float32(-3.0e38)
 
 
 class Standard(Dialect):
     shares_cache_buffer = False
     needs_position_ids = True
-
-    _mask: Value | None = None
-    _waves: tuple[Value, Value] | None = None
 
     # --- differs between std24 and std17 --------------------------------------------------------
 
@@ -131,46 +123,3 @@ class Standard(Dialect):
         zeros = self.weights.written(f"{name}_row_zeros", "U8", shape, pieces)
         chosen = cast(self.graph, self.graph.node("Gather", [zeros, self.ids], axis=0), FLOAT)
         return self.graph.node("Unsqueeze", [chosen, self.graph.integers(-1)])
-
-    # --- once per graph -----------------------------------------------------------------------------
-
-    def rotary_waves(self, rope: Rope) -> tuple[Value, Value]:
-        """cosine, sine [batch, sequence, head_dim / 2] of this call's positions."""
-        if self._waves is None:
-            positions = cast(self.graph, self.positions, FLOAT)
-            column = self.graph.node("Unsqueeze", [positions, self.graph.integers(-1)])
-            self._waves = self.cosine_and_sine(rope, column)
-        return self._waves
-
-    def score_mask(self) -> Value:
-        """float [batch, 1, sequence, total]: 0 where a query may look, MASKED elsewhere.
-
-        Query row r stands at cache column past + r; padding columns come from attention_mask.
-        """
-        if self._mask is None:
-            graph = self.graph
-            zero, one = graph.constant(np.array(0, np.int64)), graph.constant(np.array(1, np.int64))
-            shape = graph.node("Shape", [self.ids])
-            sequence = graph.node("Gather", [shape, one], axis=0)
-            total = graph.node("Gather", [graph.node("Shape", [self.mask]), one], axis=0)
-            past = graph.node("Sub", [total, sequence])
-            rows = graph.node("Range", [past, total, one])
-            columns = graph.node("Range", [zero, total, one])
-            visible = graph.node(
-                "LessOrEqual",
-                [
-                    graph.node("Unsqueeze", [columns, graph.integers(0)]),
-                    graph.node("Unsqueeze", [rows, graph.integers(1)]),
-                ],
-            )
-            kept = graph.node("Cast", [self.mask], to=9)  # BOOL
-            both = graph.node(
-                "And",
-                [
-                    graph.node("Unsqueeze", [visible, graph.integers(0, 1)]),
-                    graph.node("Unsqueeze", [kept, graph.integers(1, 2)]),
-                ],
-            )
-            nothing = graph.constant(np.float32(0))
-            self._mask = graph.node("Where", [both, nothing, graph.constant(MASKED)])
-        return self._mask

@@ -10,6 +10,7 @@ import numpy as np
 
 from ...quant.scheme import WHOLE_ROW, Scheme
 from ..families.base import Attention
+from .attention import rotary_waves, score_mask
 from .dialect import cast
 from .graph import FLOAT, Value
 from .standard import Standard
@@ -45,7 +46,7 @@ class Std17(Standard):
         grouped = graph.node("Reshape", [graph.node("Mul", [q, scale]), shape])
         turned = graph.node("Transpose", [k], perm=[0, 1, 3, 2])
         scores = graph.node("MatMul", [grouped, self._unsqueeze(turned, 2)])
-        masked = graph.node("Add", [scores, self._unsqueeze(self.score_mask(), 2)])
+        masked = graph.node("Add", [scores, self._unsqueeze(score_mask(self), 2)])
         weights = graph.node("Softmax", [masked], axis=-1)
         mixed = graph.node("MatMul", [weights, self._unsqueeze(v, 2)])
         by_head = graph.node("Reshape", [mixed, graph.integers(0, a.heads, -1, a.head_dim)])
@@ -91,7 +92,7 @@ class Std17(Standard):
     def _rotate(self, x: Value, attention: Attention) -> Value:
         """(first, second) halves of a head -> (first cos - second sin, second cos + first sin)."""
         graph, half = self.graph, attention.head_dim // 2
-        cosine, sine = (self._unsqueeze(w, 1) for w in self.rotary_waves(attention.rope))
+        cosine, sine = (self._unsqueeze(w, 1) for w in rotary_waves(self, attention.rope))
         axis = graph.integers(-1)
         first = graph.node("Slice", [x, graph.integers(0), graph.integers(half), axis])
         second = graph.node(

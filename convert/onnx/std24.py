@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ...quant.scheme import WHOLE_ROW, Scheme
 from ..families.base import Attention
+from .attention import attention24
 from .graph import Value
 from .standard import Standard
 
@@ -29,20 +30,8 @@ class Std24(Standard):
     def attention(
         self, query: Value, key: Value, value: Value, attention: Attention
     ) -> Value:
-        cosine, sine = self.rotary_waves(attention.rope)
-        query, key = (
-            self.graph.node("RotaryEmbedding", [x, cosine, sine], num_heads=heads)
-            for x, heads in ((query, attention.heads), (key, attention.kv_heads))
-        )
-        output, present_key, present_value = self.graph.nodes(
-            "Attention",
-            [query, key, value, self.score_mask(), *self.past[attention.layer]],
-            3,
-            q_num_heads=attention.heads,
-            kv_num_heads=attention.kv_heads,
-            scale=self.attention_scale(attention),
-        )
-        self.present[attention.layer] = (present_key, present_value)
+        output, *present = attention24(self, query, key, value, attention)
+        self.present[attention.layer] = (present[0], present[1])
         return output
 
     def quantized_matrix(self, name: str, scheme: Scheme) -> Value:
