@@ -109,7 +109,8 @@ class Checkpoint:
         return "F16" if self.scheme(name) is not None else self.source.dtype(name)
 
 
-def _open_side_files(folder: Path) -> dict[str, bytes]:
+def open_side_files(folder: Path) -> dict[str, bytes]:
+    """Tokenizer, chat template and generation config of a folder, as they are."""
     found = {}
     for name in SIDE_FILES:
         path = folder / name
@@ -145,7 +146,7 @@ def open_folder(folder: Path) -> Checkpoint:
         config,
         decoder,
         _with_tied_name(open_safetensors_folder(folder), decoder),
-        _open_side_files(folder),
+        open_side_files(folder),
         quantization,
     )
     check_tensors(checkpoint)

@@ -82,7 +82,7 @@ class GgufSource:
         return [self.path]
 
     def rows(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
-        """Rows [start, stop) as float32; of interleaved tensors the span that holds them is read."""
+        """Rows [start, stop) as float32; of interleaved ones the span that holds them is read."""
         from gguf import GGMLQuantizationType
         from gguf.quants import dequantize
 

@@ -1,11 +1,11 @@
 """The GGUF container: its metadata, where its tensors lie, the bytes of a tensor's rows.
 
 Layout (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md): magic, version, counts, typed
-key/value metadata, tensor descriptions, then aligned data; little-endian, innermost dimension first.
+metadata, tensor descriptions, then aligned data; little-endian, the innermost dimension first.
 
-gguf.GGUFReader is not used: it keeps a NumPy view of every token (8 seconds and 600 MiB for a Llama 3
-vocabulary) and runs for ever on a damaged array length. Rows are read, not mapped: resident memory
-stays bounded.
+gguf.GGUFReader is not used: it keeps a NumPy view of every token (8 seconds and 600 MiB for the
+vocabulary of Llama 3) and runs for ever on a damaged array length. Rows are read, not mapped, so
+that resident memory stays bounded.
 """
 
 from __future__ import annotations
@@ -177,8 +177,8 @@ def _parse(cursor: _Cursor) -> tuple[dict[str, Any], dict[str, GgufTensor]]:
 
 def read_blocks(path: Path, tensor: GgufTensor, start: int, stop: int) -> NDArray[np.uint8]:
     """The stored bytes of rows [start, stop): [stop - start, row_bytes]."""
-    data = np.empty((stop - start, tensor.row_bytes), np.uint8)
-    view = memoryview(data).cast("B")
+    buffer = bytearray((stop - start) * tensor.row_bytes)
+    view = memoryview(buffer)
     try:
         with path.open("rb", buffering=0) as file:
             file.seek(tensor.offset + start * tensor.row_bytes)
@@ -192,4 +192,4 @@ def read_blocks(path: Path, tensor: GgufTensor, start: int, stop: int) -> NDArra
         raise InputError(
             f"{path}: tensor {tensor.name!r}: cannot read: {error.strerror}", "check the disk"
         ) from error
-    return data
+    return np.frombuffer(buffer, np.uint8).reshape(stop - start, tensor.row_bytes)

@@ -1,7 +1,7 @@
 """What the names in `tokenizer.ggml.pre` stand for: how a text is split before the merges.
 
-The expressions are those in the tokenizer.json of the models that carry the name. A name that is not
-here is refused: another split gives other tokens, and nothing would report it.
+The expressions are those in the tokenizer.json of the models that carry the name. A name that is
+not here is refused: another split gives other tokens, and nothing would report it.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ _CONTRACTIONS_AND_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}
 _OTHERS_AND_SPACES = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _LLAMA3 = rf"{_CONTRACTIONS_AND_WORDS}|\p{{N}}{{1,3}}|{_OTHERS_AND_SPACES}"
 _QWEN2 = rf"{_CONTRACTIONS_AND_WORDS}|\p{{N}}|{_OTHERS_AND_SPACES}"
-_DEEPSEEK_V3 = (  # line ends are literal in the original, backslashes are not
+_DEEPSEEK_V3 = (  # here the original has the line ends themselves, not their escapes
     r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|"""
     "[^\r\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+| ?[\\p{P}\\p{S}]+[\r\n]*|"
-    r"\s*[\r\n]+|\s+(?!\S)|\s+"
+    "\\s*[\r\n]+|\\s+(?!\\S)|\\s+"
 )
 # The original lists 95 ranges; they are the letters with case, except those of these blocks.
 _CASED = (

@@ -4,25 +4,36 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from functools import wraps
+from functools import lru_cache
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from ..convert.json_file import ConfigReader
 from ..errors import InputError
 from .tokenizer import read_side_file
 
 if TYPE_CHECKING:
+    from jinja2 import Template
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-MAX_CHARACTERS = 2**20  # of a template, of its output beyond the messages, of any value in between
+MAX_CHARACTERS = 2**20  # of the output, and of any value on the way, beyond the messages
 MAX_SECONDS = 5.0
-MAX_EXPONENT = 64
+MAX_MEMORY = 2**30  # bytes beyond those in use when rendering begins
+MAX_INTEGER_BITS = 4096
 HINT = "use the template of the original model, or give plain text without a template"
+
+_RENDERING = threading.Lock()  # the memory limit holds for the whole process
+
+
+class _LimitReached(BaseException):
+    """Not an Exception: jinja swallows those while it computes constants."""
 
 
 @dataclass(frozen=True)
@@ -46,19 +57,17 @@ def chat_template(side_files: Mapping[str, bytes]) -> str | None:
             raise InputError(f"chat_template.jinja: not UTF-8: {error}", HINT) from error
     for name in ("chat_template.json", "tokenizer_config.json"):
         reader = read_side_file(side_files, name)
+        if isinstance(reader.data.get("chat_template"), list):
+            return _default_of(reader.data["chat_template"], name)
         if reader.has("chat_template"):
-            value = reader.data["chat_template"]
-            return _default_of(value, name) if isinstance(value, list) else reader.string(
-                "chat_template"
-            )
+            return reader.string("chat_template")
     return None
 
 
 def _default_of(templates: list[Any], where: str) -> str:
     for entry in templates:
         if isinstance(entry, dict) and entry.get("name") == "default":
-            if isinstance(entry.get("template"), str):
-                return str(entry["template"])
+            return ConfigReader(entry, f"{where}: chat_template").string("template")
     raise InputError(f"{where}: chat_template: none of the list is named default", HINT)
 
 
@@ -76,56 +85,42 @@ def render_chat(
     """
     from jinja2.exceptions import SecurityError, TemplateError
 
-    if len(template) > MAX_CHARACTERS:
-        raise InputError(f"chat template: {len(template)} characters, limit {MAX_CHARACTERS}", HINT)
-    variables: dict[str, Any] = {
-        **special_tokens,
-        "messages": [asdict(message) for message in messages],
-        "add_generation_prompt": add_generation_prompt,
-        "tools": None,
-        "documents": None,
-    }
+    variables: dict[str, Any] = {**special_tokens, "tools": None, "documents": None}
+    variables["messages"] = [asdict(message) for message in messages]
+    variables["add_generation_prompt"] = add_generation_prompt
     limit = MAX_CHARACTERS + sum(len(message.content) for message in messages)
     try:
-        with _limits(limit):
-            return _joined(_environment().from_string(template).generate(variables), limit)
+        with _RENDERING, _memory_limit(), _step_limits(limit):
+            return _compiled(template).render(variables)
+    except _LimitReached as error:
+        reason = str(error)
     except SecurityError as error:
-        raise InputError(f"chat template: reaches out of its sandbox: {error}", HINT) from error
+        reason = f"reaches out of its sandbox: {error}"
     except TemplateError as error:
-        line = getattr(error, "lineno", None)
-        where = f"chat template: line {line}" if line else "chat template"
-        raise InputError(f"{where}: {error.message}", HINT) from error
-    except RecursionError as error:
-        raise InputError("chat template: nested too deeply", HINT) from error
-    # What a template computes with its values can fail in every way Python can.
-    except (ArithmeticError, AttributeError, LookupError, MemoryError, TypeError, ValueError) as error:
-        raise InputError(f"chat template: {type(error).__name__}: {error}", HINT) from error
-
-
-def _joined(pieces: Iterator[str], limit: int) -> str:
-    collected, size = [], 0
-    for piece in pieces:
-        size += len(piece)
-        if size > limit:
-            raise InputError(f"chat template: more than {limit} characters of output", HINT)
-        collected.append(piece)
-    return "".join(collected)
+        line = getattr(error, "lineno", None)  # a syntax error has one
+        reason = f"line {line}: {error.message}" if line else str(error.message)
+    except RecursionError:
+        reason = "nested too deeply"
+    # What a template computes can fail in every way that Python can.
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+    raise InputError(f"chat template: {reason}", HINT)
 
 
 @contextmanager
-def _limits(max_characters: int) -> Iterator[None]:
+def _step_limits(max_characters: int) -> Iterator[None]:
     """Stop Python code of this thread that runs too long or makes too long a text.
 
-    A trace function sees every line, also in loops that print nothing, works in any thread and
-    on any system. What it cannot see is a single step inside C; `_environment` bounds those.
+    A trace function sees every line, also in loops that print nothing, works in any thread
+    and system. Single steps inside C it cannot see; the other limits are for those.
     """
     deadline = time.monotonic() + MAX_SECONDS
 
     def check(frame: FrameType, event: str, value: Any) -> Callable[..., Any]:
         if time.monotonic() > deadline:
-            raise InputError(f"chat template: still running after {MAX_SECONDS:g} seconds", HINT)
+            raise _LimitReached(f"still running after {MAX_SECONDS:g} seconds")
         if event == "return" and isinstance(value, (str, list)) and len(value) > max_characters:
-            raise InputError(f"chat template: a value of more than {max_characters} items", HINT)
+            raise _LimitReached(f"a value of more than {max_characters} items")
         return check
 
     before = sys.gettrace()
@@ -136,42 +131,37 @@ def _limits(max_characters: int) -> Iterator[None]:
         sys.settrace(before)
 
 
-def _refuse_large(values: Sequence[Any]) -> None:
-    """Widths and counts are what lets one short step fill the memory."""
-    if any(isinstance(value, int) and abs(value) > MAX_CHARACTERS for value in values):
-        raise InputError(f"chat template: a number above {MAX_CHARACTERS} as an argument", HINT)
+@contextmanager
+def _memory_limit() -> Iterator[None]:
+    """On Linux, turn an allocation that would fill the machine into MemoryError."""
+    statistics = Path("/proc/self/statm")
+    if not statistics.exists():
+        yield
+        return
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    pages = int(statistics.read_text("ascii").split()[0])
+    limit = pages * resource.getpagesize() + MAX_MEMORY
+    lowered = limit if soft == resource.RLIM_INFINITY else min(limit, soft)
+    resource.setrlimit(resource.RLIMIT_AS, (lowered, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
-def _bounded(function: Callable[..., Any]) -> Callable[..., Any]:
-    @wraps(function)  # keeps the marks by which jinja passes its context
-    def call(*args: Any, **kwargs: Any) -> Any:
-        _refuse_large((*args, *kwargs.values()))
-        return function(*args, **kwargs)
-
-    return call
-
-
-def _check_operands(operator: str, left: Any, right: Any) -> None:
-    if operator == "**" and isinstance(right, int):
-        if abs(right) > MAX_EXPONENT or isinstance(left, int) and abs(left) > 2**MAX_EXPONENT:
-            raise InputError(f"chat template: a power with exponent {right}", HINT)
-    if operator == "*":
-        for text, count in ((left, right), (right, left)):
-            if isinstance(text, (str, list, tuple)) and isinstance(count, int):
-                _refuse_large([len(text) * count])
+def _check_integers(operator: str, left: Any, right: Any) -> None:
+    """Refuse products and powers that would keep C busy for minutes."""
+    if isinstance(left, int) and isinstance(right, int):
+        factor = abs(right) if operator == "**" else 1
+        if left.bit_length() * factor + right.bit_length() > MAX_INTEGER_BITS:
+            raise _LimitReached(f"an integer of more than {MAX_INTEGER_BITS} bits")
 
 
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """JSON as the models were trained on it: jinja's own filter escapes for HTML."""
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
+@lru_cache(maxsize=4)
+def _compiled(template: str) -> Template:
+    return _environment().from_string(template)
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
@@ -182,33 +172,32 @@ def _environment() -> ImmutableSandboxedEnvironment:
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class GenerationBlock(Extension):
-        """Marks the assistant's words for training; here its content counts and nothing else."""
+        """Marks the assistant's words for training; here only its content counts."""
 
-        tags = {"generation"}
+        tags = {"generation"}  # noqa: RUF012  # as jinja declares it
 
         def parse(self, parser: Parser) -> list[nodes.Node]:
             next(parser.stream)
             return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
     class Environment(ImmutableSandboxedEnvironment):
-        intercepted_binops = frozenset(["+", "*", "**"])
+        intercepted_binops = frozenset(["*", "**"])
 
         def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-            _check_operands(operator, left, right)
+            _check_integers(operator, left, right)
             return super().call_binop(context, operator, left, right)
-
-        def call(self, context: Any, obj: Any, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
-            _refuse_large((*args, *kwargs.values()))
-            return super().call(context, obj, *args, **kwargs)
 
     def refuse(message: str) -> None:
         raise TemplateError(message)
 
+    def to_json(value: object, ensure_ascii: bool = False, indent: int | None = None) -> str:
+        # As the models were trained on it: jinja's own filter escapes for HTML.
+        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent)
+
     environment = Environment(
         trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, GenerationBlock]
     )
-    environment.filters["tojson"] = _to_json
-    environment.filters = {name: _bounded(each) for name, each in environment.filters.items()}
+    environment.filters["tojson"] = to_json
     environment.globals["raise_exception"] = refuse
     environment.globals["strftime_now"] = lambda pattern: datetime.now().strftime(pattern)
     return environment

@@ -129,6 +129,4 @@ def _steps(
         token = sampler.choose(session.decode(token))
         decode_seconds += time.perf_counter() - start
         steps += 1
-    return Generation(
-        tuple(generated), reason, len(tokens), steps, prefill_seconds, decode_seconds
-    )
+    return Generation(tuple(generated), reason, len(tokens), steps, prefill_seconds, decode_seconds)

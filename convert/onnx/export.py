@@ -21,12 +21,11 @@ from .contrib import Contrib, contrib_for
 from .dialect import Dialect, GraphOptions
 from .genai import genai_config
 from .graph import GraphBuilder
+from .names import GENAI_CONFIG, GRAPH_FILE
 from .std17 import Std17
 from .std24 import Std24
-from .weights import DATA_FILE, DataFile, GraphWeights
+from .weights import DataFile, GraphWeights
 
-GRAPH_FILE = "model.onnx"
-GENAI_CONFIG = "genai_config.json"
 LINKED_SIDE_FILE_BYTES = 1 << 18  # tokenizer.json of a large vocabulary is linked like weights
 DIALECTS: dict[str, type[Dialect]] = {d.name: d for d in (Contrib, Std24, Std17)}
 

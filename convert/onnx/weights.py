@@ -20,8 +20,9 @@ from ..checkpoint import Checkpoint, module_of
 from ..safetensors_file import TensorInfo
 from ..sources import SafetensorsSource
 from .graph import GraphBuilder, Value
+from .names import DATA_FILE
 
-DATA_FILE = "model.onnx.data"
+
 CHUNK_CODES = 1 << 24  # codes held unpacked at a time while reordering
 
 

@@ -1,0 +1,58 @@
+"""Open whatever was given: an exported artifact, or a checkpoint (run by the torch reference)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..convert.onnx.names import GENAI_CONFIG
+from ..errors import UnsupportedError
+from .session import Session
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A session, and the files that came with it (tokenizer, chat template, generation config)."""
+
+    session: Session
+    side_files: Mapping[str, bytes]
+    config: Mapping[str, object]
+    runtime: str
+    provider: str
+
+
+def is_onnx_artifact(path: Path) -> bool:
+    return (path / GENAI_CONFIG).is_file()
+
+
+def load(path: str, provider: str = "cpu", threads: int = 0, dtype: str = "float32") -> Loaded:
+    """Open an artifact or a checkpoint for running.
+
+    Args:
+        threads: 0 leaves the choice to the runtime (one per core).
+        dtype: of the torch reference, float32 or bfloat16.
+
+    Raises:
+        InputError, UnsupportedError, ProviderError, DownloadError: with the cure.
+    """
+    folder = Path(path).expanduser()
+    if is_onnx_artifact(folder):
+        from ..convert.checkpoint import CONFIG, open_side_files
+        from ..convert.json_file import read_json_object
+        from .onnx_session import OnnxSession
+
+        session = OnnxSession(folder, provider, threads)
+        config = read_json_object(folder / CONFIG)
+        return Loaded(session, open_side_files(folder), config, "onnxruntime", provider)
+    if provider != "cpu":
+        raise UnsupportedError(
+            f"{path}: a checkpoint runs on the torch reference, not on provider {provider!r}",
+            "export it first: dsconv export --format onnx",
+        )
+    from ..convert.checkpoint import open_checkpoint
+    from .torch_session import TorchSession
+
+    checkpoint = open_checkpoint(path)
+    torch_session = TorchSession(checkpoint, dtype, threads=threads)
+    return Loaded(torch_session, checkpoint.side_files, checkpoint.config, "torch", "cpu")

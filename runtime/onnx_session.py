@@ -1,0 +1,262 @@
+"""Run an exported graph on ONNX Runtime: prefill, decode, teacher-forced scores.
+
+Everything a step needs is bound once. With GroupQueryAttention past and present are one buffer,
+which grows by doubling, so a decode step copies no cache; standard graphs hand the present
+tensors of one step to the next as past.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..convert.json_file import ConfigReader, read_json_object
+from ..convert.manifest import MANIFEST
+from ..convert.onnx.names import GENAI_CONFIG
+from ..errors import InputError, ProviderError
+from .providers import provider_name
+
+PREFILL_CHUNK = 256  # bounds the logits of a step: 256 * 152k * 4 bytes = 156 MB
+FIRST_BUFFER = 512  # positions of the first cache buffer
+
+
+@dataclass(frozen=True)
+class GraphShape:
+    """What genai_config.json says of the graph."""
+
+    filename: str
+    vocabulary: int
+    context_length: int
+    layers: int
+    kv_heads: int
+    head_dim: int
+    shares_buffer: bool
+    accuracy_level: int
+
+
+def read_graph_shape(folder: Path) -> GraphShape:
+    """Read genai_config.json and the accuracy level from the manifest.
+
+    Raises:
+        InputError: a file or key is missing or wrong.
+    """
+    reader = ConfigReader(read_json_object(folder / GENAI_CONFIG), str(folder / GENAI_CONFIG))
+    model = reader.child("model")
+    decoder = model.child("decoder") if model else None
+    search = reader.child("search")
+    if model is None or decoder is None or search is None:
+        raise reader.fail("model.decoder, search", "missing")
+    level = 4
+    if (folder / MANIFEST).exists():
+        manifest = ConfigReader(read_json_object(folder / MANIFEST), str(folder / MANIFEST))
+        recipe = manifest.child("recipe")
+        level = recipe.integer("accuracy_level", 4, low=0, high=4) if recipe else 4
+    return GraphShape(
+        decoder.string("filename"),
+        model.integer("vocab_size"),
+        model.integer("context_length"),
+        decoder.integer("num_hidden_layers"),
+        decoder.integer("num_key_value_heads"),
+        decoder.integer("head_size"),
+        search.boolean("past_present_share_buffer", False),
+        level,
+    )
+
+
+class OnnxSession:
+    """One sequence on one graph. The array that `decode` returns is reused by the next call."""
+
+    def __init__(self, folder: Path, provider: str = "cpu", threads: int = 0) -> None:
+        self._shape = read_graph_shape(folder)
+        self._session = _open(folder / self._shape.filename, self._shape, provider, threads)
+        self._inputs = {node.name: node for node in self._session.get_inputs()}
+        self._outputs = [node.name for node in self._session.get_outputs()]
+        self._cache: _SharedCache | _GrowingCache
+        self.reset()
+
+    @property
+    def vocabulary(self) -> int:
+        return self._shape.vocabulary
+
+    @property
+    def context_length(self) -> int:
+        return self._shape.context_length
+
+    @property
+    def position(self) -> int:
+        return self._position
+
+    def reset(self) -> None:
+        """Forget the sequence."""
+        self._position = 0
+        kind = _SharedCache if self._shape.shares_buffer else _GrowingCache
+        self._cache = kind(self._shape)
+        self._step = self._session.io_binding()
+        self._step_token = np.zeros((1, 1), np.int64)
+        self._step_logits = np.empty((1, 1, self.vocabulary), np.float32)
+        self._step_bound = False
+
+    def prefill(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """Append `tokens` -> logits [vocabulary] after the last."""
+        last = np.empty(0, np.float32)
+        for start in range(0, len(tokens), PREFILL_CHUNK):
+            last = self._run_chunk(tokens[start : start + PREFILL_CHUNK])[-1]
+        return last.copy()
+
+    def score(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """From an empty cache -> logits [tokens, vocabulary]."""
+        self.reset()
+        scores = np.empty((len(tokens), self.vocabulary), np.float32)
+        for start in range(0, len(tokens), PREFILL_CHUNK):
+            chunk = tokens[start : start + PREFILL_CHUNK]
+            scores[start : start + len(chunk)] = self._run_chunk(chunk)
+        return scores
+
+    def decode(self, token: int) -> NDArray[np.float32]:
+        """Append one token -> logits [vocabulary], overwritten by the next call."""
+        binding = self._step
+        moved = self._cache.reserve(self._position + 1)
+        self._step_token[0, 0] = token
+        if not self._step_bound:
+            binding.bind_cpu_input("input_ids", self._step_token)
+            binding.bind_ortvalue_output("logits", _wrap(self._step_logits))
+            self._step_bound = moved = True
+        self._bind_positions(binding, 1)
+        self._cache.bind(binding, moved)
+        self._session.run_with_iobinding(binding)
+        self._cache.take(binding, self._outputs)
+        self._position += 1
+        return self._step_logits[0, 0]
+
+    def _run_chunk(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """Append a chunk -> logits [tokens, vocabulary]."""
+        self._cache.reserve(self._position + len(tokens))
+        binding = self._session.io_binding()
+        binding.bind_cpu_input("input_ids", np.asarray(tokens, np.int64)[None])
+        binding.bind_output("logits", "cpu")
+        self._bind_positions(binding, len(tokens))
+        self._cache.bind(binding, True)
+        self._session.run_with_iobinding(binding)
+        logits: NDArray[np.float32] = binding.get_outputs()[0].numpy()[0]
+        self._cache.take(binding, self._outputs)
+        self._step_bound = False
+        self._position += len(tokens)
+        return logits
+
+    def _bind_positions(self, binding: Any, count: int) -> None:
+        end = self._position + count
+        binding.bind_cpu_input("attention_mask", np.ones((1, end), np.int64))
+        if "position_ids" in self._inputs:
+            positions = np.arange(self._position, end, dtype=np.int64)[None]
+            binding.bind_cpu_input("position_ids", positions)
+
+
+def _cache_names(shape: GraphShape) -> list[tuple[str, str]]:
+    """-> (input, output) name of every cache tensor."""
+    return [
+        (f"past_key_values.{layer}.{part}", f"present.{layer}.{part}")
+        for layer in range(shape.layers)
+        for part in ("key", "value")
+    ]
+
+
+class _SharedCache:
+    """Past and present are the same memory [1, kv_heads, capacity, head_dim] per tensor."""
+
+    def __init__(self, shape: GraphShape) -> None:
+        self._shape = shape
+        self._names = _cache_names(shape)
+        self._arrays: list[NDArray[np.float32]] = []
+        self._values: list[Any] = []
+
+    def reserve(self, length: int) -> bool:
+        """Make room for `length` positions -> whether the buffers moved."""
+        capacity = self._arrays[0].shape[2] if self._arrays else 0
+        if length <= capacity:
+            return False
+        wanted = max(FIRST_BUFFER, 2 * capacity, length)
+        wanted = max(length, min(wanted, self._shape.context_length))
+        shape = (1, self._shape.kv_heads, wanted, self._shape.head_dim)
+        grown = [np.zeros(shape, np.float32) for _ in self._names]
+        for new, old in zip(grown, self._arrays, strict=False):
+            new[:, :, :capacity] = old
+        self._arrays = grown
+        self._values = [_wrap(array) for array in grown]
+        return True
+
+    def bind(self, binding: Any, moved: bool) -> None:
+        if not moved:
+            return
+        for (past, present), value in zip(self._names, self._values, strict=True):
+            binding.bind_ortvalue_input(past, value)
+            binding.bind_ortvalue_output(present, value)
+
+    def take(self, binding: Any, outputs: list[str]) -> None:
+        """Nothing to do: the new positions are already in the buffer."""
+
+
+class _GrowingCache:
+    """Every step returns a longer present, which is the next step's past."""
+
+    def __init__(self, shape: GraphShape) -> None:
+        self._names = _cache_names(shape)
+        empty = np.zeros((1, shape.kv_heads, 0, shape.head_dim), np.float32)
+        self._values = [_wrap(empty) for _ in self._names]
+
+    def reserve(self, length: int) -> bool:
+        return True
+
+    def bind(self, binding: Any, moved: bool) -> None:
+        for (past, present), value in zip(self._names, self._values, strict=True):
+            binding.bind_ortvalue_input(past, value)
+            binding.bind_output(present, "cpu")
+
+    def take(self, binding: Any, outputs: list[str]) -> None:
+        # Outputs come in the order in which they were bound: logits first, then the cache.
+        self._values = list(binding.get_outputs())[1:]
+
+
+def _wrap(array: NDArray[Any]) -> Any:
+    """An OrtValue over the array's own memory."""
+    import onnxruntime
+
+    return onnxruntime.OrtValue.ortvalue_from_numpy(array)
+
+
+def _open(path: Path, shape: GraphShape, provider: str, threads: int) -> Any:
+    import onnxruntime
+
+    name = provider_name(provider)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads
+    options.add_session_config_entry(
+        "session.qdq_matmulnbits_accuracy_level", str(shape.accuracy_level)
+    )
+    if provider != "cpu":  # a node that the provider does not take is an error, not a CPU run
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    if not path.exists():
+        raise InputError(f"{path}: missing", "export the artifact again")
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=[name])
+    except Exception as error:  # ONNX Runtime raises a class of its own per status code
+        reason = " ".join(str(error).split())
+        if provider != "cpu":
+            raise ProviderError(
+                f"{path}: provider {provider!r} cannot run it: {reason}",
+                "export for that provider's target, or run with --provider cpu",
+            ) from error
+        raise InputError(
+            f"{path}: ONNX Runtime cannot load it: {reason}", "export the artifact again"
+        ) from error
+    if session.get_providers()[0] != name:
+        raise ProviderError(
+            f"{path}: asked for {name}, got {session.get_providers()[0]}",
+            "the provider's libraries are missing; run with --provider cpu",
+        )
+    return session

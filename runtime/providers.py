@@ -1,0 +1,45 @@
+"""Execution providers by short name."""
+
+from __future__ import annotations
+
+from ..errors import ProviderError, UsageError
+
+PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+    "openvino": "OpenVINOExecutionProvider",
+    "qnn": "QNNExecutionProvider",
+    "migraphx": "MIGraphXExecutionProvider",
+    "cann": "CANNExecutionProvider",
+    "musa": "MUSAExecutionProvider",
+}
+WHEELS = {
+    "cuda": "onnxruntime-gpu",
+    "tensorrt": "onnxruntime-gpu",
+    "openvino": "onnxruntime-openvino",
+    "qnn": "onnxruntime-qnn",
+    "migraphx": "onnxruntime-migraphx",
+    "cann": "onnxruntime-cann",
+}
+
+
+def provider_name(provider: str) -> str:
+    """Short name -> ONNX Runtime's name of a provider that the installed wheel has.
+
+    Raises:
+        UsageError: no such name.
+        ProviderError: the installed onnxruntime was built without it.
+    """
+    import onnxruntime
+
+    if provider not in PROVIDERS:
+        raise UsageError(f"provider: {provider!r} is not known", f"choose {', '.join(PROVIDERS)}")
+    name = PROVIDERS[provider]
+    if name not in onnxruntime.get_available_providers():
+        wheel = WHEELS.get(provider, "the vendor's onnxruntime")
+        raise ProviderError(
+            f"provider {provider!r} is not in the installed onnxruntime",
+            f"replace onnxruntime by {wheel}, or run with --provider cpu",
+        )
+    return name

@@ -1,0 +1,55 @@
+"""The reference: a checkpoint's weights in torch, behind the same protocol as an artifact."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..convert.checkpoint import Checkpoint
+from ..convert.torch_ops import KeyValueCache, TorchModel
+
+
+class TorchSession:
+    """One sequence on a checkpoint (quantized ones are dequantized while loading)."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, dtype: str = "float32", device: str = "cpu", threads: int = 0
+    ) -> None:
+        import torch
+
+        if threads:
+            torch.set_num_threads(threads)
+        self._config = checkpoint.decoder.config
+        self._model = TorchModel(checkpoint, dtype, device)
+        self._cache = KeyValueCache()
+
+    @property
+    def vocabulary(self) -> int:
+        return self._config.vocab_size
+
+    @property
+    def context_length(self) -> int:
+        return self._config.max_position_embeddings
+
+    @property
+    def position(self) -> int:
+        return self._cache.length
+
+    def reset(self) -> None:
+        self._cache = KeyValueCache()
+
+    def prefill(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        return self._logits(tokens)[-1]
+
+    def decode(self, token: int) -> NDArray[np.float32]:
+        return self._logits([token])[-1]
+
+    def score(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        self.reset()
+        return self._logits(tokens)
+
+    def _logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        logits: NDArray[np.float32] = self._model.forward(tokens, self._cache).float().cpu().numpy()
+        return logits
