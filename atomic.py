@@ -1,4 +1,6 @@
-"""The only module that puts outputs in place: nothing stands under its final name before it is complete.
+"""Puts outputs in place: nothing stands under its final name before it is complete.
+
+The only module that does so.
 
 An output folder is built as a sibling `NAME.partial`, every file and folder in it is fsynced, and
 one rename makes it visible. An exception on the way removes the partial folder.

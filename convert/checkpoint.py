@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,7 +19,7 @@ from .compressed_tensors import QuantizationConfig, read_quantization_config
 from .families import read_family
 from .families.base import Decoder
 from .families.inventory import Parameter, Role, parameters_of
-from .json_file import ConfigReader, read_json_object
+from .json_file import ConfigReader, parse_json, read_json_object
 from .sources import SafetensorsSource, TensorSource, open_safetensors_folder
 
 CONFIG = "config.json"
@@ -49,7 +48,7 @@ def module_of(parameter: str) -> str:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Weights and everything that belongs to them. `origin` is the folder or file they came from."""
+    """Weights and all that belongs to them. `origin` is the folder or file they came from."""
 
     origin: Path
     config: Mapping[str, Any]
@@ -243,7 +242,9 @@ def check_tensors(checkpoint: Checkpoint) -> None:
                 "config.json belongs to another model",
             )
     decoder = checkpoint.decoder
-    ignorable = {f"{decoder.head_linear.name}.weight"} if decoder.config.tie_word_embeddings else set()
+    ignorable = (
+        {f"{decoder.head_linear.name}.weight"} if decoder.config.tie_word_embeddings else set()
+    )
     for name in sorted(present - expected.keys() - ignorable):
         if not name.endswith("rotary_emb.inv_freq"):  # a buffer that old exports carry along
             raise InputError(
@@ -263,7 +264,7 @@ def eos_token_ids(checkpoint: Checkpoint) -> tuple[int, ...]:
 def generation_config(side_files: Mapping[str, bytes]) -> ConfigReader:
     """generation_config.json, empty when there is none."""
     text = side_files.get(GENERATION_CONFIG)
-    data = json.loads(text) if text is not None else {}
+    data = parse_json(text, GENERATION_CONFIG) if text is not None else {}
     if not isinstance(data, dict):
         raise InputError(f"{GENERATION_CONFIG}: not an object", "download the file again")
     return ConfigReader(data, GENERATION_CONFIG)

@@ -135,8 +135,8 @@ def build_quantization_config(
     quantized = {name: scheme for name, scheme in schemes.items() if scheme is not None}
     embedding_names = set(embeddings)
     by_scheme: dict[Scheme, list[str]] = {}
-    for name, scheme in quantized.items():
-        by_scheme.setdefault(scheme, []).append(name)
+    for name, quantized_as in quantized.items():
+        by_scheme.setdefault(quantized_as, []).append(name)
     quantized_embedding = bool(embedding_names & set(quantized))
     if len(by_scheme) == 1:
         targets = [["Linear", "Embedding"] if quantized_embedding else ["Linear"]]

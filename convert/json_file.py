@@ -77,7 +77,9 @@ class ConfigReader:
         self.where = where
 
     def fail(self, key: str, problem: str) -> InputError:
-        return InputError(f"{self.where}: {key}: {problem}", "compare with the model's original file")
+        return InputError(
+            f"{self.where}: {key}: {problem}", "compare with the model's original file"
+        )
 
     def has(self, key: str) -> bool:
         """Present and not null."""

@@ -42,7 +42,7 @@ BLOCK_WEIGHTS = 1 << 16  # rounded at a time: with its temporaries it stays in a
 
 @dataclass(frozen=True)
 class QuantizeOptions:
-    """What the user chose. `head_bits` None: as `bits`, or as the embedding when they share bytes."""
+    """What the user chose. `head_bits` None: as `bits`, or as an embedding with shared bytes."""
 
     bits: int = 4
     group_size: int = 32
@@ -106,7 +106,9 @@ class _Job:
         ]
         if not self.scheme.symmetric:
             words = -(-rows * bits // 32)
-            tensors.append(PlannedTensor(f"{self.module}.weight_zero_point", "I32", (words, groups)))
+            tensors.append(
+                PlannedTensor(f"{self.module}.weight_zero_point", "I32", (words, groups))
+            )
         return tensors
 
 
@@ -262,9 +264,7 @@ def _chunks(parameter: Parameter) -> Iterator[tuple[int, int]]:
         yield start, min(rows, start + step)
 
 
-def _copy(
-    checkpoint: Checkpoint, job: _Job, writer: SafetensorsWriter, advance: Advance
-) -> None:
+def _copy(checkpoint: Checkpoint, job: _Job, writer: SafetensorsWriter, advance: Advance) -> None:
     bad = 0
     for start, stop in _chunks(job.parameter):
         rows = checkpoint.source.rows(job.source, start, stop)
@@ -292,7 +292,9 @@ def _quantize(
 
     bad = 0
     try:
-        for quantized, count, size in _in_order(pool, work, _chunks(job.parameter), options.threads):
+        for quantized, count, size in _in_order(
+            pool, work, _chunks(job.parameter), options.threads
+        ):
             bad += count
             if quantized is not None and not bad:
                 _write_rows(job, quantized, writer)

@@ -108,7 +108,7 @@ def _tensor_info(path: Path, name: str, entry: object, base: int) -> tuple[Tenso
     if len(name) > MAX_NAME or CONTROL_CHARACTERS.search(name):
         raise _malformed(path, f"tensor {name[:40]!r}: a name of {len(name)} odd characters")
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
-    if dtype not in DTYPES:
+    if not isinstance(dtype, str) or dtype not in DTYPES:
         raise InputError(
             f"{path}: tensor {name!r}: dtype {dtype!r} is not supported",
             f"supported: {', '.join(DTYPES)}",
@@ -158,9 +158,7 @@ def read_metadata(path: Path) -> dict[str, str]:
     return {str(key): str(value) for key, value in metadata.items()}
 
 
-def read_rows(
-    info: TensorInfo, start: int = 0, stop: int | None = None
-) -> NDArray[Any]:
+def read_rows(info: TensorInfo, start: int = 0, stop: int | None = None) -> NDArray[Any]:
     """Read rows [start, stop) along the first axis, in the tensor's own dtype."""
     if not info.shape:
         start, stop, row_elements = 0, 1, 1
@@ -202,7 +200,7 @@ class PlannedTensor:
 
 
 def encode_header(planned: Iterable[PlannedTensor], metadata: Mapping[str, str]) -> bytes:
-    """Header bytes with their length prefix, padded with spaces so that the data is 64-byte aligned."""
+    """Header bytes with their length prefix, padded with spaces to 64-byte aligned data."""
     entries: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
     offset = 0
     for tensor in planned:
@@ -218,7 +216,7 @@ def encode_header(planned: Iterable[PlannedTensor], metadata: Mapping[str, str])
 
 
 class SafetensorsWriter:
-    """Write a file whose tensors were all announced; their bytes may come in any order and in pieces.
+    """Write a file whose tensors were all announced; their bytes may come in any order.
 
     Usage: `with SafetensorsWriter(path, planned) as writer: writer.write(name, array)` where
     consecutive `write` calls for one name append rows.
@@ -248,7 +246,7 @@ class SafetensorsWriter:
         """Append `array`'s bytes to tensor `name`."""
         if self._file is None:
             raise RuntimeError("the writer is not open")
-        data = memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+        data = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
         start = self._next[name]
         if start + len(data) > self._end[name]:
             raise RuntimeError(f"tensor {name!r}: more bytes than announced")

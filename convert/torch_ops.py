@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as functional
 
 from .checkpoint import Checkpoint
-from .families.base import Attention, Linear, Norm, Table
+from .families.base import Attention, Decoder, Linear, Norm, Table
 from .families.inventory import Role
 from .families.rope import Rope
 
@@ -23,7 +23,7 @@ CHUNK_WEIGHTS = 1 << 24  # weights dequantized at a time while loading
 
 @dataclass
 class KeyValueCache:
-    """Keys (rotated) and values of the positions so far: per layer [1, kv_heads, length, head_dim]."""
+    """Rotated keys and values so far: per layer [1, kv_heads, length, head_dim]."""
 
     keys: dict[int, torch.Tensor] = field(default_factory=dict)
     values: dict[int, torch.Tensor] = field(default_factory=dict)
@@ -55,7 +55,7 @@ class TorchOps:
 
     def rms_norm(self, x: torch.Tensor, norm: Norm) -> torch.Tensor:
         """The mean square in float32, as published; the gain in the model's dtype."""
-        parts = x.unflatten(-1, (norm.heads, norm.size)) if norm.heads > 1 else x
+        parts = x.view(*x.shape[:-1], norm.heads, norm.size) if norm.heads > 1 else x
         wide = parts.float()
         wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + norm.epsilon)
         return (self._weights(f"{norm.name}.weight") * wide.to(x.dtype)).view(x.shape)
@@ -121,7 +121,7 @@ class TorchOps:
 
 def _split(x: torch.Tensor, heads: int) -> torch.Tensor:
     """[1, length, heads * head_dim] -> [1, heads, length, head_dim]."""
-    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+    return x.view(*x.shape[:-1], heads, -1).transpose(1, 2)
 
 
 def _rotate(x: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torch.Tensor:
@@ -133,20 +133,37 @@ class TorchModel:
     """A checkpoint's weights in memory (dequantized) and the forward over them."""
 
     def __init__(
-        self, checkpoint: Checkpoint, dtype: str = "float32", device: str = "cpu"
+        self, decoder: Decoder, weights: Callable[[str], torch.Tensor], dtype: str, device: str
     ) -> None:
-        self.decoder = checkpoint.decoder
-        self.device = device
-        self._weights = {
+        self._decoder = decoder
+        self._weights = weights
+        self._dtype = dtype
+        self._device = device
+
+    @classmethod
+    def load(
+        cls, checkpoint: Checkpoint, dtype: str = "float32", device: str = "cpu"
+    ) -> TorchModel:
+        """Read every weight of `checkpoint` into memory as `dtype`."""
+        weights = {
             name: _load(checkpoint, name, DTYPES[dtype], device) for name in checkpoint.parameters
         }
+        return cls(checkpoint.decoder, weights.__getitem__, dtype, device)
+
+    def in_other_precision(self) -> TorchModel:
+        """The same weights, cast one by one as the forward asks for them."""
+        other = "bfloat16" if self._dtype == "float32" else "float32"
+        weights = self._weights
+        return TorchModel(
+            self._decoder, lambda name: weights(name).to(DTYPES[other]), other, self._device
+        )
 
     @torch.inference_mode()
     def forward(self, tokens: Sequence[int], cache: KeyValueCache | None = None) -> torch.Tensor:
         """-> logits [tokens, vocabulary] of `tokens`, which extend `cache`."""
         cache = KeyValueCache() if cache is None else cache
-        ids = torch.tensor(list(tokens), dtype=torch.int64, device=self.device)
-        logits = self.decoder.forward(TorchOps(self._weights.__getitem__, ids, cache))
+        ids = torch.tensor(list(tokens), dtype=torch.int64, device=self._device)
+        logits = self._decoder.forward(TorchOps(self._weights, ids, cache))
         cache.length += len(tokens)
         return logits[0]
 

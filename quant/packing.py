@@ -17,14 +17,15 @@ def packed_row_bytes(columns: int, bits: int) -> int:
 
 def pack_rows(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
     """[rows, columns] codes -> [rows, packed_row_bytes] bytes. Padding codes are 0."""
-    rows, columns = codes.shape
+    columns = codes.shape[1]
     width = packed_row_bytes(columns, bits)
     padding = width * 8 // bits - columns
     if padding:
         codes = np.pad(codes, ((0, 0), (0, padding)))
     if bits == 8:
         return np.ascontiguousarray(codes)
-    return codes[:, 0::2] | (codes[:, 1::2] << 4)
+    packed: NDArray[np.uint8] = codes[:, 0::2] | (codes[:, 1::2] << np.uint8(4))
+    return packed
 
 
 def unpack_rows(packed: NDArray[np.uint8], bits: int, columns: int) -> NDArray[np.uint8]:

@@ -4,8 +4,8 @@ Two methods:
 - `round_to_nearest`: the scale maps the largest weight of a group onto the end of the code range.
 - `search`: candidates for the scale around that value; for each one the codes are rounded and the
   scale is refitted to them by least squares; the smallest squared error wins. (The idea of
-  llama.cpp's k-quants; with codes c and weights w the best scale is Σwc/Σc², and it leaves the error
-  Σw² - (Σwc)²/Σc².)
+  llama.cpp's k-quants; with codes c and weights w the best scale is Σwc/Σc², and it leaves the
+  error Σw² - (Σwc)²/Σc².)
 
 Groups whose weights are all equal stay exact as far as float16 holds the value: code zero ± 1.
 
@@ -53,10 +53,9 @@ def dequantize(quantized: Quantized) -> Floats:
     scheme = quantized.scheme
     columns = quantized.codes.shape[1]
     codes = grouped(quantized.codes.astype(np.float32), scheme)
-    zeros = np.float32(scheme.zero)
-    if quantized.zeros is not None:
-        zeros = quantized.zeros.astype(np.float32)[..., None]
-    values = (codes - zeros) * quantized.scales.astype(np.float32)[..., None]
+    zeros = quantized.zeros
+    centre = np.float32(scheme.zero) if zeros is None else zeros.astype(np.float32)[..., None]
+    values = (codes - centre) * quantized.scales.astype(np.float32)[..., None]
     return np.ascontiguousarray(values.reshape(codes.shape[0], -1)[:, :columns])
 
 
@@ -116,12 +115,15 @@ def _inverse(scales: Floats) -> Floats:
 
 
 def _round_zeros(low: Floats, scales: Floats, scheme: Scheme) -> Floats:
-    return np.clip(np.rint(-low * _inverse(scales)), 0, scheme.max_code)
+    zeros: Floats = np.clip(np.rint(-low * _inverse(scales)), 0, scheme.max_code)
+    return zeros
 
 
 def _round_codes(w: Floats, scales: Floats, zero: Floats | np.float32, scheme: Scheme) -> Floats:
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        codes = w / scales[..., None]  # a division: its rounding is the reference's, 1/s * w differs
+        codes = (
+            w / scales[..., None]
+        )  # a division: its rounding is the reference's, 1/s * w differs
     np.nan_to_num(codes, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
     np.rint(codes, out=codes)
     codes += zero

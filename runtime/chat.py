@@ -21,7 +21,6 @@ from .tokenizer import read_side_file
 
 if TYPE_CHECKING:
     from jinja2 import Template
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 MAX_CHARACTERS = 2**20  # of the output, and of any value on the way, beyond the messages
 MAX_SECONDS = 5.0
@@ -161,11 +160,7 @@ def _check_integers(operator: str, left: Any, right: Any) -> None:
 
 @lru_cache(maxsize=4)
 def _compiled(template: str) -> Template:
-    return _environment().from_string(template)
-
-
-def _environment() -> ImmutableSandboxedEnvironment:
-    """The dialect of transformers: its globals, filters and the `generation` block."""
+    """In the dialect of transformers: its globals, filters and the `generation` block."""
     from jinja2 import TemplateError, nodes
     from jinja2.ext import Extension, loopcontrols
     from jinja2.parser import Parser
@@ -200,4 +195,4 @@ def _environment() -> ImmutableSandboxedEnvironment:
     environment.filters["tojson"] = to_json
     environment.globals["raise_exception"] = refuse
     environment.globals["strftime_now"] = lambda pattern: datetime.now().strftime(pattern)
-    return environment
+    return environment.from_string(template)

@@ -131,7 +131,8 @@ class OnnxSession:
         self._session.run_with_iobinding(binding)
         self._cache.take(binding, self._outputs)
         self._position += 1
-        return self._step_logits[0, 0]
+        logits: NDArray[np.float32] = self._step_logits[0, 0]
+        return logits
 
     def _run_chunk(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Append a chunk -> logits [tokens, vocabulary]."""

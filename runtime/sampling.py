@@ -99,13 +99,13 @@ def top_p_indices(probabilities: NDArray[np.float64], top_p: float) -> NDArray[n
     size = probabilities.size
     count = min(FIRST_CANDIDATES, size)
     while True:
-        # Ascending order before the stable sort, so that equals are taken by lower index.
-        some = np.sort(np.argpartition(probabilities, size - count)[size - count :])
+        smallest = np.partition(probabilities, size - count)[size - count]
+        some = np.flatnonzero(probabilities >= smallest)
+        # Stable: of equals, those with the lower index come first.
         some = some[np.argsort(-probabilities[some], kind="stable")]
-        before = np.cumsum(probabilities[some]) - probabilities[some]
-        keep = int(np.searchsorted(before, top_p, side="left"))
-        if keep < count or count == size:
-            return some[: max(keep, 1)]
+        last = int(np.searchsorted(np.cumsum(probabilities[some]), top_p, side="left"))
+        if last < some.size or some.size == size:
+            return some[: last + 1]
         count = min(count * CANDIDATE_GROWTH, size)
 
 

@@ -88,6 +88,8 @@ class TextTokenizer:
         self, side_files: Mapping[str, bytes], config: Mapping[str, Any] | None = None
     ) -> None:
         self._tokenizer = _open_tokenizer(side_files)
+        added = self._tokenizer.get_added_tokens_decoder()
+        self._special_ids = frozenset(token for token, mark in added.items() if mark.special)
         generation = read_side_file(side_files, "generation_config.json")
         model = ConfigReader(config or {}, "config.json")
         named = _special_tokens(side_files)
@@ -95,14 +97,15 @@ class TextTokenizer:
         for key in ("bos_token", "eos_token"):
             ids[key] = generation.token_ids(f"{key}_id") or model.token_ids(f"{key}_id")
             if key not in named and ids[key]:
-                named[key] = self._tokenizer.id_to_token(ids[key][0])
+                mark = added.get(ids[key][0])
+                named[key] = mark.content if mark else self._tokenizer.id_to_token(ids[key][0])
         self.special_tokens: dict[str, str] = {
             key: text for key, text in named.items() if text is not None
         }
         self.bos_id = self._special_id("bos_token")
         eos_id = self._special_id("eos_token")
-        stop_ids = (*ids["eos_token"], *([] if eos_id is None else [eos_id]))
-        self.stop_ids = tuple(dict.fromkeys(stop_ids))
+        ends = ids["eos_token"] if eos_id is None else (*ids["eos_token"], eos_id)
+        self.stop_ids = tuple(dict.fromkeys(ends))
         settings = read_side_file(side_files, "tokenizer_config.json")
         self._says_add_bos = settings.boolean("add_bos_token", False)
         self._adds_bos = (
@@ -122,8 +125,7 @@ class TextTokenizer:
                 f"the text is not valid Unicode at character {error.start}",
                 "give it in UTF-8, in a UTF-8 locale",
             ) from error
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
-        return ids
+        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
     def encode_prompt(self, text: str) -> list[int]:
         """Ids of a plain prompt, with BOS exactly once where the model was trained with it."""
@@ -135,7 +137,9 @@ class TextTokenizer:
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         """The text; special tokens are left out, marks such as `<think>` are none and stay."""
-        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=skip_special)
+        # Not left to the library, which overlooks marks that its normalizer changes.
+        shown = [token for token in ids if not skip_special or token not in self._special_ids]
+        text: str = self._tokenizer.decode(shown, skip_special_tokens=False)
         return text
 
     def _special_id(self, key: str) -> int | None:
@@ -161,10 +165,10 @@ class TextTokenizer:
 
 
 class StreamDecoder:
-    """Turns tokens into text one by one, in constant time per token.
+    """Turns tokens into text one by one, in constant time each.
 
-    The pieces join to the text of `decode`. A character spread over several tokens comes out
-    with its last one. `context`: the tokens before the first, so that its space is kept.
+    The pieces join to the text of `decode`; a character spread over tokens comes with its last.
+    `context`: the tokens before the first, so that its space is kept.
     """
 
     def __init__(self, tokenizer: TextTokenizer, context: Sequence[int] = ()) -> None:

@@ -22,7 +22,7 @@ class TorchSession:
         if threads:
             torch.set_num_threads(threads)
         self._config = checkpoint.decoder.config
-        self._model = TorchModel(checkpoint, dtype, device)
+        self._model = TorchModel.load(checkpoint, dtype, device)
         self._cache = KeyValueCache()
 
     @property
@@ -41,14 +41,19 @@ class TorchSession:
         self._cache = KeyValueCache()
 
     def prefill(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        return self._logits(tokens)[-1]
+        last: NDArray[np.float32] = self._logits(tokens)[-1]
+        return last
 
     def decode(self, token: int) -> NDArray[np.float32]:
-        return self._logits([token])[-1]
+        return self.prefill([token])
 
     def score(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         self.reset()
         return self._logits(tokens)
+
+    def score_in_other_precision(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """The same weights, computed in bfloat16 if the session is float32, else the other way."""
+        return self._model.in_other_precision().forward(tokens).float().cpu().numpy()
 
     def _logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         logits: NDArray[np.float32] = self._model.forward(tokens, self._cache).float().cpu().numpy()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import resource
 import sys
 import time
 
@@ -101,7 +100,7 @@ HOSTILE = [
     ("{{ ''.__class__.__mro__ }}", "sandbox"),
     ("{{ cycler.__init__.__globals__ }}", "sandbox"),
     ("{{ messages.append(1) }}", "sandbox"),
-    ("{{ '{0.__class__}'.format(1) }}", "sandbox"),
+    ("{{ '{0.__class__.mro}'.format(1) }}", "sandbox"),
     ("{% include 'x' %}", "no loader"),
     ("{{ range(100001) }}", "Range too big"),
     ("{% for i in range(90000) %}0123456789abcdef{% endfor %}", "more than"),
@@ -150,6 +149,8 @@ def test_endless_templates(template: str, monkeypatch: pytest.MonkeyPatch) -> No
     ["{{ 'a' * 10 ** 10 }}", "{{ '%9999999999d' % 1 }}", "{{ 'a'|center(9999999999) }}"],
 )
 def test_memory_hungry_templates(template: str) -> None:
+    import resource
+
     before = resource.getrlimit(resource.RLIMIT_AS)
     with pytest.raises(InputError, match="MemoryError"):
         render_chat(template, [USER], {})

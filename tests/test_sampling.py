@@ -129,7 +129,7 @@ def test_large_vocabulary_is_fast() -> None:
 
 
 @pytest.mark.parametrize(("value", "word"), [(np.nan, "NaN"), (np.inf, "inf"), (-np.inf, "inf")])
-@pytest.mark.parametrize("sampling", SETTINGS[:2] + [Sampling()])
+@pytest.mark.parametrize("sampling", [*SETTINGS[:2], Sampling()])
 def test_logits_that_are_no_numbers(value: float, word: str, sampling: Sampling) -> None:
     logits = logits_of(10)
     logits[4] = value

@@ -17,7 +17,7 @@ NAMES = ("deepseek-r1-distill-qwen", "deepseek-r1-distill-llama", "deepseek-v3")
 TEXTS = (
     "Hello, world!",
     " leading space\n\n\ttab",
-    "你好，世界！今天天气怎么样？",
+    "你好世界。今天天气怎么样",
     "😀👩‍👩‍👧 ok 🇩🇪",
     "<think>\nstep\n</think>\n\nanswer 12345",
     "العربية हिन्दी ไทย 한국어 café",
@@ -203,17 +203,19 @@ def test_streaming_bytes_that_never_become_text() -> None:
 
 def test_streaming_keeps_the_space_after_the_prompt() -> None:
     tokenizer = real("tinystories-656k")  # SentencePiece style: a text's first space is dropped
-    prompt, whole = (
-        tokenizer.encode_prompt("Once upon a"),
-        tokenizer.encode_prompt("Once upon a time there was"),
-    )
-    assert whole[: len(prompt)] == prompt
-    rest = whole[len(prompt) :]
-    assert streamed(tokenizer, rest, prompt) == " time there was"
-    assert streamed(tokenizer, rest) == "time there was"
+    ids = tokenizer.encode_prompt("Once upon a time there was a dog")
+    for cut in range(2, len(ids)):
+        prompt, whole = tokenizer.decode(ids[:cut]), tokenizer.decode(ids)
+        assert streamed(tokenizer, ids[cut:], ids[:cut]) == whole[len(prompt) :]
+    assert streamed(tokenizer, ids) == "Once upon a time there was a dog"
 
 
 def test_special_tokens_are_not_printed() -> None:
+    story = real("tinystories-656k")  # whose normalizer changes the marks
+    assert story.decode([1, *story.encode("Once"), 2]) == "Once"
+    names = ("tokenizer.json", "generation_config.json")
+    by_id = TextTokenizer({name: side_files("tinystories-656k")[name] for name in names})
+    assert by_id.special_tokens == {"bos_token": "<|start_story|>", "eos_token": "<|end_story|>"}
     tokenizer = real("deepseek-r1-distill-qwen")
     ids = [*tokenizer.encode("<think>a</think>b"), *tokenizer.stop_ids, 151_900]
     assert tokenizer.decode(ids) == streamed(tokenizer, ids) == "<think>a</think>b"

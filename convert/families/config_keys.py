@@ -1,4 +1,4 @@
-"""Config keys that the families share: sizes with their limits, and keys that must not be ignored."""
+"""Config keys that the families share: sizes with limits, and keys that must not be ignored."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 A position p turns the pair (x[i], x[i + head_dim/2]) by the angle p * frequency[i]; cosine and sine
 are multiplied by `attention_factor`. Formulas: RoFormer (arXiv:2104.09864), position interpolation
-(arXiv:2306.15595), YaRN (arXiv:2309.00071), Llama 3.1's smooth interpolation (its model card and code).
+(arXiv:2306.15595), YaRN (arXiv:2309.00071), Llama 3.1's smooth interpolation (its model code).
 """
 
 from __future__ import annotations
@@ -103,7 +103,8 @@ def _yarn(
     kept = 1 - np.clip((steps - np.float32(low)) / np.float32(high - low), 0, 1)
     extrapolated = np.float32(1) / powers
     interpolated = np.float32(1) / (np.float32(scaling.factor) * powers)
-    return (interpolated * (1 - kept) + extrapolated * kept).astype(np.float32)
+    frequencies: NDArray[np.float32] = interpolated * (1 - kept) + extrapolated * kept
+    return frequencies
 
 
 def _yarn_attention_factor(reader: ConfigReader, factor: float) -> float:

@@ -50,6 +50,9 @@ class Contrib(Dialect):
     shares_cache_buffer = True
     needs_position_ids = False
 
+    def build(self) -> None:
+        self.declare_outputs(self._value(self.decoder.forward(self)))
+
     # --- laziness ---------------------------------------------------------------------------
 
     def _value(self, lazy: Lazy) -> Value:
@@ -66,9 +69,7 @@ class Contrib(Dialect):
         users = [usage.node for usage in whole.uses() if usage.node.op_type == "Split"]
         if users:
             return list(users[0].outputs)
-        return self.graph.nodes(
-            "Split", [whole, self.graph.integers(*sizes)], len(sizes), axis=-1
-        )
+        return self.graph.nodes("Split", [whole, self.graph.integers(*sizes)], len(sizes), axis=-1)
 
     # --- the vocabulary -----------------------------------------------------------------------
 
@@ -270,8 +271,8 @@ class ContribPlainAttention(Contrib):
     needs_position_ids = True
 
     def attention(self, query: Lazy, key: Lazy, value: Lazy, attention: Attention) -> Lazy:
-        values = [self._value(lazy) for lazy in (query, key, value)]
-        output, *present = attention24(self, *values, attention)
+        q, k, v = (self._value(lazy) for lazy in (query, key, value))
+        output, *present = attention24(self, q, k, v, attention)
         self.present[attention.layer] = (present[0], present[1])
         return output
 
@@ -295,7 +296,7 @@ def _packed(query: Lazy, key: Lazy, value: Lazy) -> Value | None:
 
 
 def _blocks(scheme: Scheme, columns: int) -> tuple[int, int]:
-    """-> (block size, blocks per row). A group the operator does not take becomes several blocks."""
+    """-> (block size, blocks per row). A group that is too large becomes several blocks."""
     if scheme.group_size in (16, *GROUP_SIZES):
         return scheme.group_size, scheme.groups(columns)
     for block in BLOCK_SIZES:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, TypeVar
@@ -11,7 +12,7 @@ import onnx_ir as ir
 
 from ..families.base import Attention, Decoder
 from ..families.rope import Rope
-from .graph import FLOAT, INT64, GraphBuilder, Value
+from .graph import FLOAT, INT64, Dimension, GraphBuilder, Value
 from .weights import GraphWeights
 
 T = TypeVar("T")
@@ -43,10 +44,11 @@ class Dialect:
         self.mask = graph.input("attention_mask", INT64, ["batch", "total"])
         if self.needs_position_ids:
             self.positions = graph.input("position_ids", INT64, ["batch", "sequence"])
-        shape = ["batch", c.num_key_value_heads, "past", c.head_dim]
+        shape: list[Dimension] = ["batch", c.num_key_value_heads, "past", c.head_dim]
         self.past = [
             tuple(
-                graph.input(f"past_key_values.{i}.{part}", FLOAT, shape) for part in ("key", "value")
+                graph.input(f"past_key_values.{i}.{part}", FLOAT, shape)
+                for part in ("key", "value")
             )
             for i in range(c.num_hidden_layers)
         ]
@@ -59,11 +61,15 @@ class Dialect:
             self._shared[name] = build()
         return self._shared[name]  # type: ignore[return-value]
 
+    def build(self) -> None:
+        """Interpret the decoder into the graph."""
+        raise NotImplementedError
+
     def declare_outputs(self, logits: Value) -> None:
         """Name the results; shapes are declared, not inferred, since inference gets some wrong."""
         c = self.decoder.config
         self.graph.output(logits, "logits", FLOAT, ["batch", "sequence", c.vocab_size])
-        shape = ["batch", c.num_key_value_heads, "total", c.head_dim]
+        shape: list[Dimension] = ["batch", c.num_key_value_heads, "total", c.head_dim]
         for i, (key, value) in sorted(self.present.items()):
             self.graph.output(key, f"present.{i}.key", FLOAT, shape)
             self.graph.output(value, f"present.{i}.value", FLOAT, shape)
@@ -83,7 +89,7 @@ class Dialect:
         return self.graph.node("Mul", [gated, up])
 
     def attention_scale(self, attention: Attention) -> float:
-        return float(attention.head_dim) ** -0.5
+        return 1.0 / math.sqrt(attention.head_dim)
 
 
 def cast(graph: GraphBuilder, value: Value, dtype: ir.DataType) -> Value:

@@ -131,8 +131,7 @@ def _write_graph(
     graph = GraphBuilder(dialect.opsets, dialect.ir_version)
     with DataFile(folder) as data:
         weights = GraphWeights(checkpoint, graph, data)
-        ops = dialect(checkpoint.decoder, graph, weights, options)
-        ops.declare_outputs(checkpoint.decoder.forward(ops))
+        dialect(checkpoint.decoder, graph, weights, options).build()
     graph.save(folder / GRAPH_FILE)
 
 

@@ -16,9 +16,9 @@ def genai_config(
     c = checkpoint.decoder.config
     generation = generation_config(checkpoint.side_files)
     eos = list(eos_token_ids(checkpoint))
-    bos = generation.token_ids("bos_token_id") or ConfigReader(
-        checkpoint.config, CONFIG
-    ).token_ids("bos_token_id")
+    bos = generation.token_ids("bos_token_id") or ConfigReader(checkpoint.config, CONFIG).token_ids(
+        "bos_token_id"
+    )
     inputs = {
         "input_ids": "input_ids",
         "attention_mask": "attention_mask",

@@ -65,9 +65,7 @@ class GraphBuilder:
         if name is None:
             self._counts[operator] = self._counts.get(operator, 0) + 1
             name = f"{operator}_{self._counts[operator]}"
-        node = ir.node(
-            operator, inputs, attributes, domain=domain, num_outputs=outputs, name=name
-        )
+        node = ir.node(operator, inputs, attributes, domain=domain, num_outputs=outputs, name=name)
         for index, value in enumerate(node.outputs):
             value.name = f"{name}.{index}"
         self._graph.append(node)
@@ -123,5 +121,3 @@ class GraphBuilder:
         )
         self._graph.register_initializer(value)
         return value
-
-

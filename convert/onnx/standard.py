@@ -13,7 +13,7 @@ import numpy as np
 
 from ...errors import UnsupportedError
 from ...quant.scheme import Scheme
-from ..families.base import Linear, Norm, Table
+from ..families.base import Attention, Linear, Norm, Table
 from .dialect import Dialect, cast
 from .graph import FLOAT, Value
 
@@ -22,9 +22,15 @@ class Standard(Dialect):
     shares_cache_buffer = False
     needs_position_ids = True
 
+    def build(self) -> None:
+        self.declare_outputs(self.decoder.forward(self))
+
     # --- differs between std24 and std17 --------------------------------------------------------
 
     def normalize(self, x: Value, gain: Value, epsilon: float) -> Value:
+        raise NotImplementedError
+
+    def attention(self, query: Value, key: Value, value: Value, attention: Attention) -> Value:
         raise NotImplementedError
 
     def quantized_matrix(self, name: str, scheme: Scheme) -> Value:

@@ -28,9 +28,7 @@ class Std17(Standard):
         shifted = graph.node("Add", [mean, graph.constant(np.float32(epsilon))])
         return graph.node("Mul", [graph.node("Div", [x, graph.node("Sqrt", [shifted])]), gain])
 
-    def attention(
-        self, query: Value, key: Value, value: Value, attention: Attention
-    ) -> Value:
+    def attention(self, query: Value, key: Value, value: Value, attention: Attention) -> Value:
         """Grouped queries without repeating keys: [batch, kv_heads, heads per kv head, ...]."""
         graph, a = self.graph, attention
         repeat = a.heads // a.kv_heads

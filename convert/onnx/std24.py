@@ -27,9 +27,7 @@ class Std24(Standard):
             "RMSNormalization", [x, gain], axis=-1, epsilon=epsilon, stash_type=1
         )
 
-    def attention(
-        self, query: Value, key: Value, value: Value, attention: Attention
-    ) -> Value:
+    def attention(self, query: Value, key: Value, value: Value, attention: Attention) -> Value:
         output, *present = attention24(self, query, key, value, attention)
         self.present[attention.layer] = (present[0], present[1])
         return output
@@ -52,13 +50,11 @@ class Std24(Standard):
             operands.append(weights.written(f"{name}_zeros", kind, zeros.shape, flat))
         if scheme.group_size == WHOLE_ROW:
             return self.graph.node("DequantizeLinear", operands, axis=1)
-        return self.graph.node(
-            "DequantizeLinear", operands, axis=0, block_size=scheme.group_size
-        )
+        return self.graph.node("DequantizeLinear", operands, axis=0, block_size=scheme.group_size)
 
 
 def _flat(pieces: Iterator[NDArray[np.uint8]], bits: int) -> Iterator[NDArray[Any]]:
-    """ONNX's 4-bit tensors are packed over all elements, rows not padded; only the end may be odd."""
+    """ONNX packs 4-bit tensors over all elements, rows not padded; only the end may be odd."""
     for piece in pieces:
         if bits == 8:
             yield piece

@@ -22,12 +22,11 @@ from ..sources import SafetensorsSource
 from .graph import GraphBuilder, Value
 from .names import DATA_FILE
 
-
 CHUNK_CODES = 1 << 24  # codes held unpacked at a time while reordering
 
 
 class DataFile:
-    """An append-only file of tensors that the graph needs beyond the checkpoint's; made on demand."""
+    """An append-only file of tensors that only the graph needs; made on demand."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / DATA_FILE
@@ -56,7 +55,7 @@ class DataFile:
         self.size = start
         for piece in pieces:
             self.size += self._file.write(
-                memoryview(np.ascontiguousarray(piece).reshape(-1).view(np.uint8))
+                np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data
             )
         return start, self.size - start
 
@@ -91,9 +90,7 @@ class GraphWeights:
             end += info.nbytes
         return True
 
-    def range(
-        self, names: list[str], shape: tuple[int, ...], dtype: str | None = None
-    ) -> Value:
+    def range(self, names: list[str], shape: tuple[int, ...], dtype: str | None = None) -> Value:
         """The bytes of adjacent tensors seen as one array of `shape` (and another element type)."""
         first = self._infos[names[0]]
         nbytes = sum(self._infos[name].nbytes for name in names)

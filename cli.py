@@ -1,0 +1,257 @@
+"""The command line: parse, call the library, print. Heavy imports happen inside the commands."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import click
+import typer
+
+from dsconv import __version__
+from dsconv.errors import DsconvError, UnsupportedError, UsageError, VerdictFailed
+
+app = typer.Typer(
+    add_completion=False,
+    rich_markup_mode=None,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Quantize, export, run and verify distilled LLM checkpoints.",
+)
+
+Model = Annotated[
+    str, typer.Argument(help="Folder, .gguf file, or hub name (org/model, org/model@revision)")
+]
+Output = Annotated[Path, typer.Option("--output", "-o", help="Folder to write")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output folder")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout")]
+Threads = Annotated[int, typer.Option(help="Threads; 0 is one per core", min=0)]
+Provider = Annotated[str, typer.Option(help="Execution provider: cpu, cuda, openvino, …")]
+
+
+def _threads(count: int) -> int:
+    return count or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else [0, 1])
+
+
+def _print_json(content: dict[str, Any]) -> None:
+    print(json.dumps(content, ensure_ascii=False, indent=2))
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"dsconv {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show version")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command(
+    epilog="Example: dsconv quantize deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B --bits 4 -o r1-int4"
+)
+def quantize(
+    model: Model,
+    output: Output,
+    bits: Annotated[int, typer.Option(help="Bits per weight: 4 or 8")] = 4,
+    group_size: Annotated[int, typer.Option(help="Weights per scale: 32, 64, 128, -1 = row")] = 32,
+    symmetric: Annotated[
+        bool, typer.Option("--symmetric/--asymmetric", help="Fixed or stored zero points")
+    ] = True,
+    head_bits: Annotated[
+        int | None, typer.Option(help="Bits of lm_head: 4, 8, 16 (default: as --bits)")
+    ] = None,
+    embedding_bits: Annotated[
+        int, typer.Option(help="Bits of the token embedding: 4, 8, 16 = as it is")
+    ] = 16,
+    method: Annotated[
+        str, typer.Option(help="search: least squares per group; rtn: round to nearest")
+    ] = "search",
+    threads: Threads = 0,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Quantize a checkpoint to int4 or int8, tensor by tensor in bounded memory."""
+    from dsconv.convert.quantized import QuantizeOptions
+    from dsconv.runtime.commands import quantize_command
+
+    chosen = QuantizeOptions(
+        bits, group_size, symmetric, head_bits, embedding_bits, method, _threads(threads)
+    )
+    report = quantize_command(model, chosen, output, overwrite)
+    _print_json(report.to_json()) if as_json else report.show()
+
+
+@app.command(epilog="Example: dsconv export r1-int4 --format onnx --target cpu -o r1-onnx")
+def export(
+    model: Model,
+    output: Output,
+    format: Annotated[str, typer.Option(help="onnx")] = "onnx",
+    target: Annotated[str, typer.Option(help="cpu")] = "cpu",
+    dialect: Annotated[
+        str, typer.Option(help="contrib (ONNX Runtime's operators), std24 or std17 (standard)")
+    ] = "contrib",
+    accuracy_level: Annotated[
+        int, typer.Option(help="4: int8 products, fast; 0: float32, exact")
+    ] = 4,
+    context_length: Annotated[
+        int | None, typer.Option(help="Positions the graph allows (default: the model's)")
+    ] = None,
+    copy: Annotated[bool, typer.Option("--copy", help="Copy weights instead of linking")] = False,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Export a checkpoint (quantized or not) as an ONNX folder for ONNX Runtime and its genai."""
+    from dsconv.convert.onnx.export import ExportOptions
+    from dsconv.runtime.commands import export_command
+
+    if format != "onnx" or target != "cpu":
+        what = f"format {format!r}" if format != "onnx" else f"target {target!r}"
+        raise UnsupportedError(f"{what} is not supported yet", "use --format onnx --target cpu")
+    chosen = ExportOptions(dialect, accuracy_level, context_length, copy)
+    report = export_command(model, chosen, output, overwrite)
+    _print_json(report.to_json()) if as_json else report.show()
+
+
+@app.command(epilog='Example: dsconv run r1-onnx -p "How many primes are below 50?"')
+def run(
+    artifact: Annotated[str, typer.Argument(help="Exported folder, or a checkpoint (torch)")],
+    prompt: Annotated[str, typer.Option("--prompt", "-p", help="What to ask")],
+    system: Annotated[str | None, typer.Option(help="System prompt")] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="No chat template")] = False,
+    max_tokens: Annotated[int, typer.Option(help="Tokens to generate at most")] = 1024,
+    temperature: Annotated[float | None, typer.Option(help="0 is greedy")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Nucleus sampling")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Keep the k likeliest; 0 is off")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the sampling")] = 0,
+    provider: Provider = "cpu",
+    dtype: Annotated[str, typer.Option(help="Torch reference: float32 or bfloat16")] = "float32",
+    threads: Threads = 0,
+    as_json: Json = False,
+) -> None:
+    """Generate text; thoughts go to stderr, the answer to stdout."""
+    from dsconv.runtime.commands import run_command
+    from dsconv.runtime.load import load
+
+    loaded = load(artifact, provider, threads, dtype)
+    overrides = (temperature, top_p, top_k, seed)
+    reply = run_command(loaded, prompt, system, raw, max_tokens, overrides, stream=not as_json)
+    if as_json:
+        _print_json(reply.to_json())
+
+
+@app.command(
+    epilog="Example: dsconv verify r1-onnx --reference deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B "
+    "--max-kl 0.03 --min-top1 0.93"
+)
+def verify(
+    artifact: Annotated[str, typer.Argument(help="Exported folder, run in its own runtime")],
+    reference: Annotated[str, typer.Option(help="The model it was made from")],
+    text: Annotated[Path | None, typer.Option(help="Text to verify on (default: built-in)")] = None,
+    max_kl: Annotated[float | None, typer.Option(help="Mean KL per token, nats")] = None,
+    min_top1: Annotated[float | None, typer.Option(help="Share of equal top tokens")] = None,
+    window: Annotated[int, typer.Option(help="Tokens per window")] = 512,
+    max_tokens: Annotated[int, typer.Option(help="Tokens of the text to use")] = 8192,
+    provider: Provider = "cpu",
+    dtype: Annotated[str, typer.Option(help="Reference: float32 or bfloat16")] = "float32",
+    threads: Threads = 0,
+    as_json: Json = False,
+) -> None:
+    """Compare an artifact with its model; exit code 1 when a threshold is not met."""
+    from dsconv.runtime.commands import verify_command
+    from dsconv.runtime.verify import VerifyOptions
+
+    chosen = VerifyOptions(window, max_tokens, max_kl, min_top1)
+    report = verify_command(artifact, reference, text, chosen, provider, dtype, threads)
+    _print_json(report.verdict.to_json()) if as_json else report.show()
+    if not report.verdict.passed:
+        raise VerdictFailed("; ".join(report.verdict.failures), report.hint)
+
+
+@app.command(epilog="Example: dsconv inspect r1-int4 --json")
+def inspect(model: Model, as_json: Json = False) -> None:
+    """Show what is in a checkpoint, GGUF file or artifact: family, bits, sizes, tensors."""
+    from dsconv.convert.inspect import describe
+    from dsconv.runtime.commands import show_description
+
+    description = describe(model)
+    _print_json(description.to_json()) if as_json else show_description(description)
+
+
+@app.command(epilog="Example: dsconv demo")
+def demo(
+    keep: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Keep the artifacts in this folder")
+    ] = None,
+    threads: Threads = 0,
+    as_json: Json = False,
+) -> None:
+    """Run the whole pipeline on a small real model, offline."""
+    from dsconv.runtime.commands import demo_command, show_demo
+
+    result = demo_command(keep, _threads(threads))
+    _print_json(result.to_json()) if as_json else show_demo(result)
+    if not result.verdict.passed:
+        raise VerdictFailed("; ".join(result.verdict.failures), "please report this")
+
+
+def _fail(error: DsconvError) -> int:
+    """Two lines on stderr: what went wrong, and the cure."""
+    print("error: " + " ".join(error.message.split()), file=sys.stderr)
+    print("hint: " + " ".join(error.hint.split()), file=sys.stderr)
+    return error.exit_code
+
+
+def _report_bug(error: Exception) -> int:
+    """A traceback helps us, not the user: it goes to a file."""
+    import tempfile
+    import traceback
+
+    with tempfile.NamedTemporaryFile(
+        "w", prefix="dsconv-bug-", suffix=".txt", delete=False, encoding="utf-8"
+    ) as file:
+        traceback.print_exception(error, file=file)
+    name = type(error).__name__
+    bug = DsconvError(f"a bug in dsconv: {name}: {error}", f"please report it with {file.name}")
+    return _fail(bug)
+
+
+def main() -> None:
+    """Entry point: run the command, turn every failure into an exit code."""
+    try:
+        code = typer.main.get_command(app).main(prog_name="dsconv", standalone_mode=False)
+    except DsconvError as error:
+        code = _fail(error)
+    except click.exceptions.NoArgsIsHelpError as error:
+        print(error.format_message(), file=sys.stderr)
+        code = UsageError.exit_code
+    except click.ClickException as error:
+        command = (
+            error.ctx.command_path
+            if isinstance(error, click.UsageError) and error.ctx
+            else "dsconv"
+        )
+        code = _fail(UsageError(error.format_message(), f"see {command} --help"))
+    except (click.Abort, KeyboardInterrupt):
+        code = 130
+    except BrokenPipeError:  # the reader of our output has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 141
+    except MemoryError:
+        code = _fail(UnsupportedError("not enough memory", "use a machine with more memory"))
+    except Exception as error:
+        code = _report_bug(error)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+if __name__ == "__main__":
+    main()

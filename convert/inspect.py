@@ -1,0 +1,117 @@
+"""What is in a checkpoint, a quantized checkpoint, a GGUF file or an exported artifact."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..quant.scheme import WHOLE_ROW
+from .checkpoint import CONFIG, Checkpoint, module_of, open_checkpoint
+from .families import read_family
+from .families.inventory import Parameter, parameters_of
+from .json_file import ConfigReader, read_json_object
+from .onnx.names import GENAI_CONFIG
+
+DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+
+
+@dataclass(frozen=True)
+class TensorRow:
+    """One parameter: how it is stored and in how many bytes (scales and zero points included)."""
+
+    name: str
+    shape: tuple[int, ...]
+    storage: str
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class Description:
+    kind: str
+    family: str
+    parameters: int
+    size_bytes: int
+    tensors: tuple[TensorRow, ...]
+
+    @property
+    def bits_per_weight(self) -> float:
+        return 8 * self.size_bytes / self.parameters
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "kind": self.kind,
+            "family": self.family,
+            "parameters": self.parameters,
+            "bits_per_weight": self.bits_per_weight,
+            "size_bytes": self.size_bytes,
+            "tensors": [
+                {
+                    "name": row.name,
+                    "shape": list(row.shape),
+                    "storage": row.storage,
+                    "size_bytes": row.size_bytes,
+                }
+                for row in self.tensors
+            ],
+        }
+
+
+def describe(model: str) -> Description:
+    """Describe a folder, file or hub model; of a lone config.json, what it announces.
+
+    Raises:
+        InputError, UnsupportedError, DownloadError: as when opening it.
+    """
+    folder = Path(model).expanduser()
+    has_weights = (
+        not folder.is_dir()
+        or any(path.suffix in (".safetensors", ".bin", ".pt", ".pth") for path in folder.iterdir())
+        or any(folder.glob("*.index.json"))
+    )
+    if not has_weights and (folder / CONFIG).is_file():
+        return _announced(folder / CONFIG)
+    checkpoint = open_checkpoint(model)
+    rows = tuple(_row(checkpoint, parameter) for parameter in checkpoint.parameters.values())
+    return Description(
+        _kind(folder, checkpoint),
+        checkpoint.decoder.model_type,
+        checkpoint.parameter_count,
+        sum(row.size_bytes for row in rows),
+        rows,
+    )
+
+
+def _kind(folder: Path, checkpoint: Checkpoint) -> str:
+    if (folder / GENAI_CONFIG).is_file():
+        return "onnx"
+    if folder.is_file():
+        return "gguf"
+    return "checkpoint" if checkpoint.quantization is None else "quantized-checkpoint"
+
+
+def _row(checkpoint: Checkpoint, parameter: Parameter) -> TensorRow:
+    name, source = parameter.name, checkpoint.source
+    scheme = checkpoint.scheme(name)
+    if scheme is None:
+        return TensorRow(name, parameter.shape, source.dtype(name), source.nbytes(name))
+    module = module_of(name)
+    kinds = ["weight_packed", "weight_scale"] + ["weight_zero_point"] * (not scheme.symmetric)
+    size = sum(source.nbytes(f"{module}.{kind}") for kind in kinds)
+    group = "row" if scheme.group_size == WHOLE_ROW else f"g{scheme.group_size}"
+    storage = f"int{scheme.bits} {group} {'symmetric' if scheme.symmetric else 'asymmetric'}"
+    return TensorRow(name, parameter.shape, storage, size)
+
+
+def _announced(config: Path) -> Description:
+    reader = ConfigReader(read_json_object(config), str(config))
+    decoder = read_family(reader)
+    dtype = reader.string("torch_dtype", reader.string("dtype", "bfloat16"))
+    width = DTYPE_BYTES.get(dtype, 2)
+    rows = tuple(
+        TensorRow(parameter.name, parameter.shape, dtype, parameter.size * width)
+        for parameter in parameters_of(decoder)
+    )
+    parameters = sum(parameter.size for parameter in parameters_of(decoder))
+    size = sum(row.size_bytes for row in rows)
+    return Description("config", decoder.model_type, parameters, size, rows)

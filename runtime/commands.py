@@ -1,0 +1,227 @@
+"""What the commands do between parsing and printing, and their tables for people."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..atomic import refuse_existing
+from ..convert.checkpoint import generation_config, open_checkpoint
+from ..convert.inspect import Description
+from ..convert.onnx.export import ExportOptions, ExportResult, export_onnx
+from ..convert.quantized import QuantizeOptions, QuantizeResult, quantize_checkpoint
+from .console import progress, quantity, say, size_text
+from .demo import DemoResult, run_demo
+from .load import Loaded, load
+from .memory import peak_rss_bytes
+from .run import Answer, answer
+from .sampling import from_generation_config
+from .thinking import Kind
+from .verify import Verdict, VerifyOptions, plan_windows, read_text
+from .verify import verify as verify_sessions
+
+Overrides = tuple["float | None", "float | None", "int | None", "int | None"]
+
+
+@dataclass(frozen=True)
+class QuantizeReport:
+    result: QuantizeResult
+    output: Path
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "output": str(self.output),
+            "parameters": self.result.parameters,
+            "bits_per_weight": self.result.bits_per_weight,
+            "size_bytes": self.result.weight_bytes,
+            "seconds": self.seconds,
+            "source_bytes_per_second": self.result.source_bytes / max(self.seconds, 1e-9),
+            "peak_rss_bytes": peak_rss_bytes(),
+        }
+
+    def show(self) -> None:
+        r = self.result
+        say(
+            f"{self.output}: {quantity(r.parameters)}parameters, {r.bits_per_weight:.2f} bits per "
+            f"weight, {size_text(r.weight_bytes)}, {self.seconds:.1f} s "
+            f"({size_text(r.source_bytes / max(self.seconds, 1e-9))}/s), "
+            f"peak memory {size_text(peak_rss_bytes())}"
+        )
+
+
+def quantize_command(
+    model: str, options: QuantizeOptions, output: Path, overwrite: bool
+) -> QuantizeReport:
+    refuse_existing(output, overwrite)
+    start = time.perf_counter()
+    checkpoint = open_checkpoint(model)
+    with progress("quantize", checkpoint.parameter_count, "weights") as advance:
+        result = quantize_checkpoint(checkpoint, options, output, overwrite, advance)
+    return QuantizeReport(result, output, time.perf_counter() - start)
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    result: ExportResult
+    output: Path
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "output": str(self.output),
+            "bytes_written": self.result.bytes_written,
+            "bytes_linked": self.result.bytes_linked,
+            "files": list(self.result.files),
+            "seconds": self.seconds,
+            "peak_rss_bytes": peak_rss_bytes(),
+        }
+
+    def show(self) -> None:
+        r = self.result
+        say(
+            f"{self.output}: {size_text(r.bytes_written)} written, {size_text(r.bytes_linked)} "
+            f"linked to the checkpoint's own files, {self.seconds:.1f} s"
+        )
+
+
+def export_command(
+    model: str, options: ExportOptions, output: Path, overwrite: bool
+) -> ExportReport:
+    refuse_existing(output, overwrite)
+    start = time.perf_counter()
+    checkpoint = open_checkpoint(model)
+    with progress("export", checkpoint.parameter_count, "weights") as advance:
+        result = export_onnx(checkpoint, options, output, overwrite, advance)
+    return ExportReport(result, output, time.perf_counter() - start)
+
+
+def run_command(
+    loaded: Loaded,
+    prompt: str,
+    system: str | None,
+    raw: bool,
+    max_tokens: int,
+    overrides: Overrides,
+    stream: bool,
+) -> Answer:
+    """Generate; with `stream`, thoughts go to stderr and the answer to stdout as they come."""
+    defaults = from_generation_config(generation_config(loaded.side_files))
+    sampling = defaults.with_overrides(*overrides)
+
+    def emit(kind: Kind, text: str) -> None:
+        file = sys.stderr if kind == "think" else sys.stdout
+        dim = kind == "think" and file.isatty()
+        print(f"\x1b[2m{text}\x1b[0m" if dim else text, end="", file=file, flush=True)
+
+    show = emit if stream else lambda kind, text: None
+    reply = answer(loaded, prompt, sampling, max_tokens, system, raw, show)
+    if stream:
+        g = reply.generation
+        print()
+        say(
+            f"\n{len(g.tokens)} tokens ({g.stop_reason}), prefill "
+            f"{g.prefill_tokens_per_second:.0f} tokens/s, decode "
+            f"{g.decode_tokens_per_second:.1f} tokens/s, {loaded.runtime} on {loaded.provider}"
+        )
+    return reply
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    verdict: Verdict
+    artifact: str
+    reference: str
+
+    hint = "calibrate, use smaller groups or more bits (--head-bits 8, --bits 8)"
+
+    def show(self) -> None:
+        from rich.console import Console
+        from rich.table import Table
+
+        s, o = self.verdict.summary, self.verdict.options
+        noise = self.verdict.noise_kl
+        table = Table(title=f"{self.artifact} against {self.reference}", title_justify="left")
+        for column in ("figure", "value", "threshold"):
+            table.add_column(column, justify="left" if column == "figure" else "right")
+        kl_limit = "" if o.max_kl is None else f"≤ {o.max_kl:g}"
+        top1_limit = "" if o.min_top1 is None else f"≥ {o.min_top1:g}"
+        table.add_row("mean KL, nats per token", f"{s.kl_mean:.5f} ± {s.kl_stderr:.5f}", kl_limit)
+        table.add_row("median, p99, max", f"{s.kl_median:.5f}, {s.kl_p99:.4f}, {s.kl_max:.3f}")
+        if noise is not None:
+            table.add_row("noise floor (bfloat16 against float32)", f"{noise:.5f}")
+        table.add_row("top-1 agreement", f"{s.top1_agreement:.4f}", top1_limit)
+        table.add_row("perplexity of the reference", f"{s.reference_perplexity:.4f}")
+        ratio = s.artifact_perplexity / s.reference_perplexity
+        table.add_row("perplexity of the artifact", f"{s.artifact_perplexity:.4f} (× {ratio:.4f})")
+        table.add_row("tokens", str(s.tokens))
+        table.add_row("runtime", f"{self.verdict.runtime} on {self.verdict.provider}")
+        Console().print(table)
+        print("verdict: passed" if self.verdict.passed else "verdict: failed")
+
+
+def verify_command(
+    artifact: str,
+    reference: str,
+    text: Path | None,
+    options: VerifyOptions,
+    provider: str,
+    dtype: str,
+    threads: int,
+) -> VerifyReport:
+    content = read_text(text)
+    tested = load(artifact, provider, threads)
+    judge = load(reference, "cpu", threads, dtype)
+    total = sum(map(len, plan_windows(tested, judge, content, options)))
+    with progress("verify", total, "tokens") as advance:
+        verdict = verify_sessions(tested, judge, content, options, advance)
+    return VerifyReport(verdict, artifact, reference)
+
+
+def show_description(description: Description) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    d = description
+    table = Table(
+        title=f"{d.kind}, family {d.family}: {d.parameters:,} parameters, "
+        f"{d.bits_per_weight:.2f} bits per weight, {size_text(d.size_bytes)}",
+        title_justify="left",
+    )
+    for column, justify in (("tensor", "left"), ("shape", "right"), ("stored", "left")):
+        table.add_column(column, justify=justify)  # type: ignore[arg-type]
+    table.add_column("bytes", justify="right")
+    for row in d.tensors:
+        shape = " × ".join(map(str, row.shape))
+        table.add_row(row.name, shape, row.storage, f"{row.size_bytes:,}")
+    Console().print(table)
+
+
+def demo_command(keep: Path | None, threads: int) -> DemoResult:
+    return run_demo(progress, say, keep, threads)
+
+
+def show_demo(result: DemoResult) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"SmolLM2-135M-Instruct, {result.seconds:.0f} s in all")
+    table.add_column("model")
+    for column in ("size", "bits/weight", "mean KL", "perplexity", "decode tokens/s"):
+        table.add_column(column, justify="right")
+    for row in result.rows:
+        table.add_row(
+            row.name,
+            size_text(row.size_bytes),
+            f"{row.bits_per_weight:.2f}",
+            "" if row.kl is None else f"{row.kl:.4f}",
+            f"{row.perplexity:.2f}",
+            f"{row.decode_tokens_per_second:.1f}",
+        )
+    Console().print(table)
+    top1 = result.verdict.summary.top1_agreement
+    outcome = "passed" if result.verdict.passed else "failed"
+    print(f"verdict: {outcome} (top-1 agreement {top1:.3f})")

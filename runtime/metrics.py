@@ -1,0 +1,112 @@
+"""How far one model's predictions are from another's, token by token. Pure functions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+ROWS_AT_A_TIME = 64  # positions held in float64 over the whole vocabulary
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """Per position: KL in nats, agreement of the top token, negative log-likelihoods (nats)."""
+
+    kl: NDArray[np.float64]
+    agree: NDArray[np.bool_]
+    reference_loss: NDArray[np.float64]
+    artifact_loss: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Means over all tokens; `stderr` is the standard error of the mean KL."""
+
+    tokens: int
+    kl_mean: float
+    kl_stderr: float
+    kl_median: float
+    kl_p99: float
+    kl_max: float
+    top1_agreement: float
+    reference_perplexity: float
+    artifact_perplexity: float
+
+
+def log_softmax(logits: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Along the last axis, in float64."""
+    wide = logits.astype(np.float64)
+    wide -= wide.max(-1, keepdims=True)
+    wide -= np.log(np.exp(wide).sum(-1, keepdims=True))
+    return wide
+
+
+def compare(
+    reference: NDArray[np.float32], artifact: NDArray[np.float32], targets: Sequence[int]
+) -> TokenScores:
+    """Compare logits [tokens, vocabulary] of two models on the same tokens.
+
+    Args:
+        targets: the token that really follows each position.
+
+    KL(reference ‖ artifact) = Σ p (log p - log q) over the full vocabulary.
+    """
+    parts = [
+        _compare_rows(
+            reference[start : start + ROWS_AT_A_TIME],
+            artifact[start : start + ROWS_AT_A_TIME],
+            np.asarray(targets[start : start + ROWS_AT_A_TIME]),
+        )
+        for start in range(0, len(targets), ROWS_AT_A_TIME)
+    ]
+    return join(parts)
+
+
+def _compare_rows(
+    reference: NDArray[np.float32], artifact: NDArray[np.float32], targets: NDArray[np.int_]
+) -> TokenScores:
+    log_p, log_q = log_softmax(reference), log_softmax(artifact)
+    difference = log_p - log_q
+    kl = np.einsum("ij,ij->i", np.exp(log_p), difference)
+    rows = np.arange(len(targets))
+    return TokenScores(
+        np.maximum(kl, 0.0),  # rounding may leave -1e-16 where the two are equal
+        log_p.argmax(-1) == log_q.argmax(-1),
+        -log_p[rows, targets],
+        -log_q[rows, targets],
+    )
+
+
+def join(parts: Sequence[TokenScores]) -> TokenScores:
+    return TokenScores(
+        np.concatenate([part.kl for part in parts]),
+        np.concatenate([part.agree for part in parts]),
+        np.concatenate([part.reference_loss for part in parts]),
+        np.concatenate([part.artifact_loss for part in parts]),
+    )
+
+
+def summarize(scores: TokenScores) -> Summary:
+    """Statistics over all positions (at least one)."""
+    count = len(scores.kl)
+    deviation = float(scores.kl.std(ddof=1)) if count > 1 else 0.0
+    return Summary(
+        tokens=count,
+        kl_mean=float(scores.kl.mean()),
+        kl_stderr=deviation / math.sqrt(count),
+        kl_median=float(np.median(scores.kl)),
+        kl_p99=float(np.quantile(scores.kl, 0.99)),
+        kl_max=float(scores.kl.max()),
+        top1_agreement=float(scores.agree.mean()),
+        reference_perplexity=_perplexity(scores.reference_loss),
+        artifact_perplexity=_perplexity(scores.artifact_loss),
+    )
+
+
+def _perplexity(loss: NDArray[np.float64]) -> float:
+    """exp of the mean loss; a model that is sure and wrong everywhere must not overflow."""
+    return math.exp(min(float(loss.mean()), 700.0))

@@ -1,0 +1,104 @@
+"""Answer a prompt: template, tokens, generation, text streamed as it comes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import UsageError
+from .chat import Message, chat_template, render_chat
+from .generate import Generation, complete
+from .load import Loaded
+from .sampling import Sampler, Sampling
+from .thinking import Kind, ThinkSplitter, opens_thinking
+from .tokenizer import StreamDecoder, TextTokenizer
+
+Emit = Callable[[Kind, str], None]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Thoughts and answer apart, with what the generation took."""
+
+    thinking: str
+    text: str
+    generation: Generation
+    sampling: Sampling
+    loaded: Loaded
+
+    def to_json(self) -> dict[str, Any]:
+        g = self.generation
+        return {
+            "text": self.text,
+            "thinking": self.thinking,
+            "tokens": list(g.tokens),
+            "stop_reason": g.stop_reason,
+            "prompt_tokens": g.prompt_tokens,
+            "generated_tokens": len(g.tokens),
+            "prefill_tokens_per_second": g.prefill_tokens_per_second,
+            "decode_tokens_per_second": g.decode_tokens_per_second,
+            "sampling": vars(self.sampling),
+            "runtime": self.loaded.runtime,
+            "provider": self.loaded.provider,
+        }
+
+
+def prepare(
+    tokenizer: TextTokenizer, loaded: Loaded, prompt: str, system: str | None, raw: bool
+) -> tuple[list[int], bool]:
+    """-> (prompt tokens, whether the template has opened `<think>`).
+
+    With `raw`, or when the model has no chat template, the prompt is plain text.
+
+    Raises:
+        UsageError: an empty prompt, or a system prompt without a template to put it in.
+    """
+    if not prompt.strip():
+        raise UsageError("the prompt is empty", 'give it with -p "your question"')
+    template = None if raw else chat_template(loaded.side_files)
+    if template is None:
+        if system is not None:
+            raise UsageError("a system prompt needs a chat template", "leave out --system")
+        return tokenizer.encode_prompt(prompt), opens_thinking(prompt)
+    messages = [Message("system", system)] if system is not None else []
+    messages.append(Message("user", prompt))
+    rendered = render_chat(template, messages, tokenizer.special_tokens)
+    return tokenizer.encode_chat(rendered), opens_thinking(rendered)
+
+
+def answer(
+    loaded: Loaded,
+    prompt: str,
+    sampling: Sampling,
+    max_tokens: int,
+    system: str | None = None,
+    raw: bool = False,
+    emit: Emit = lambda kind, text: None,
+) -> Answer:
+    """Generate until an end token, `max_tokens`, or the end of the context.
+
+    Args:
+        emit: told every piece of text as it comes, as "think" or "answer".
+    """
+    tokenizer = TextTokenizer(loaded.side_files, loaded.config)
+    tokens, inside = prepare(tokenizer, loaded, prompt, system, raw)
+    decoder, splitter = StreamDecoder(tokenizer, tokens), ThinkSplitter(inside)
+    texts: dict[Kind, list[str]] = {"think": [], "answer": []}
+
+    def keep(piece: str, last: bool = False) -> None:
+        for kind, text in [*splitter.feed(piece), *(splitter.finish() if last else ())]:
+            texts[kind].append(text)
+            emit(kind, text)
+
+    generation = complete(
+        loaded.session,
+        tokens,
+        Sampler(sampling),
+        tokenizer.stop_ids,
+        max_tokens,
+        lambda token: keep(decoder.push(token)),
+    )
+    keep(decoder.finish(), last=True)
+    thinking, text = "".join(texts["think"]), "".join(texts["answer"])
+    return Answer(thinking.strip(), text.strip(), generation, sampling, loaded)
