@@ -227,6 +227,9 @@ def _report_bug(error: Exception) -> int:
 
 def main() -> None:
     """Entry point: run the command, turn every failure into an exit code."""
+    from dsconv.runtime.huge_pages import restart_with_huge_pages
+
+    restart_with_huge_pages()
     try:
         code = typer.main.get_command(app).main(prog_name="dsconv", standalone_mode=False)
     except DsconvError as error:
