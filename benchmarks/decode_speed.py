@@ -3,8 +3,8 @@
     python benchmarks/decode_speed.py ARTIFACT GENAI_FOLDER [--rounds 6] [--context 64]
 
 GENAI_FOLDER comes from `python -m onnxruntime_genai.models.builder -p int4 -e cpu ...` on the same
-checkpoint. Every round runs each side once, in a process of its own, in alternating order; the table
-has the medians over the rounds and the median of the rounds' ratios.
+checkpoint. Every round runs each side once, in a process of its own, in alternating order; the
+table has the medians over the rounds and the median of the rounds' ratios.
 """
 
 from __future__ import annotations

