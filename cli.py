@@ -200,8 +200,8 @@ def demo(
 
     result = demo_command(keep, _threads(threads))
     _print_json(result.to_json()) if as_json else show_demo(result)
-    if not result.verdict.passed:
-        raise VerdictFailed("; ".join(result.verdict.failures), "please report this")
+    if result.failures:
+        raise VerdictFailed("; ".join(result.failures), "please report this with dsconv --version")
 
 
 def _fail(error: DsconvError) -> int:

@@ -205,23 +205,26 @@ def demo_command(keep: Path | None, threads: int) -> DemoResult:
 
 
 def show_demo(result: DemoResult) -> None:
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"SmolLM2-135M-Instruct, {result.seconds:.0f} s in all")
-    table.add_column("model")
-    for column in ("size", "bits/weight", "mean KL", "perplexity", "decode tokens/s"):
-        table.add_column(column, justify="right")
+    title = f"SmolLM2-135M-Instruct, {result.seconds:.0f} s in all"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+    table.add_column("model", no_wrap=True)
+    for column in ("size", "bits", "KL", "top-1", "ppl", "tokens/s", "verdict"):
+        table.add_column(column, justify="right", no_wrap=True)
     for row in result.rows:
+        verdict = row.verdict
+        summary = verdict.summary if verdict else None
         table.add_row(
             row.name,
             size_text(row.size_bytes),
             f"{row.bits_per_weight:.2f}",
-            "" if row.kl is None else f"{row.kl:.4f}",
+            f"{summary.kl_mean:.4f}" if summary else "",
+            f"{summary.top1_agreement:.3f}" if summary else "",
             f"{row.perplexity:.2f}",
-            f"{row.decode_tokens_per_second:.1f}",
+            f"{row.decode_tokens_per_second:.0f}",
+            ("passed" if verdict.passed else "failed") if verdict else "",
         )
     Console().print(table)
-    top1 = result.verdict.summary.top1_agreement
-    outcome = "passed" if result.verdict.passed else "failed"
-    print(f"verdict: {outcome} (top-1 agreement {top1:.3f})")
