@@ -205,12 +205,12 @@ def demo_command(keep: Path | None, threads: int) -> DemoResult:
 
 
 def show_demo(result: DemoResult) -> None:
-    from rich.box import SIMPLE_HEAD
+    from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table
 
     title = f"SmolLM2-135M-Instruct, {result.seconds:.0f} s in all"
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+    table = Table(title=title, title_justify="left", box=SIMPLE, pad_edge=False, padding=(0, 1))
     table.add_column("model", no_wrap=True)
     for column in ("size", "bits", "KL", "top-1", "ppl", "tokens/s", "verdict"):
         table.add_column(column, justify="right", no_wrap=True)

@@ -117,7 +117,7 @@ def run_demo(
     slow = _ask(reference)
     parameters = describe(str(model)).parameters
     original = Row(
-        "original (torch)",
+        "original, in torch",
         4 * parameters,
         32.0,
         rows[0].verdict.summary.reference_perplexity if rows[0].verdict else 0.0,
@@ -166,7 +166,7 @@ class _Steps:
             verdict = verify(artifact, reference, text, options, advance)
         description = describe(str(self.folder / exported))
         row = Row(
-            f"int{bits} (ONNX Runtime)",
+            f"int{bits}, in ONNX",
             description.size_bytes,
             description.bits_per_weight,
             verdict.summary.artifact_perplexity,
