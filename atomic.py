@@ -17,6 +17,8 @@ from pathlib import Path
 
 from .errors import OutputError
 
+MANIFEST = "dsconv.json"  # lies in every folder that dsconv has finished
+
 
 def output_error(error: OSError, path: Path) -> OutputError:
     """Translate what the operating system said about writing to `path`."""
@@ -53,15 +55,24 @@ def _fsync_tree(folder: Path) -> None:
 def refuse_existing(final: Path, overwrite: bool) -> None:
     """Fail before any work when `final` is taken (and may not be replaced).
 
+    `overwrite` replaces what dsconv wrote and nothing else: a mistyped -o must not cost a home.
+
     Raises:
         OutputError: something stands at `final` that is not an empty folder.
     """
-    if overwrite and (final.is_dir() or not os.path.lexists(final)):
-        return
-    if not os.path.lexists(final) or (final.is_dir() and not any(final.iterdir())):
-        return
-    hint = "choose another folder with -o, or replace it with --overwrite"
-    raise OutputError(f"{final}: already exists", hint)
+    try:
+        if not os.path.lexists(final) or (final.is_dir() and not any(final.iterdir())):
+            return
+        replaceable = (final / MANIFEST).is_file() and not final.is_symlink()
+    except OSError as error:
+        raise output_error(error, final) from error
+    if not replaceable:
+        raise OutputError(
+            f"{final}: already exists, and dsconv did not write it", "choose another folder with -o"
+        )
+    if not overwrite:
+        hint = "choose another folder with -o, or replace it with --overwrite"
+        raise OutputError(f"{final}: already exists", hint)
 
 
 @contextmanager
@@ -101,7 +112,12 @@ def _replace_folder(partial: Path, final: Path) -> None:
         if retired.exists():
             shutil.rmtree(retired)
         os.rename(final, retired)
-    os.rename(partial, final)
+    try:
+        os.rename(partial, final)
+    except BaseException:
+        if retired.exists():
+            os.rename(retired, final)
+        raise
     fsync_path(final.parent)
     if retired.exists():
         shutil.rmtree(retired)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import signal
 import sys
+import threading
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 
 from dsconv import __version__
@@ -21,6 +23,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Quantize, export, run and verify distilled LLM checkpoints.",
+)
+
+# Older versions of typer use the package click, newer ones a copy: take the class they export.
+_CLICK_ERROR: Any = next(
+    base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException"
 )
 
 Model = Annotated[
@@ -38,7 +45,8 @@ def _threads(count: int) -> int:
 
 
 def _print_json(content: dict[str, Any]) -> None:
-    print(json.dumps(content, ensure_ascii=False, indent=2))
+    is_utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    print(json.dumps(content, ensure_ascii=not is_utf8, indent=2))
 
 
 def _show_version(wanted: bool) -> None:
@@ -211,6 +219,16 @@ def _fail(error: DsconvError) -> int:
     return error.exit_code
 
 
+def _fail_usage(error: Any) -> int:
+    """What click says of the command line; a command line without a command gets the help."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        print(error.format_message(), file=sys.stderr)
+        return UsageError.exit_code
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context else "dsconv"
+    return _fail(UsageError(error.format_message(), f"see {command} --help"))
+
+
 def _report_bug(error: Exception) -> int:
     """A traceback helps us, not the user: it goes to a file."""
     import tempfile
@@ -225,26 +243,28 @@ def _report_bug(error: Exception) -> int:
     return _fail(bug)
 
 
+def _prepare_process() -> None:
+    """A polite kill cleans up as Ctrl-C does; text that the terminal lacks is shown escaped."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def main() -> None:
     """Entry point: run the command, turn every failure into an exit code."""
     from dsconv.runtime.huge_pages import restart_with_huge_pages
 
     restart_with_huge_pages()
+    _prepare_process()
     try:
         code = typer.main.get_command(app).main(prog_name="dsconv", standalone_mode=False)
     except DsconvError as error:
         code = _fail(error)
-    except click.exceptions.NoArgsIsHelpError as error:
-        print(error.format_message(), file=sys.stderr)
-        code = UsageError.exit_code
-    except click.ClickException as error:
-        command = (
-            error.ctx.command_path
-            if isinstance(error, click.UsageError) and error.ctx
-            else "dsconv"
-        )
-        code = _fail(UsageError(error.format_message(), f"see {command} --help"))
-    except (click.Abort, KeyboardInterrupt):
+    except _CLICK_ERROR as error:
+        code = _fail_usage(error)
+    except (typer.Abort, KeyboardInterrupt):
         code = 130
     except BrokenPipeError:  # the reader of our output has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -38,6 +39,8 @@ SIDE_FILES = (
     GENERATION_CONFIG,
     "LICENSE",
 )
+# What weights may be stored in. FP8 is not among them: it means nothing without its scales.
+FLOAT_DTYPES = ("BF16", "F16", "F32", "F64")
 MAX_SIDE_FILE_BYTES = 256 * 2**20
 
 
@@ -169,9 +172,9 @@ def open_checkpoint(model: str) -> Checkpoint:
     from .hub import looks_like_hub_name, snapshot
 
     path = Path(model).expanduser()
-    if path.is_dir():
+    if os.path.isdir(path):  # Path.is_dir raises where a name is too long or out of bounds
         return open_folder(path)
-    if path.is_file():
+    if os.path.isfile(path):
         return _open_file(path)
     if looks_like_hub_name(model):
         return open_folder(snapshot(model))
@@ -200,36 +203,39 @@ def _open_file(path: Path) -> Checkpoint:
     )
 
 
-def _expected_tensors(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
-    """Name and shape of everything the files must hold."""
-    expected: dict[str, tuple[int, ...]] = {}
+def _expected_tensors(
+    checkpoint: Checkpoint,
+) -> dict[str, tuple[tuple[int, ...], tuple[str, ...]]]:
+    """Name, shape and allowed dtypes of everything the files must hold."""
+    expected: dict[str, tuple[tuple[int, ...], tuple[str, ...]]] = {}
     for name, parameter in checkpoint.parameters.items():
         scheme = checkpoint.scheme(name)
         if scheme is None:
-            expected[name] = parameter.shape
+            expected[name] = (parameter.shape, FLOAT_DTYPES)
             continue
         rows, columns = parameter.shape
         module, groups = module_of(name), scheme.groups(columns)
         words = packed_row_bytes(columns, scheme.bits) // 4
-        expected[f"{module}.weight_packed"] = (rows, words)
-        expected[f"{module}.weight_scale"] = (rows, groups)
-        expected[f"{module}.weight_shape"] = (2,)
+        expected[f"{module}.weight_packed"] = ((rows, words), ("I32",))
+        expected[f"{module}.weight_scale"] = ((rows, groups), FLOAT_DTYPES)
+        expected[f"{module}.weight_shape"] = ((2,), ("I64", "I32"))
         if not scheme.symmetric:
-            expected[f"{module}.weight_zero_point"] = (-(-rows * scheme.bits // 32), groups)
+            zero_words = -(-rows * scheme.bits // 32)
+            expected[f"{module}.weight_zero_point"] = ((zero_words, groups), ("I32",))
     return expected
 
 
 def check_tensors(checkpoint: Checkpoint) -> None:
-    """Compare the files with what the config promises, by names and shapes.
+    """Compare the files with what the config promises, by names, shapes and dtypes.
 
     Raises:
-        InputError: a tensor is missing or has another shape, or one is there that the
-            architecture does not know (ignoring it would change the model in silence).
+        InputError: a tensor is missing or has another shape or kind of number, or one is there
+            that the architecture does not know (ignoring it would change the model in silence).
     """
     source, where = checkpoint.source, checkpoint.origin
     expected = _expected_tensors(checkpoint)
     present = set(source.names())
-    for name, shape in expected.items():
+    for name, (shape, dtypes) in expected.items():
         if name not in present:
             raise InputError(
                 f"{where}: tensor {name!r} is missing",
@@ -240,6 +246,12 @@ def check_tensors(checkpoint: Checkpoint) -> None:
                 f"{where}: tensor {name!r} has shape {list(source.shape(name))}, "
                 f"config.json gives {list(shape)}",
                 "config.json belongs to another model",
+            )
+        if source.dtype(name) not in dtypes:
+            raise InputError(
+                f"{where}: tensor {name!r} is stored as {source.dtype(name)}, "
+                f"expected {' or '.join(dtypes)}",
+                "it was quantized by another tool; start from the unquantized checkpoint",
             )
     decoder = checkpoint.decoder
     ignorable = (

@@ -5,15 +5,15 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from ..errors import DownloadError
+from ..errors import DownloadError, InputError, UnsupportedError
 
-HUB_NAME = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?$")
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
 NEEDED = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.jinja", "LICENSE")
 NOT_NEEDED = ("*/*", "*consolidated*", "onnx/*", "original/*")
 
 
 def looks_like_hub_name(model: str) -> bool:
-    return HUB_NAME.match(model) is not None
+    return HUB_NAME.fullmatch(model) is not None
 
 
 def snapshot(model: str) -> Path:
@@ -21,18 +21,37 @@ def snapshot(model: str) -> Path:
 
     Raises:
         DownloadError: the hub cannot be reached, or has no such model.
+        InputError: the hub does not allow such a name.
+        UnsupportedError: the model has no safetensors files.
     """
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+    )
 
     name, _, revision = model.partition("@")
     try:
-        commit = HfApi().model_info(name, revision=revision or None).sha
+        found = HfApi().model_info(name, revision=revision or None)
+        if not any(file.rfilename.endswith(".safetensors") for file in found.siblings or ()):
+            raise UnsupportedError(
+                f"{model}: no safetensors files (pickle files can run code and are not fetched)",
+                "choose a model that has them",
+            )
         return Path(
             snapshot_download(
-                name, revision=commit, allow_patterns=list(NEEDED), ignore_patterns=list(NOT_NEEDED)
+                name,
+                revision=found.sha,
+                allow_patterns=list(NEEDED),
+                ignore_patterns=list(NOT_NEEDED),
             )
         )
+    except HFValidationError as error:
+        raise InputError(
+            f"{model}: neither a file or folder nor a hub name: {error}",
+            "give a folder, a .gguf file, or a hub name (org/model)",
+        ) from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         first_line = (str(error).splitlines() or [type(error).__name__])[0]
         raise DownloadError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,7 @@ def describe(model: str) -> Description:
     """
     folder = Path(model).expanduser()
     has_weights = (
-        not folder.is_dir()
+        not os.path.isdir(folder)
         or any(path.suffix in (".safetensors", ".bin", ".pt", ".pth") for path in folder.iterdir())
         or any(folder.glob("*.index.json"))
     )

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
+from ..atomic import MANIFEST
 
-MANIFEST = "dsconv.json"
 FORMAT_VERSION = 1
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -83,7 +84,7 @@ def open_safetensors_folder(folder: Path) -> SafetensorsSource:
     infos: dict[str, TensorInfo] = {}
     for shard in sorted(set(map(str, weight_map.values()))):
         path = folder / _plain_name(index, shard)
-        if not path.exists():
+        if not os.path.exists(path):  # Path.exists raises where the name is too long
             raise InputError(
                 f"{path}: missing, but {INDEX} names it",
                 "the download is incomplete; download the checkpoint again",

@@ -17,6 +17,7 @@ It costs 0.03 % (symmetric) or 0.15 % (asymmetric) of the squared error on norma
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,9 +28,10 @@ Floats = NDArray[np.float32]
 
 MAX_SCALE = float(np.finfo(np.float16).max)
 
-# Scales tried, as fractions of the largest weight's own scale. Long rows profit from clipping more.
+# Scales tried, as fractions of the largest weight's own scale, 1 among them: plain rounding is the
+# worst that can come out. Long rows profit from clipping more.
 SEARCH_4_BITS = np.linspace(0.72, 1.16, 12, dtype=np.float32)
-SEARCH_4_BITS_ROW = np.linspace(0.44, 1.10, 18, dtype=np.float32)
+SEARCH_4_BITS_ROW = np.linspace(0.44, 1.12, 18, dtype=np.float32)
 SEARCH_8_BITS = np.array([0.98, 1.0, 1.008], np.float32)
 
 
@@ -37,14 +39,16 @@ class ScaleOverflow(ValueError):
     """A weight is so large that its group's scale does not fit float16."""
 
 
-def grouped(weights: Floats, scheme: Scheme) -> Floats:
-    """[rows, columns] -> [rows, groups, size], the last group padded with zeros."""
+def grouped(
+    weights: Floats, scheme: Scheme, padding_mode: Literal["constant", "edge"] = "constant"
+) -> Floats:
+    """[rows, columns] -> [rows, groups, size], the last group padded with zeros (or its end)."""
     rows, columns = weights.shape
     groups = scheme.groups(columns)
     size = columns if scheme.group_size == WHOLE_ROW else scheme.group_size
     padding = groups * size - columns
     if padding:
-        weights = np.pad(weights, ((0, 0), (0, padding)))
+        weights = np.pad(weights, ((0, 0), (0, padding)), padding_mode)
     return weights.reshape(rows, groups, size)
 
 
@@ -65,14 +69,15 @@ def round_to_nearest(weights: Floats, scheme: Scheme) -> Quantized:
     The codes follow from the unrounded scale, which is stored as float16 afterwards.
     """
     w = grouped(weights, scheme)
+    zeros: Floats | None = None
     if scheme.symmetric:
-        scales, zeros = _largest(w) / -np.float32(scheme.zero), None
-        codes = _round_codes(w, scales, np.float32(scheme.zero), scheme)
+        scales = _largest(w) / -np.float32(scheme.zero)
     else:
         low, high = _range(w)
         scales = (high - low) / np.float32(scheme.max_code)
         zeros = _round_zeros(low, scales, scheme)
-        codes = _round_codes(w, scales, zeros[..., None], scheme)
+        scales, zeros = _keep_constant_groups(weights, scales, zeros, scheme)
+    codes = _round_codes(w, scales, _centre(zeros, scheme), scheme)
     return _finish(weights, codes, scales, zeros, scheme)
 
 
@@ -82,11 +87,10 @@ def search(weights: Floats, scheme: Scheme) -> Quantized:
     scales, zeros = (_search_symmetric if scheme.symmetric else _search_asymmetric)(w, scheme)
     if scheme.bits == 4:
         scales = _trim(scales, 8 if scheme.symmetric else 7)
-    scales, zeros = _keep_constant_groups(w, scales, zeros, scheme)
+    scales, zeros = _keep_constant_groups(weights, scales, zeros, scheme)
     _check_scales(scales)
     rounded = scales.astype(np.float16).astype(np.float32)  # the codes must fit the stored scale
-    offset = np.float32(scheme.zero) if zeros is None else zeros[..., None]
-    codes = _round_codes(w, rounded, offset, scheme)
+    codes = _round_codes(w, rounded, _centre(zeros, scheme), scheme)
     return _finish(weights, codes, rounded, zeros, scheme)
 
 
@@ -97,9 +101,10 @@ METHODS: dict[str, Callable[[Floats, Scheme], Quantized]] = {
 
 
 def _largest(w: Floats) -> Floats:
-    """[..., size] -> [...]: the value of largest magnitude, with its sign (first of equals)."""
-    index = np.abs(w).argmax(-1)[..., None]
-    return np.take_along_axis(w, index, -1)[..., 0]
+    """[..., size] -> [...]: the value of largest magnitude; of equals the negative one."""
+    low, high = w.min(-1), w.max(-1)
+    largest: Floats = np.where(high > -low, high, low)
+    return largest
 
 
 def _range(w: Floats) -> tuple[Floats, Floats]:
@@ -119,14 +124,19 @@ def _round_zeros(low: Floats, scales: Floats, scheme: Scheme) -> Floats:
     return zeros
 
 
+def _centre(zeros: Floats | None, scheme: Scheme) -> Floats | np.float32:
+    return np.float32(scheme.zero) if zeros is None else zeros[..., None]
+
+
 def _round_codes(w: Floats, scales: Floats, zero: Floats | np.float32, scheme: Scheme) -> Floats:
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        codes = (
-            w / scales[..., None]
-        )  # a division: its rounding is the reference's, 1/s * w differs
-    np.nan_to_num(codes, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
-    np.rint(codes, out=codes)
-    codes += zero
+    """Nearest codes; halves go up, in onnxruntime's own order of operations.
+
+    Weights come from bfloat16 files: they lie on a grid, and ties are common.
+    """
+    with np.errstate(over="ignore"):
+        codes: Floats = w * _inverse(scales)[..., None]
+    codes += zero + np.float32(0.5)
+    np.floor(codes, out=codes)
     return np.clip(codes, 0, scheme.max_code, out=codes)
 
 
@@ -165,6 +175,7 @@ def _refit(w: Floats, centred: Floats) -> tuple[Floats, Floats]:
 
 def _search_symmetric(w: Floats, scheme: Scheme) -> tuple[Floats, None]:
     start = _largest(w) / -np.float32(scheme.zero)
+    _check_scales(start)
     best = np.zeros_like(start)
     best_gain = np.full_like(start, -1)
     centred = np.empty_like(w)
@@ -181,6 +192,7 @@ def _search_symmetric(w: Floats, scheme: Scheme) -> tuple[Floats, None]:
 def _search_asymmetric(w: Floats, scheme: Scheme) -> tuple[Floats, Floats]:
     low, high = _range(w)
     start = (high - low) / np.float32(scheme.max_code)
+    _check_scales(start)
     best, best_zero = np.zeros_like(start), np.zeros_like(start)
     best_gain = np.full_like(start, -1)
     for fraction in _sweep(scheme):
@@ -206,9 +218,10 @@ def _trim(scales: Floats, bits: int) -> Floats:
 
 
 def _keep_constant_groups(
-    w: Floats, scales: Floats, zeros: Floats | None, scheme: Scheme
+    weights: Floats, scales: Floats, zeros: Floats | None, scheme: Scheme
 ) -> tuple[Floats, Floats | None]:
     """Give groups of one repeated value the value itself as scale: code zero + 1, no rounding."""
+    w = grouped(weights, scheme, "edge")
     first = w[..., 0]
     constant = (w == first[..., None]).all(-1)
     scales = np.where(constant, first, scales)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from ..convert.checkpoint import generation_config, open_checkpoint
 from ..convert.inspect import Description
 from ..convert.onnx.export import ExportOptions, ExportResult, export_onnx
 from ..convert.quantized import QuantizeOptions, QuantizeResult, quantize_checkpoint
+from ..errors import UsageError
 from .console import progress, quantity, say, size_text
 from .demo import DemoResult, run_demo
 from .load import Loaded, load
@@ -53,10 +55,18 @@ class QuantizeReport:
         )
 
 
+def _check_output(model: str, output: Path, overwrite: bool) -> None:
+    """Fail before any work: the output is taken, or replacing it would remove the input."""
+    refuse_existing(output, overwrite)
+    source = Path(model).expanduser().resolve()
+    if os.path.exists(output) and output.resolve() in (source, *source.parents):
+        raise UsageError(f"{output}: holds the input", "choose another folder with -o")
+
+
 def quantize_command(
     model: str, options: QuantizeOptions, output: Path, overwrite: bool
 ) -> QuantizeReport:
-    refuse_existing(output, overwrite)
+    _check_output(model, output, overwrite)
     start = time.perf_counter()
     checkpoint = open_checkpoint(model)
     with progress("quantize", checkpoint.parameter_count, "weights") as advance:
@@ -91,7 +101,7 @@ class ExportReport:
 def export_command(
     model: str, options: ExportOptions, output: Path, overwrite: bool
 ) -> ExportReport:
-    refuse_existing(output, overwrite)
+    _check_output(model, output, overwrite)
     start = time.perf_counter()
     checkpoint = open_checkpoint(model)
     with progress("export", checkpoint.parameter_count, "weights") as advance:
@@ -205,12 +215,11 @@ def demo_command(keep: Path | None, threads: int) -> DemoResult:
 
 
 def show_demo(result: DemoResult) -> None:
-    from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table
 
     title = f"SmolLM2-135M-Instruct, {result.seconds:.0f} s in all"
-    table = Table(title=title, title_justify="left", box=SIMPLE, pad_edge=False, padding=(0, 1))
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
     table.add_column("model", no_wrap=True)
     for column in ("size", "bits", "KL", "top-1", "ppl", "tokens/s", "verdict"):
         table.add_column(column, justify="right", no_wrap=True)

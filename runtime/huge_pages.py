@@ -44,9 +44,10 @@ def restart_with_huge_pages() -> None:
         return
     started_with = Path("/proc/self/cmdline").read_bytes().split(b"\0")[:-1]
     arguments = [os.fsencode(argument) for argument in sys.argv[1:]]
-    name = os.path.basename(started_with[-len(arguments) - 1])
-    is_ours = name in (b"dsconv", b"__main__.py", b"cli.py")
-    is_module = started_with[-len(arguments) - 2 : -len(arguments)] == [b"-m", b"dsconv"]
-    if started_with[-len(arguments) :] == arguments and (is_ours or is_module):
+    before, given = started_with[: -len(arguments)], started_with[-len(arguments) :]
+    if given != arguments or not before:
+        return
+    is_ours = os.path.basename(before[-1]) in (b"dsconv", b"__main__.py", b"cli.py")
+    if is_ours or before[-2:] == [b"-m", b"dsconv"]:
         sys.stdout.flush()
         os.execve(sys.executable, [sys.executable, "-m", "dsconv", *sys.argv[1:]], changed)

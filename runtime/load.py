@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..convert.onnx.names import GENAI_CONFIG
-from ..errors import UnsupportedError
+from ..errors import UnsupportedError, UsageError
+from .providers import refuse_unknown
 from .session import Session
+
+DTYPES = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -23,7 +27,7 @@ class Loaded:
 
 
 def is_onnx_artifact(path: Path) -> bool:
-    return (path / GENAI_CONFIG).is_file()
+    return os.path.isfile(path / GENAI_CONFIG)
 
 
 def load(path: str, provider: str = "cpu", threads: int = 0, dtype: str = "float32") -> Loaded:
@@ -34,8 +38,11 @@ def load(path: str, provider: str = "cpu", threads: int = 0, dtype: str = "float
         dtype: of the torch reference, float32 or bfloat16.
 
     Raises:
-        InputError, UnsupportedError, ProviderError, DownloadError: with the cure.
+        UsageError, InputError, UnsupportedError, ProviderError, DownloadError: with the cure.
     """
+    refuse_unknown(provider)
+    if dtype not in DTYPES:
+        raise UsageError(f"dtype: {dtype!r} is not known", f"choose {' or '.join(DTYPES)}")
     folder = Path(path).expanduser()
     if is_onnx_artifact(folder):
         from ..convert.checkpoint import CONFIG, open_side_files

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..atomic import MANIFEST
 from ..convert.json_file import ConfigReader, read_json_object
-from ..convert.manifest import MANIFEST
 from ..convert.onnx.names import GENAI_CONFIG
 from ..errors import InputError, ProviderError
 from .providers import provider_name
@@ -51,13 +51,16 @@ def read_graph_shape(folder: Path) -> GraphShape:
     search = reader.child("search")
     if model is None or decoder is None or search is None:
         raise reader.fail("model.decoder, search", "missing")
+    filename = decoder.string("filename")
+    if "/" in filename or "\\" in filename:
+        raise reader.fail("model.decoder.filename", f"{filename!r} leads out of the folder")
     level = 4
     if (folder / MANIFEST).exists():
         manifest = ConfigReader(read_json_object(folder / MANIFEST), str(folder / MANIFEST))
         recipe = manifest.child("recipe")
         level = recipe.integer("accuracy_level", 4, low=0, high=4) if recipe else 4
     return GraphShape(
-        decoder.string("filename"),
+        filename,
         model.integer("vocab_size"),
         model.integer("context_length"),
         decoder.integer("num_hidden_layers"),
@@ -74,6 +77,7 @@ class OnnxSession:
     def __init__(self, folder: Path, provider: str = "cpu", threads: int = 0) -> None:
         self._shape = read_graph_shape(folder)
         self._session = _open(folder / self._shape.filename, self._shape, provider, threads)
+        _check_graph(self._session, self._shape, folder)
         self._inputs = {node.name: node for node in self._session.get_inputs()}
         self._outputs = [node.name for node in self._session.get_outputs()]
         self._cache: _SharedCache | _GrowingCache
@@ -220,6 +224,22 @@ class _GrowingCache:
     def take(self, binding: Any, outputs: list[str]) -> None:
         # Outputs come in the order in which they were bound: logits first, then the cache.
         self._values = list(binding.get_outputs())[1:]
+
+
+def _check_graph(session: Any, shape: GraphShape, folder: Path) -> None:
+    """The graph must be what genai_config.json says: buffers of other sizes would not fit it."""
+    cache = {
+        node.name: (node.type, *node.shape[1::2])
+        for node in session.get_inputs()
+        if node.name.startswith("past_key_values.")
+    }
+    row = ("tensor(float)", shape.kv_heads, shape.head_dim)
+    widths = [node.shape[-1] for node in session.get_outputs() if node.name == "logits"]
+    if cache != {past: row for past, _ in _cache_names(shape)} or widths != [shape.vocabulary]:
+        raise InputError(
+            f"{folder / shape.filename}: its cache or logits are not what {GENAI_CONFIG} says",
+            "graph and configuration do not belong together; export the artifact again",
+        )
 
 
 def _wrap(array: NDArray[Any]) -> Any:

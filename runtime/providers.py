@@ -24,6 +24,12 @@ WHEELS = {
 }
 
 
+def refuse_unknown(provider: str) -> None:
+    """Raises UsageError unless `provider` is one of the short names."""
+    if provider not in PROVIDERS:
+        raise UsageError(f"provider: {provider!r} is not known", f"choose {', '.join(PROVIDERS)}")
+
+
 def provider_name(provider: str) -> str:
     """Short name -> ONNX Runtime's name of a provider that the installed wheel has.
 
@@ -33,8 +39,7 @@ def provider_name(provider: str) -> str:
     """
     import onnxruntime
 
-    if provider not in PROVIDERS:
-        raise UsageError(f"provider: {provider!r} is not known", f"choose {', '.join(PROVIDERS)}")
+    refuse_unknown(provider)
     name = PROVIDERS[provider]
     if name not in onnxruntime.get_available_providers():
         wheel = WHEELS.get(provider, "the vendor's onnxruntime")

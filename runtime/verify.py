@@ -6,6 +6,7 @@ window, so memory is bounded by one window of logits.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -55,7 +56,9 @@ class Verdict:
         """One sentence per threshold that was not met."""
         found = []
         s, o = self.summary, self.options
-        if o.max_kl is not None and not s.kl_mean <= o.max_kl:
+        if not math.isfinite(s.kl_mean):
+            found.append("the logits are not finite")
+        elif o.max_kl is not None and not s.kl_mean <= o.max_kl:
             found.append(f"mean KL {s.kl_mean:.4g} nats per token, allowed {o.max_kl:g}")
         if o.min_top1 is not None and not s.top1_agreement >= o.min_top1:
             found.append(f"top-1 agreement {s.top1_agreement:.4f}, required {o.min_top1:g}")
@@ -71,16 +74,16 @@ class Verdict:
             "passed": self.passed,
             "tokens": s.tokens,
             "kl": {
-                "mean": s.kl_mean,
-                "stderr": s.kl_stderr,
-                "median": s.kl_median,
-                "p99": s.kl_p99,
-                "max": s.kl_max,
+                "mean": _finite(s.kl_mean),
+                "stderr": _finite(s.kl_stderr),
+                "median": _finite(s.kl_median),
+                "p99": _finite(s.kl_p99),
+                "max": _finite(s.kl_max),
             },
             "top1_agreement": s.top1_agreement,
             "perplexity": {
-                "reference": s.reference_perplexity,
-                "artifact": s.artifact_perplexity,
+                "reference": _finite(s.reference_perplexity),
+                "artifact": _finite(s.artifact_perplexity),
             },
             "noise_floor": {"kl_mean": self.noise_kl},
             "runtime": self.runtime,
@@ -89,6 +92,11 @@ class Verdict:
             "thresholds": {"max_kl": self.options.max_kl, "min_top1": self.options.min_top1},
             "failures": self.failures,
         }
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no NaN."""
+    return value if math.isfinite(value) else None
 
 
 def read_text(path: Path | None) -> str:
@@ -166,6 +174,10 @@ def plan_windows(
     bos = tokens[:1] if tokens[:1] == [tokenizer.bos_id] else []
     tokens = tokens[len(bos) :][: options.max_tokens]
     size = min(options.window, artifact.session.context_length, reference.session.context_length)
+    if size <= len(bos) or size < 2:
+        raise InputError(
+            f"a context of {size} tokens holds no prediction", "export with a longer context"
+        )
     pieces = list(windows(tokens, bos, size))
     if not pieces:
         raise InputError(

@@ -28,7 +28,7 @@ def read_family(reader: ConfigReader) -> Decoder:
     if not isinstance(architectures, list) or not architectures:
         raise reader.fail("architectures", f"{architectures!r} is not a list of names")
     name = architectures[0]
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         raise UnsupportedError(
             f"{reader.where}: architecture {name!r} is not supported",
             f"supported: {', '.join(known)}",

@@ -68,6 +68,8 @@ def refuse_unsupported(reader: ConfigReader, extra: Mapping[str, tuple[Any, ...]
                 f"supported: {', '.join(map(repr, neutral)) or 'absent'}",
             )
     layer_types = reader.data.get("layer_types")
+    if layer_types is not None and not isinstance(layer_types, list):
+        raise reader.fail("layer_types", f"{layer_types!r} is not a list")
     if layer_types is not None and set(map(str, layer_types)) - {"full_attention"}:
         raise UnsupportedError(
             f"{reader.where}: layer_types holds {sorted(set(map(str, layer_types)))}",

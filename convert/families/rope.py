@@ -74,8 +74,9 @@ def _llama3(plain: NDArray[np.float32], scaling: Llama3Scaling) -> NDArray[np.fl
     """Slow waves are divided by the factor, fast ones kept, those between blended."""
     factor, low = np.float32(scaling.factor), np.float32(scaling.low_freq_factor)
     context = np.float32(scaling.original_max_position_embeddings)
-    wavelength = np.float32(2 * math.pi) / plain
-    blend = (context / wavelength - low) / np.float32(
+    # Products with a reciprocal, as torch evaluates the published `number / tensor`.
+    wavelength = np.float32(1) / plain * np.float32(2 * math.pi)
+    blend = (np.float32(1) / wavelength * context - low) / np.float32(
         scaling.high_freq_factor - scaling.low_freq_factor
     )
     blended = (1 - blend) * plain / factor + blend * plain

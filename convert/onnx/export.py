@@ -83,8 +83,9 @@ def export_onnx(
         local = open_folder(folder)
         context = options.context_length or local.decoder.config.max_position_embeddings
         dialect = _dialect_for(options.dialect, local)
-        _write_graph(local, dialect, GraphOptions(context, options.accuracy_level), folder)
-        content = genai_config(local, dialect, GRAPH_FILE, context)
+        graph_options = GraphOptions(context, options.accuracy_level)
+        _write_graph(local, dialect, graph_options, folder)
+        content = genai_config(local, dialect, GRAPH_FILE, graph_options)
         _write_json(folder / GENAI_CONFIG, content)
         source = Provenance(checkpoint.origin.resolve().name, {})
         recipe = {key: value for key, value in vars(options).items() if key != "copy"}

@@ -6,13 +6,17 @@ from typing import Any
 
 from ..checkpoint import CONFIG, Checkpoint, eos_token_ids, generation_config
 from ..json_file import ConfigReader
-from .dialect import Dialect
+from .dialect import Dialect, GraphOptions
 
 
 def genai_config(
-    checkpoint: Checkpoint, dialect: type[Dialect], filename: str, context_length: int
+    checkpoint: Checkpoint, dialect: type[Dialect], filename: str, options: GraphOptions
 ) -> dict[str, Any]:
-    """The content of genai_config.json for the graph `filename`."""
+    """The content of genai_config.json for the graph `filename`.
+
+    Products that ONNX Runtime itself fuses from standard operators take their accuracy level from
+    the session, contrib nodes from their attribute.
+    """
     c = checkpoint.decoder.config
     generation = generation_config(checkpoint.side_files)
     eos = list(eos_token_ids(checkpoint))
@@ -30,10 +34,14 @@ def genai_config(
     model: dict[str, Any] = {
         "type": checkpoint.decoder.model_type,
         "vocab_size": c.vocab_size,
-        "context_length": context_length,
+        "context_length": options.context_length,
         "decoder": {
             "filename": filename,
-            "session_options": {"log_id": "dsconv", "provider_options": []},
+            "session_options": {
+                "log_id": "dsconv",
+                "provider_options": [],
+                "session.qdq_matmulnbits_accuracy_level": str(options.accuracy_level),
+            },
             "hidden_size": c.hidden_size,
             "head_size": c.head_dim,
             "num_attention_heads": c.num_attention_heads,
@@ -55,7 +63,7 @@ def genai_config(
     sampled = generation.boolean("do_sample", False)
     search = {
         "do_sample": sampled,
-        "max_length": context_length,
+        "max_length": options.context_length,
         "past_present_share_buffer": dialect.shares_cache_buffer,
         "temperature": generation.number("temperature", 1.0),
         "top_p": generation.number("top_p", 1.0),

