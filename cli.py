@@ -82,20 +82,28 @@ def quantize(
         int, typer.Option(help="Bits of the token embedding: 4, 8, 16 = as it is")
     ] = 16,
     method: Annotated[
-        str, typer.Option(help="search: least squares per group; rtn: round to nearest")
+        str,
+        typer.Option(help="search: least squares per group; rtn: to nearest; gptq: calibrated"),
     ] = "search",
+    calibration: Annotated[
+        list[Path] | None,
+        typer.Option(help="Text or .jsonl file for gptq; several are used in equal parts"),
+    ] = None,
+    calibration_tokens: Annotated[int, typer.Option(help="Tokens to calibrate on")] = 32768,
     threads: Threads = 0,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Quantize a checkpoint to int4 or int8, tensor by tensor in bounded memory."""
-    from dsconv.convert.quantized import QuantizeOptions
+    from dsconv.convert.quantization_plan import QuantizeOptions
+    from dsconv.runtime.calibration import CalibrationOptions
     from dsconv.runtime.commands import quantize_command
 
     chosen = QuantizeOptions(
         bits, group_size, symmetric, head_bits, embedding_bits, method, _threads(threads)
     )
-    report = quantize_command(model, chosen, output, overwrite)
+    texts = CalibrationOptions(tuple(calibration or ()), calibration_tokens)
+    report = quantize_command(model, chosen, output, overwrite, texts)
     _print_json(report.to_json()) if as_json else report.show()
 
 

@@ -13,8 +13,10 @@ from ..atomic import refuse_existing
 from ..convert.checkpoint import generation_config, open_checkpoint
 from ..convert.inspect import Description
 from ..convert.onnx.export import ExportOptions, ExportResult, export_onnx
-from ..convert.quantized import QuantizeOptions, QuantizeResult, quantize_checkpoint
+from ..convert.quantization_plan import CALIBRATED, QuantizeOptions
+from ..convert.quantized import QuantizeResult, quantize_checkpoint
 from ..errors import UsageError
+from .calibration import CalibrationOptions, calibration_windows
 from .console import progress, quantity, say, size_text
 from .demo import DemoResult, run_demo
 from .load import Loaded, load
@@ -64,13 +66,23 @@ def _check_output(model: str, output: Path, overwrite: bool) -> None:
 
 
 def quantize_command(
-    model: str, options: QuantizeOptions, output: Path, overwrite: bool
+    model: str,
+    options: QuantizeOptions,
+    output: Path,
+    overwrite: bool,
+    calibration: CalibrationOptions,
 ) -> QuantizeReport:
+    if (options.method == CALIBRATED) != bool(calibration.files):
+        raise UsageError(
+            f"method {options.method!r} with {len(calibration.files)} calibration files",
+            f"--method {CALIBRATED} needs --calibration FILE, the other methods take none",
+        )
     _check_output(model, output, overwrite)
     start = time.perf_counter()
     checkpoint = open_checkpoint(model)
+    windows = calibration_windows(checkpoint, calibration) if calibration.files else []
     with progress("quantize", checkpoint.parameter_count, "weights") as advance:
-        result = quantize_checkpoint(checkpoint, options, output, overwrite, advance)
+        result = quantize_checkpoint(checkpoint, options, output, overwrite, advance, windows)
     return QuantizeReport(result, output, time.perf_counter() - start)
 
 

@@ -14,7 +14,8 @@ from typing import Any
 from ..convert.checkpoint import open_checkpoint
 from ..convert.inspect import describe
 from ..convert.onnx.export import ExportOptions, export_onnx
-from ..convert.quantized import QuantizeOptions, quantize_checkpoint
+from ..convert.quantization_plan import QuantizeOptions
+from ..convert.quantized import quantize_checkpoint
 from ..errors import InputError
 from .load import Loaded, load
 from .run import Answer, answer

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from dsconv.convert.checkpoint import Checkpoint, open_checkpoint
-from dsconv.convert.quantized import QuantizeOptions, quantize_checkpoint
+from dsconv.convert.quantization_plan import QuantizeOptions
+from dsconv.convert.quantized import quantize_checkpoint
 
 _DEFAULT = Path(__file__).parents[2] / "shared" / "data"
 SHARED_DATA = Path(os.environ.get("DSCONV_SHARED_DATA", _DEFAULT))

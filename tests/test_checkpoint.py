@@ -22,7 +22,8 @@ from small_models import (
 
 from dsconv.convert import checkpoint as checkpoint_module
 from dsconv.convert.checkpoint import eos_token_ids, open_checkpoint
-from dsconv.convert.quantized import QuantizeOptions, quantize_checkpoint
+from dsconv.convert.quantization_plan import QuantizeOptions
+from dsconv.convert.quantized import quantize_checkpoint
 from dsconv.errors import InputError, UnsupportedError
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"

@@ -23,7 +23,8 @@ from small_models import write_checkpoint, write_json
 
 from dsconv.convert.checkpoint import open_checkpoint
 from dsconv.convert.onnx.export import ExportOptions, export_onnx
-from dsconv.convert.quantized import QuantizeOptions, quantize_checkpoint
+from dsconv.convert.quantization_plan import QuantizeOptions
+from dsconv.convert.quantized import quantize_checkpoint
 
 Damage = Callable[[Path], None]
 Call = Callable[..., Outcome]
@@ -525,7 +526,7 @@ def test_a_bug_of_ours_is_exit_code_70_with_the_traceback_in_a_file(
     def fail(*arguments: object) -> None:
         raise ZeroDivisionError("the\nunexpected")
 
-    monkeypatch.setattr("dsconv.convert.quantized._write_shard", fail)
+    monkeypatch.setattr("dsconv.convert.quantized._quantize_freely", fail)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     outcome = call("quantize", model, "-o", tmp_path / "out")
     assert_refused(outcome, 70, "ZeroDivisionError: the unexpected")
@@ -544,7 +545,7 @@ def test_too_little_memory_is_no_bug_of_ours(
     def fail(*arguments: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("dsconv.convert.quantized._write_shard", fail)
+    monkeypatch.setattr("dsconv.convert.quantized._quantize_freely", fail)
     assert_refused(call("quantize", model, "-o", tmp_path / "out"), 4, "not enough memory")
 
 

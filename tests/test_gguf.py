@@ -22,7 +22,7 @@ from dsconv.convert.gguf import open_gguf
 from dsconv.convert.gguf_file import TYPES, read_header
 from dsconv.errors import InputError, UnsupportedError
 
-DATA = Path(os.environ.get("DSCONV_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
+DATA = Path(os.environ.get("DSCONV_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
 AWKWARD = [
     "",
     "Hello, world!",

@@ -25,7 +25,7 @@ from helpers import (
 )
 from numpy.typing import NDArray
 
-from dsconv.convert import quantized as quantized_module
+from dsconv.convert import quantization_plan
 from dsconv.convert.checkpoint import Checkpoint, open_checkpoint
 from dsconv.convert.onnx.export import DIALECTS, ExportOptions, export_onnx
 from dsconv.convert.onnx.names import DATA_FILE, GRAPH_FILE
@@ -195,7 +195,7 @@ def test_half_precision_weights(dialect: str, dtype: torch.dtype, tmp_path: Path
 
 @EVERY_DIALECT
 def test_sharded_weights(dialect: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quantized_module, "MAX_SHARD_BYTES", 20_000)
+    monkeypatch.setattr(quantization_plan, "MAX_SHARD_BYTES", 20_000)
     tiny_checkpoint(tmp_path / "m", "qwen2")
     checkpoint = quantized(tmp_path / "m", tmp_path / "q")
     assert len(checkpoint.source.files()) > 2
@@ -323,7 +323,7 @@ def test_the_same_input_gives_the_same_bytes(
 def test_bad_options_and_outputs(plain: Checkpoint, tmp_path: Path) -> None:
     for bad in ({"dialect": "std99"}, {"accuracy_level": 5}, {"context_length": 0}):
         with pytest.raises(UsageError):
-            ExportOptions(**bad)  # type: ignore[arg-type]
+            ExportOptions(**bad)
     (tmp_path / "onnx").write_text("a file")
     with pytest.raises(OutputError, match="already exists"):
         export(plain, tmp_path / "onnx", "contrib")

@@ -12,7 +12,8 @@ from small_models import VOCABULARY, write_checkpoint
 
 from dsconv.convert.checkpoint import open_checkpoint
 from dsconv.convert.onnx.export import ExportOptions, export_onnx
-from dsconv.convert.quantized import QuantizeOptions, quantize_checkpoint
+from dsconv.convert.quantization_plan import QuantizeOptions
+from dsconv.convert.quantized import quantize_checkpoint
 from dsconv.errors import InputError, ProviderError, UsageError
 from dsconv.runtime.onnx_session import FIRST_BUFFER, PREFILL_CHUNK, OnnxSession
 from dsconv.runtime.torch_session import TorchSession

@@ -25,10 +25,12 @@ from helpers import (
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
+from dsconv.convert import quantization_plan
 from dsconv.convert import quantized as quantized_module
 from dsconv.convert.checkpoint import Checkpoint, open_checkpoint
 from dsconv.convert.families.inventory import Role
-from dsconv.convert.quantized import QuantizeOptions, quantize_checkpoint
+from dsconv.convert.quantization_plan import QuantizeOptions
+from dsconv.convert.quantized import quantize_checkpoint
 from dsconv.convert.torch_ops import TorchModel
 from dsconv.errors import InputError, OutputError, UnsupportedError, UsageError
 from dsconv.quant.rounding import METHODS, dequantize
@@ -246,7 +248,7 @@ def test_codes_are_aligned_for_any_kernel(untied: Path, tmp_path: Path) -> None:
 def test_shards(untied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Several files and an index that every reader follows; a fusable group is never split."""
     whole = quantized(untied, tmp_path / "whole")
-    monkeypatch.setattr(quantized_module, "MAX_SHARD_BYTES", 60_000)
+    monkeypatch.setattr(quantization_plan, "MAX_SHARD_BYTES", 60_000)
     sharded = quantized(untied, tmp_path / "q")
     index = json.loads((tmp_path / "q" / "model.safetensors.index.json").read_text())
     files = sorted((tmp_path / "q").glob("model-*.safetensors"))

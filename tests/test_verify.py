@@ -17,7 +17,8 @@ from small_models import BOS, VOCABULARY, write_checkpoint
 
 from dsconv.convert.checkpoint import open_checkpoint
 from dsconv.convert.onnx.export import ExportOptions, export_onnx
-from dsconv.convert.quantized import QuantizeOptions, quantize_checkpoint
+from dsconv.convert.quantization_plan import QuantizeOptions
+from dsconv.convert.quantized import quantize_checkpoint
 from dsconv.errors import InputError, UsageError
 from dsconv.runtime.load import Loaded, load
 from dsconv.runtime.verify import (
