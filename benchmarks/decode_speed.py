@@ -1,10 +1,11 @@
 """Decode and prefill speed of an exported artifact against onnxruntime-genai on its own build.
 
-    python benchmarks/decode_speed.py ARTIFACT GENAI_FOLDER [--rounds 6] [--context 64]
+    python benchmarks/decode_speed.py ARTIFACT GENAI_FOLDER [--rounds 4] [--bursts 12]
 
 GENAI_FOLDER comes from `python -m onnxruntime_genai.models.builder -p int4 -e cpu ...` on the same
-checkpoint. Every round runs each side once, in a process of its own, in alternating order; the
-table has the medians over the rounds and the median of the rounds' ratios.
+checkpoint. A round starts one process per side; both stay loaded and take turns, one burst of
+tokens each, so that a change of the machine's memory speed meets both alike. The table has medians
+over all bursts and the median of the ratios of neighbouring bursts.
 """
 
 from __future__ import annotations
@@ -15,53 +16,45 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from dsconv.runtime.huge_pages import environment
 
-WARM_UP = 4
+Step = Callable[[], None]
 
 
-def measure_dsconv(folder: str, context: int, tokens: int, threads: int) -> dict[str, float]:
-    import numpy as np
-
+def open_dsconv(folder: str, prompt: list[int], threads: int, limit: int) -> tuple[Step, float]:
+    """-> (a function that decodes one token, seconds of the prefill)."""
     from dsconv.runtime.onnx_session import OnnxSession
     from dsconv.runtime.sampling import Sampler, Sampling
 
-    start = time.perf_counter()
-    session = OnnxSession(Path(folder), threads=threads)
-    load = time.perf_counter() - start
-    prompt = np.random.default_rng(0).integers(0, session.vocabulary - 300, context).tolist()
-    sampler = Sampler(Sampling())
+    session, sampler = OnnxSession(Path(folder), threads=threads), Sampler(Sampling())
     session.prefill(prompt)
     session.reset()
     start = time.perf_counter()
     token = sampler.choose(session.prefill(prompt))
     prefill = time.perf_counter() - start
-    steps = []
-    for _ in range(tokens + WARM_UP):
-        start = time.perf_counter()
+
+    def step() -> None:
+        nonlocal token
         token = sampler.choose(session.decode(token))
-        steps.append(time.perf_counter() - start)
-    return summary(load, context / prefill, steps)
+
+    return step, prefill
 
 
-def measure_genai(folder: str, context: int, tokens: int, threads: int) -> dict[str, float]:
-    import numpy as np
+def open_genai(folder: str, prompt: list[int], threads: int, limit: int) -> tuple[Step, float]:
+    """-> (a function that decodes one token, seconds of the prefill)."""
     import onnxruntime_genai as genai
 
     config = genai.Config(folder)
-    overlay = {"intra_op_num_threads": threads}
-    config.overlay(json.dumps({"model": {"decoder": {"session_options": overlay}}}))
-    start = time.perf_counter()
+    session_options = {"intra_op_num_threads": threads}
+    config.overlay(json.dumps({"model": {"decoder": {"session_options": session_options}}}))
     model = genai.Model(config)
-    load = time.perf_counter() - start
-    vocabulary = json.loads((Path(folder) / "genai_config.json").read_text())["model"]["vocab_size"]
-    prompt = np.random.default_rng(0).integers(0, vocabulary - 300, context).astype(np.int32)
 
-    def generator() -> object:
+    def generator() -> genai.Generator:
         parameters = genai.GeneratorParams(model)
-        limit = context + tokens + WARM_UP + 4
         parameters.set_search_options(max_length=limit, min_length=limit, do_sample=False)
         return genai.Generator(model, parameters)
 
@@ -73,67 +66,92 @@ def measure_genai(folder: str, context: int, tokens: int, threads: int) -> dict[
     start = time.perf_counter()
     run.append_tokens(prompt)
     run.generate_next_token()
-    prefill = time.perf_counter() - start
-    steps = []
-    for _ in range(tokens + WARM_UP):
-        start = time.perf_counter()
-        run.generate_next_token()
-        steps.append(time.perf_counter() - start)
-    return summary(load, context / prefill, steps)
+    return run.generate_next_token, time.perf_counter() - start
 
 
-def summary(load: float, prefill: float, steps: list[float]) -> dict[str, float]:
-    steps = steps[WARM_UP:]
-    return {
-        "load_seconds": load,
-        "prefill": prefill,
-        "decode": 1 / statistics.median(steps),
-        "decode_mean": len(steps) / sum(steps),
-    }
+def serve(side: str, folder: str, context: int, threads: int) -> None:
+    """Load, say how long it took, then answer every line on stdin with the times of a burst."""
+    import numpy as np
+
+    prompt = np.random.default_rng(0).integers(0, 1000, context).tolist()
+    opener = {"dsconv": open_dsconv, "genai": open_genai}[side]
+    start = time.perf_counter()
+    step, prefill = opener(folder, prompt, threads, context + 4096)
+    print(json.dumps([time.perf_counter() - start, context / prefill]), flush=True)
+    for line in sys.stdin:
+        times = []
+        for _ in range(int(line)):
+            start = time.perf_counter()
+            step()
+            times.append(time.perf_counter() - start)
+        print(json.dumps(1 / statistics.median(times)), flush=True)
+
+
+class Peer:
+    """One side's process."""
+
+    def __init__(self, side: str, folder: str, context: int, threads: int) -> None:
+        arguments = [side, folder, str(context), str(threads)]
+        self._process = subprocess.Popen(
+            [sys.executable, __file__, "--serve", *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=environment() if side == "dsconv" else None,  # as the command line does
+        )
+        self.load_seconds, self.prefill = self._answer()
+
+    def burst(self, tokens: int) -> float:
+        """-> tokens per second."""
+        assert self._process.stdin is not None
+        print(tokens, file=self._process.stdin, flush=True)
+        return float(self._answer())
+
+    def close(self) -> None:
+        self._process.communicate()
+
+    def _answer(self) -> Any:
+        assert self._process.stdout is not None
+        return json.loads(self._process.stdout.readline())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("artifact")
     parser.add_argument("genai")
-    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--bursts", type=int, default=12)
+    parser.add_argument("--tokens", type=int, default=16)
     parser.add_argument("--context", type=int, default=64)
-    parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--measure", choices=["dsconv", "genai"])
-    arguments = parser.parse_args()
-    if arguments.measure:
-        measure, folder = {
-            "dsconv": (measure_dsconv, arguments.artifact),
-            "genai": (measure_genai, arguments.genai),
-        }[arguments.measure]
-        result = measure(folder, arguments.context, arguments.tokens, arguments.threads)
-        print("RESULT " + json.dumps(result))
-        return
-    results: dict[str, list[dict[str, float]]] = {"dsconv": [], "genai": []}
-    for index in range(arguments.rounds):
-        order = ["dsconv", "genai"] if index % 2 == 0 else ["genai", "dsconv"]
-        for side in order:
-            output = subprocess.run(
-                [sys.executable, *sys.argv, "--measure", side],
-                capture_output=True,
-                text=True,
-                env=environment() if side == "dsconv" else None,  # as the command line does
-            )
-            lines = [line for line in output.stdout.splitlines() if line.startswith("RESULT ")]
-            if not lines:
-                sys.exit(output.stderr)
-            results[side].append(json.loads(lines[0].removeprefix("RESULT ")))
-    print(f"context {arguments.context}, {arguments.tokens} tokens, {arguments.threads} threads")
-    print(f"{'figure':14}{'dsconv':>10}{'genai':>10}{'ratio':>8}  per-round ratios")
-    for figure in ("load_seconds", "prefill", "decode", "decode_mean"):
-        ours, theirs = ([r[figure] for r in results[side]] for side in ("dsconv", "genai"))
-        ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+    a = parser.parse_args()
+    sides = {"dsconv": a.artifact, "genai": a.genai}
+    decode: dict[str, list[float]] = {side: [] for side in sides}
+    prefill: dict[str, list[float]] = {side: [] for side in sides}
+    for _ in range(a.rounds):
+        peers = {side: Peer(side, folder, a.context, a.threads) for side, folder in sides.items()}
+        for side, peer in peers.items():
+            prefill[side].append(peer.prefill)
+            peer.burst(a.tokens)  # warm
+        for _ in range(a.bursts):
+            for side, peer in peers.items():
+                decode[side].append(peer.burst(a.tokens))
+        for peer in peers.values():
+            peer.close()
+    print(f"context {a.context}, {a.rounds} x {a.bursts} bursts of {a.tokens} tokens")
+    print(f"{'tokens/s':10}{'dsconv':>9}{'genai':>9}{'ratio':>7}   quartiles of the ratio")
+    for figure, values in (("prefill", prefill), ("decode", decode)):
+        ratios = [x / y for x, y in zip(values["dsconv"], values["genai"], strict=True)]
+        medians = [statistics.median(values[side]) for side in sides]
+        low, middle, high = statistics.quantiles(ratios, n=4)
         print(
-            f"{figure:14}{statistics.median(ours):10.2f}{statistics.median(theirs):10.2f}"
-            f"{statistics.median(ratios):8.2f}  " + " ".join(f"{ratio:.2f}" for ratio in ratios)
+            f"{figure:10}{medians[0]:9.1f}{medians[1]:9.1f}{middle:7.3f}   {low:.3f} .. {high:.3f}"
         )
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["--serve"]:
+        serve(sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5]))
+    else:
+        main()
