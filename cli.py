@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from dsconv import __version__
-from dsconv.errors import DsconvError, UnsupportedError, UsageError, VerdictFailed
+from dsconv.errors import DsconvError, ProviderError, UnsupportedError, UsageError, VerdictFailed
 
 app = typer.Typer(
     add_completion=False,
@@ -237,6 +237,15 @@ def _fail_usage(error: Any) -> int:
     return _fail(UsageError(error.format_message(), f"see {command} --help"))
 
 
+def _fail_missing(error: ModuleNotFoundError) -> int:
+    """A dependency that is not installed; a module of our own that is missing is a bug."""
+    package = (error.name or "").partition(".")[0]
+    if package in ("", "dsconv"):
+        return _report_bug(error)
+    missing = f"package {package!r} is not installed"
+    return _fail(ProviderError(missing, f"pip install {package}"))
+
+
 def _report_bug(error: Exception) -> int:
     """A traceback helps us, not the user: it goes to a file."""
     import tempfile
@@ -277,6 +286,8 @@ def main() -> None:
     except BrokenPipeError:  # the reader of our output has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
+    except ModuleNotFoundError as error:
+        code = _fail_missing(error)
     except MemoryError:
         code = _fail(UnsupportedError("not enough memory", "use a machine with more memory"))
     except Exception as error:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import InputError, UnsupportedError
+from ..errors import InputError, UnsupportedError, UsageError
 from ..quant.scheme import WHOLE_ROW, Scheme
 from .json_file import ConfigReader
 
@@ -119,7 +119,7 @@ def _read_scheme(group: ConfigReader) -> Scheme:
     bits, symmetric = weights.integer("num_bits"), weights.boolean("symmetric", True)
     try:
         return Scheme(bits, size, symmetric)
-    except Exception as error:
+    except UsageError as error:
         raise InputError(f"{weights.where}: {error}", "supported: 4 or 8 bits") from error
 
 

@@ -16,6 +16,7 @@ from ..convert.checkpoint import Checkpoint
 from ..convert.json_file import parse_json
 from ..errors import InputError, UsageError
 from .chat import Message, chat_template, render_chat
+from .text_file import read_text_file
 from .tokenizer import TextTokenizer
 
 
@@ -64,12 +65,7 @@ def calibration_windows(checkpoint: Checkpoint, options: CalibrationOptions) -> 
 
 
 def _documents(path: Path, checkpoint: Checkpoint) -> Iterator[str]:
-    try:
-        content = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{path}: cannot read: {error.strerror}", "check the path") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text: {error.reason}", "convert it first") from error
+    content = read_text_file(path)
     if path.suffix != ".jsonl":
         yield content
         return

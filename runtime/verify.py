@@ -16,6 +16,7 @@ from typing import Any
 from ..errors import InputError, UsageError
 from .load import Loaded
 from .metrics import Summary, TokenScores, compare, join, summarize
+from .text_file import read_text_file
 from .tokenizer import TextTokenizer
 
 Advance = Callable[[int], None]
@@ -107,15 +108,7 @@ def read_text(path: Path | None) -> str:
     """
     if path is None:
         return resources.files("dsconv.runtime").joinpath("verify_text.txt").read_text("utf-8")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{path}: cannot read: {error.strerror}", "check the path") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text: {error.reason}", "convert it first") from error
-    if not text.strip():
-        raise InputError(f"{path}: the file is empty", "give some text to verify on")
-    return text
+    return read_text_file(path)
 
 
 def windows(tokens: Sequence[int], bos: Sequence[int], size: int) -> Iterator[list[int]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -45,7 +46,7 @@ Lazy = Value | Part | Sum
 
 class Contrib(Dialect):
     name = "contrib"
-    opsets = {"": 21, MICROSOFT: 1}  # noqa: RUF012 - class constant, never changed
+    opsets: ClassVar[dict[str, int]] = {"": 21, MICROSOFT: 1}
     ir_version = 10
     shares_cache_buffer = True
     needs_position_ids = False
@@ -265,7 +266,7 @@ class Contrib(Dialect):
 class ContribPlainAttention(Contrib):
     """For head sizes that GroupQueryAttention refuses: the standard Attention in its place."""
 
-    opsets = {"": 24, MICROSOFT: 1}  # noqa: RUF012 - class constant, never changed
+    opsets: ClassVar[dict[str, int]] = {"": 24, MICROSOFT: 1}
     ir_version = 11
     shares_cache_buffer = False
     needs_position_ids = True

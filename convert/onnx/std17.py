@@ -6,6 +6,8 @@ scales are applied by Reshape and Mul (constant folding turns them into float wh
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 
 from ...quant.scheme import WHOLE_ROW, Scheme
@@ -18,7 +20,7 @@ from .standard import Standard
 
 class Std17(Standard):
     name = "std17"
-    opsets = {"": 17}  # noqa: RUF012 - class constant, never changed
+    opsets: ClassVar[dict[str, int]] = {"": 17}
     ir_version = 8
 
     def normalize(self, x: Value, gain: Value, epsilon: float) -> Value:

@@ -5,7 +5,7 @@ blocked DequantizeLinear), which ONNX Runtime fuses into its own fast kernels.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,7 @@ from .standard import Standard
 
 class Std24(Standard):
     name = "std24"
-    opsets = {"": 24}  # noqa: RUF012 - class constant, never changed
+    opsets: ClassVar[dict[str, int]] = {"": 24}
     ir_version = 11
 
     def normalize(self, x: Value, gain: Value, epsilon: float) -> Value:
