@@ -42,12 +42,12 @@ def restart_with_huge_pages() -> None:
     changed = environment()
     if changed is None:
         return
-    started_with = Path("/proc/self/cmdline").read_bytes().split(b"\0")[:-1]
-    arguments = [os.fsencode(argument) for argument in sys.argv[1:]]
-    before, given = started_with[: -len(arguments)], started_with[-len(arguments) :]
-    if given != arguments or not before:
+    count = len(sys.argv) - 1
+    before, given = sys.orig_argv[:-count], sys.orig_argv[-count:]
+    if given != sys.argv[1:] or not before:
         return
-    is_ours = os.path.basename(before[-1]) in (b"dsconv", b"__main__.py", b"cli.py")
-    if is_ours or before[-2:] == [b"-m", b"dsconv"]:
+    is_ours = os.path.basename(before[-1]) in ("dsconv", "__main__.py", "cli.py")
+    if is_ours or before[-2:] == ["-m", "dsconv"]:
         sys.stdout.flush()
-        os.execve(sys.executable, [sys.executable, "-m", "dsconv", *sys.argv[1:]], changed)
+        # The very command line of this process: no other way would keep its module search path.
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], changed)
