@@ -71,8 +71,11 @@ class GgufSource:
     def shape(self, name: str) -> tuple[int, ...]:
         return self.tensors[name].shape
 
+    def storage(self, name: str) -> str:
+        return TYPES[self.tensors[name].kind][0]
+
     def dtype(self, name: str) -> str:
-        kind = TYPES[self.tensors[name].kind][0]
+        kind = self.storage(name)
         return kind if kind in ("F32", "BF16") else "F16"
 
     def nbytes(self, name: str) -> int:

@@ -95,7 +95,7 @@ def _row(checkpoint: Checkpoint, parameter: Parameter) -> TensorRow:
     name, source = parameter.name, checkpoint.source
     scheme = checkpoint.scheme(name)
     if scheme is None:
-        return TensorRow(name, parameter.shape, source.dtype(name), source.nbytes(name))
+        return TensorRow(name, parameter.shape, source.storage(name), source.nbytes(name))
     module = module_of(name)
     kinds = ["weight_packed", "weight_scale"] + ["weight_zero_point"] * (not scheme.symmetric)
     size = sum(source.nbytes(f"{module}.{kind}") for kind in kinds)

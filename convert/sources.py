@@ -27,6 +27,10 @@ class TensorSource(Protocol):
         """The safetensors dtype in which an unquantized copy of the tensor is stored."""
         ...
 
+    def storage(self, name: str) -> str:
+        """The name of the format in which the file holds the tensor."""
+        ...
+
     def nbytes(self, name: str) -> int:
         """Bytes that the tensor occupies in its own file."""
         ...
@@ -53,6 +57,9 @@ class SafetensorsSource:
         return self.infos[name].shape
 
     def dtype(self, name: str) -> str:
+        return self.infos[name].dtype
+
+    def storage(self, name: str) -> str:
         return self.infos[name].dtype
 
     def nbytes(self, name: str) -> int:

@@ -20,6 +20,7 @@ from dsconv.convert.checkpoint import Checkpoint, open_checkpoint
 from dsconv.convert.families.rope import Llama3Scaling, Rope
 from dsconv.convert.gguf import open_gguf
 from dsconv.convert.gguf_file import TYPES, read_header
+from dsconv.convert.inspect import describe
 from dsconv.errors import InputError, UnsupportedError
 
 DATA = Path(os.environ.get("DSCONV_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -634,3 +635,9 @@ def test_unknown_tensor_is_refused(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "e.gguf", "llama", metadata("llama"), extra)
     with pytest.raises(InputError, match="attn_qkv"):
         open_checkpoint(str(path))
+
+
+def test_inspect_names_the_block_formats(tmp_path: Path) -> None:
+    rows = {row.name: row.storage for row in describe(str(tiny_file(tmp_path))).tensors}
+    assert rows["model.norm.weight"] == "F32"
+    assert set(rows.values()) <= {kind for kind, _, _ in TYPES.values()}
