@@ -63,5 +63,5 @@ def snapshot(model: str) -> Path:
             raise
         raise DownloadError(
             f"{model}: cannot reach the hub: {type(error).__name__}",
-            "check the network; HF_ENDPOINT chooses a mirror such as https://hf-mirror.com",
+            "check the network; the variable HF_ENDPOINT chooses a mirror",
         ) from error
