@@ -3,16 +3,19 @@
 The only module that does so.
 
 An output folder is built as a sibling `NAME.partial`, every file and folder in it is fsynced, and
-one rename makes it visible. An exception on the way removes the partial folder.
+one rename makes it visible. An exception on the way removes the partial folder, unless the work can
+be resumed: then only an error that would come again removes it. One process at a time: the partial
+folder is locked until it stands under its final name.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .errors import OutputError
@@ -52,18 +55,22 @@ def _fsync_tree(folder: Path) -> None:
         fsync_path(Path(root))
 
 
-def refuse_existing(final: Path, overwrite: bool) -> None:
+def refuse_existing(final: Path, overwrite: bool, single_file: bool = False) -> None:
     """Fail before any work when `final` is taken (and may not be replaced).
 
     `overwrite` replaces what dsconv wrote and nothing else: a mistyped -o must not cost a home.
+    A `single_file` has no manifest; there the name, which has a suffix of its own, must do.
 
     Raises:
         OutputError: something stands at `final` that is not an empty folder.
     """
     try:
-        if not os.path.lexists(final) or (final.is_dir() and not any(final.iterdir())):
+        if not os.path.lexists(final):
             return
-        replaceable = (final / MANIFEST).is_file() and not final.is_symlink()
+        if final.is_dir() and not any(final.iterdir()) and not single_file:
+            return
+        ours = final.is_file() if single_file else (final / MANIFEST).is_file()
+        replaceable = ours and not final.is_symlink()
     except OSError as error:
         raise output_error(error, final) from error
     if not replaceable:
@@ -75,20 +82,29 @@ def refuse_existing(final: Path, overwrite: bool) -> None:
         raise OutputError(f"{final}: already exists", hint)
 
 
+def partial_of(final: Path) -> Path:
+    """Where the output is built."""
+    final = final.absolute()
+    return final.with_name(final.name + ".partial")
+
+
 @contextmanager
-def output_folder(final: Path, overwrite: bool = False) -> Iterator[Path]:
+def output_folder(final: Path, overwrite: bool = False, resume: bool = False) -> Iterator[Path]:
     """Yield a scratch folder that becomes `final` when the block ends without an exception.
+
+    resume: use what an earlier run left in the scratch folder, and leave it after an interruption.
 
     Raises:
         OutputError: `final` exists (and `overwrite` is false), or the disk refuses.
     """
     final = final.absolute()
     refuse_existing(final, overwrite)
-    partial = final.with_name(final.name + ".partial")
+    partial = partial_of(final)
     try:
-        if partial.exists():
-            shutil.rmtree(partial)
-        partial.mkdir(parents=True)
+        partial.mkdir(parents=True, exist_ok=True)
+        lock = _lock(partial)
+        if not resume:
+            empty_folder(partial)
     except OSError as error:
         raise output_error(error, final) from error
     try:
@@ -96,13 +112,79 @@ def output_folder(final: Path, overwrite: bool = False) -> Iterator[Path]:
         _fsync_tree(partial)
         _replace_folder(partial, final)
     except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
+        if not resume:
+            shutil.rmtree(partial, ignore_errors=True)
         if error.errno is None or isinstance(error, FileNotFoundError):
             raise
         raise output_error(error, final) from error
+    except (OutputError, KeyboardInterrupt, SystemExit, MemoryError):
+        if not resume:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+    finally:
+        os.close(lock)
+
+
+def _lock(partial: Path) -> int:
+    """-> a descriptor that keeps other processes out until it is closed."""
+    descriptor = os.open(partial, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # The other process may have finished since the folder was opened: then it has been renamed.
+        free = partial.exists() and os.path.samestat(os.fstat(descriptor), partial.stat())
+    except BlockingIOError:
+        free = False
+    except OSError:
+        free = True  # some network file systems have no locks
+    if not free:
+        os.close(descriptor)
+        raise OutputError(
+            f"{partial}: another dsconv is writing there", "wait until it has finished"
+        )
+    return descriptor
+
+
+def empty_folder(folder: Path) -> None:
+    """Remove everything in a folder."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+@contextmanager
+def output_file(final: Path, overwrite: bool = False) -> Iterator[Path]:
+    """Yield a scratch path; the file written there becomes `final`, as with `output_folder`.
+
+    Raises:
+        OutputError: `final` exists (and `overwrite` is false), or the disk refuses.
+    """
+    final = final.absolute()
+    refuse_existing(final, overwrite, single_file=True)
+    partial = partial_of(final)
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        fsync_path(partial)
+        os.replace(partial, final)
+        fsync_path(final.parent)
+    except OSError as error:
+        _remove_file(partial)
+        if error.errno is None:
+            raise
+        raise output_error(error, final) from error
+    except BaseException:
+        _remove_file(partial)
+        raise
+
+
+def _remove_file(path: Path) -> None:
+    with suppress(OSError):
+        path.unlink()
 
 
 def _replace_folder(partial: Path, final: Path) -> None:

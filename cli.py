@@ -38,6 +38,60 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout")]
 Threads = Annotated[int, typer.Option(help="Threads; 0 is one per core", min=0)]
 Provider = Annotated[str, typer.Option(help="Execution provider: cpu, cuda, openvino, …")]
+Bits = Annotated[int, typer.Option(help="Bits per weight: 4, 8; scale-min 3 to 6")]
+SchemeName = Annotated[
+    str, typer.Option("--scheme", help="integer (ONNX, vLLM, vendors) or scale-min (GGUF, native)")
+]
+GroupSize = Annotated[int, typer.Option(help="Weights per scale: 32, 64, 128, -1 = row")]
+Symmetric = Annotated[
+    bool, typer.Option("--symmetric/--asymmetric", help="Fixed or stored zero points")
+]
+HeadBits = Annotated[
+    int | None, typer.Option(help="Bits of lm_head: 4, 8, 16 (default: as --bits)")
+]
+EmbeddingBits = Annotated[
+    int | None,
+    typer.Option(
+        help="Bits of the token embedding: 4, 8, 16 = as it is (default: 16; with gptq as --bits, "
+        "one more with scale-min)"
+    ),
+]
+Activations = Annotated[
+    str, typer.Option(help="float, or int8 (with --bits 8): int8 products, as vLLM runs them")
+]
+Method = Annotated[
+    str | None,
+    typer.Option(
+        help="search: least squares per group, the default; rtn: to nearest; gptq: calibrated, "
+        "the default with --calibration, a target, or int8 activations"
+    ),
+]
+Calibration = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Text for gptq: self (the model writes it; the default) or FILE (text or .jsonl); "
+        "several are mixed, self=2 or FILE=2 gives one twice the share"
+    ),
+]
+CalibrationTokens = Annotated[int, typer.Option(help="Tokens to calibrate on")]
+TargetBits = Annotated[
+    float | None,
+    typer.Option(help="Choose bits per matrix: this many per weight, over all parameters"),
+]
+PrefixCorrection = Annotated[
+    float | None,
+    typer.Option(
+        help="0 to 1: how far gptq makes up for the error of earlier layers (default: 0.5; 0 with "
+        "int8 activations)"
+    ),
+]
+TuningEpochs = Annotated[
+    int,
+    typer.Option(help="Then train the scales on the original's logits; needs the model in RAM"),
+]
+MaxMemory = Annotated[
+    str, typer.Option(help="For activations and second moments; beyond it they go to disk")
+]
 
 
 def _threads(count: int) -> int:
@@ -70,48 +124,146 @@ def options(
 def quantize(
     model: Model,
     output: Output,
-    bits: Annotated[int, typer.Option(help="Bits per weight: 4 or 8")] = 4,
-    group_size: Annotated[int, typer.Option(help="Weights per scale: 32, 64, 128, -1 = row")] = 32,
-    symmetric: Annotated[
-        bool, typer.Option("--symmetric/--asymmetric", help="Fixed or stored zero points")
-    ] = True,
-    head_bits: Annotated[
-        int | None, typer.Option(help="Bits of lm_head: 4, 8, 16 (default: as --bits)")
+    bits: Bits = 4,
+    scheme: SchemeName = "integer",
+    group_size: GroupSize = 32,
+    symmetric: Symmetric = True,
+    head_bits: HeadBits = None,
+    embedding_bits: EmbeddingBits = None,
+    activations: Activations = "float",
+    method: Method = None,
+    calibration: Calibration = None,
+    calibration_tokens: CalibrationTokens = 32768,
+    target_bpw: TargetBits = None,
+    target_size: Annotated[
+        str | None, typer.Option(help="The same: size of all weights, e.g. 1.2GB")
     ] = None,
-    embedding_bits: Annotated[
-        int, typer.Option(help="Bits of the token embedding: 4, 8, 16 = as it is")
-    ] = 16,
-    method: Annotated[
-        str,
-        typer.Option(help="search: least squares per group; rtn: to nearest; gptq: calibrated"),
-    ] = "search",
-    calibration: Annotated[
-        list[Path] | None,
-        typer.Option(help="Text or .jsonl file for gptq; several are used in equal parts"),
+    max_kl: Annotated[
+        float | None, typer.Option(help="The same: estimated mean KL in nats per token")
     ] = None,
-    calibration_tokens: Annotated[int, typer.Option(help="Tokens to calibrate on")] = 32768,
+    recipe: Annotated[
+        Path | None, typer.Option(help="The same bits per matrix as an earlier run's dsconv.json")
+    ] = None,
+    prefix_correction: PrefixCorrection = None,
+    damping: Annotated[float, typer.Option(help="Of gptq, share of the mean diagonal")] = 0.01,
+    tuning_epochs: TuningEpochs = 0,
+    max_memory: MaxMemory = "2GiB",
     threads: Threads = 0,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Quantize a checkpoint to int4 or int8, tensor by tensor in bounded memory."""
-    from dsconv.convert.quantization_plan import QuantizeOptions
-    from dsconv.runtime.calibration import CalibrationOptions
-    from dsconv.runtime.commands import quantize_command
-
-    chosen = QuantizeOptions(
-        bits, group_size, symmetric, head_bits, embedding_bits, method, _threads(threads)
+    from dsconv.convert.quantization_plan import (
+        QuantizeOptions,
+        Target,
+        default_embedding_bits,
+        default_method,
+        default_prefix_correction,
     )
-    texts = CalibrationOptions(tuple(calibration or ()), calibration_tokens)
-    report = quantize_command(model, chosen, output, overwrite, texts)
+    from dsconv.runtime.calibration import CalibrationOptions, CalibrationSource
+    from dsconv.runtime.commands import quantize_command
+    from dsconv.runtime.console import parse_size
+
+    calibrates = bool(calibration) or (target_bpw or target_size or max_kl) is not None
+    method = method or default_method(activations, calibrates)
+    chosen = QuantizeOptions(
+        bits=bits,
+        group_size=group_size,
+        symmetric=symmetric,
+        head_bits=head_bits,
+        embedding_bits=default_embedding_bits(method, scheme, bits, activations)
+        if embedding_bits is None
+        else embedding_bits,
+        method=method,
+        threads=_threads(threads),
+        scheme_name=scheme,
+        activations=activations,
+        prefix_correction=default_prefix_correction(activations)
+        if prefix_correction is None
+        else prefix_correction,
+        damping=damping,
+        tuning_epochs=tuning_epochs,
+        max_memory=parse_size(max_memory),
+    )
+    sources = tuple(map(CalibrationSource.parse, calibration or ()))
+    texts = CalibrationOptions(sources, calibration_tokens)
+    target = None
+    if target_bpw is not None or target_size is not None or max_kl is not None:
+        size = None if target_size is None else parse_size(target_size)
+        target = Target(target_bpw, size, max_kl)
+    report = quantize_command(model, chosen, output, overwrite, texts, target, recipe)
     _print_json(report.to_json()) if as_json else report.show()
+
+
+@app.command(epilog="Example: dsconv plan deepseek-ai/DeepSeek-R1-Distill-Qwen-7B --method gptq")
+def plan(
+    model: Model,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Where it would be written")
+    ] = Path("quantized"),
+    bits: Bits = 4,
+    scheme: SchemeName = "integer",
+    group_size: GroupSize = 32,
+    symmetric: Symmetric = True,
+    head_bits: HeadBits = None,
+    embedding_bits: EmbeddingBits = None,
+    activations: Activations = "float",
+    method: Method = None,
+    calibration: Calibration = None,
+    calibration_tokens: CalibrationTokens = 32768,
+    target_bpw: TargetBits = None,
+    prefix_correction: PrefixCorrection = None,
+    tuning_epochs: TuningEpochs = 0,
+    max_memory: MaxMemory = "2GiB",
+    threads: Threads = 0,
+    as_json: Json = False,
+) -> None:
+    """Predict memory, disk and time of quantize on this machine; no weights are needed."""
+    from dsconv.convert.quantization_plan import (
+        QuantizeOptions,
+        Target,
+        default_embedding_bits,
+        default_method,
+        default_prefix_correction,
+    )
+    from dsconv.runtime.calibration import CalibrationOptions, CalibrationSource
+    from dsconv.runtime.console import parse_size
+    from dsconv.runtime.plan import predict
+
+    calibrates = bool(calibration) or target_bpw is not None
+    method = method or default_method(activations, calibrates)
+    chosen = QuantizeOptions(
+        bits=bits,
+        group_size=group_size,
+        symmetric=symmetric,
+        head_bits=head_bits,
+        embedding_bits=default_embedding_bits(method, scheme, bits, activations)
+        if embedding_bits is None
+        else embedding_bits,
+        method=method,
+        threads=_threads(threads),
+        scheme_name=scheme,
+        activations=activations,
+        prefix_correction=default_prefix_correction(activations)
+        if prefix_correction is None
+        else prefix_correction,
+        tuning_epochs=tuning_epochs,
+        max_memory=parse_size(max_memory),
+    )
+    sources = tuple(map(CalibrationSource.parse, calibration or ()))
+    texts = CalibrationOptions(sources, calibration_tokens)
+    target = None if target_bpw is None else Target(bits_per_weight=target_bpw)
+    prediction = predict(model, chosen, output, texts, target)
+    _print_json(prediction.to_json()) if as_json else prediction.show()
 
 
 @app.command(epilog="Example: dsconv export r1-int4 --format onnx --target cpu -o r1-onnx")
 def export(
     model: Model,
-    output: Output,
-    format: Annotated[str, typer.Option(help="onnx")] = "onnx",
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder to write; for gguf also FILE.gguf")
+    ],
+    format: Annotated[str, typer.Option(help="onnx, or gguf (llama.cpp)")] = "onnx",
     target: Annotated[str, typer.Option(help="cpu")] = "cpu",
     dialect: Annotated[
         str, typer.Option(help="contrib (ONNX Runtime's operators), std24 or std17 (standard)")
@@ -126,13 +278,19 @@ def export(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Export a checkpoint (quantized or not) as an ONNX folder for ONNX Runtime and its genai."""
+    """Export a checkpoint (quantized or not): a folder for ONNX Runtime, a file for llama.cpp."""
     from dsconv.convert.onnx.export import ExportOptions
-    from dsconv.runtime.commands import export_command
+    from dsconv.runtime.commands import export_command, export_gguf_command
 
-    if format != "onnx" or target != "cpu":
-        what = f"format {format!r}" if format != "onnx" else f"target {target!r}"
-        raise UnsupportedError(f"{what} is not supported yet", "use --format onnx --target cpu")
+    if format not in ("onnx", "gguf") or target != "cpu":
+        what = f"target {target!r}" if format in ("onnx", "gguf") else f"format {format!r}"
+        raise UnsupportedError(
+            f"{what} is not supported yet", "use --format onnx or gguf, --target cpu"
+        )
+    if format == "gguf":
+        file = export_gguf_command(model, output, overwrite)
+        _print_json(file.to_json()) if as_json else file.show()
+        return
     chosen = ExportOptions(dialect, accuracy_level, context_length, copy)
     report = export_command(model, chosen, output, overwrite)
     _print_json(report.to_json()) if as_json else report.show()

@@ -1,37 +1,62 @@
 """Calibrated quantization: GPTQ on the inputs that the quantized layers before really give.
 
-One forward pass over the calibration windows drives everything (`calibrating_ops.py`); memory holds
-one layer, its second moments and the activations of all windows.
+One forward pass over the calibration windows drives everything (`calibrating_ops.py`). Quantized
+matrices are written at once and read back from the file where the pass needs them, so a resumed
+run computes with the very same numbers as one that was never cut off.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from ..quant.gptq import Factor, NotPositiveDefinite, factorize, gptq
-from ..quant.rounding import ScaleOverflow, dequantize
-from ..quant.scheme import Quantized
-from .calibrating_ops import CalibratingOps, Moment
-from .checkpoint import Checkpoint
-from .families.base import Linear, Table
+from ..quant.gptq import (
+    Factor,
+    NotPositiveDefinite,
+    correction,
+    factorize,
+    gptq,
+    undivided,
+)
+from ..quant.int8_rows import Int8Rows, simulate_rows
+from ..quant.rounding import AnyQuantized, ScaleOverflow, dequantize, round_to_nearest
+from ..quant.sqnr import decibels, error_power, output_power
+from .activations import ActivationStore, StoredWindows, raw_bytes
+from .calibrating_ops import CalibratingOps
+from .checkpoint import Checkpoint, module_of
+from .families.base import Linear, Norm, Table
 from .families.inventory import Role
+from .head_moments import tied_moments
+from .journal import Journal
+from .moments import InputStatistics, MomentSum, diagonal_blocks
 from .parallel import Workers, single_threaded_libraries
-from .quantization_plan import Job
+from .quantization_plan import Job, QuantizeOptions
 from .quantized import (
     Advance,
+    MatrixReport,
     QuantizedWriter,
+    Report,
     chunks_of,
-    copy_floats,
     refuse_non_finite,
     round_in_blocks,
 )
+from .smoothed import Smoother
+from .torch_ops import load_parameter
 
-ROWS_AT_A_TIME = 1024  # of a matrix, rounded by one thread; a multiple of the zero points' 8
+ROWS_AT_A_TIME = 512  # of a matrix, rounded by one thread; a multiple of the zero points' 8
+SAMPLES = 1024  # positions on which the smoothing is chosen, spread over all windows
+ACTIVATION_SHARE = 0.25  # of the memory for calibration; the rest is for second moments
+RESIDUAL = "residual-{}.bin"
+LOWEST_SQNR = 0.0  # dB: below, the error is larger than the signal and the run stops
+
+Floats = NDArray[np.float32]
 
 
 def quantize_calibrated(
@@ -39,25 +64,31 @@ def quantize_calibrated(
     jobs: list[Job],
     windows: Sequence[Sequence[int]],
     writer: QuantizedWriter,
-    threads: int,
+    options: QuantizeOptions,
+    journal: Journal,
     advance: Advance,
-) -> None:
-    """Quantize and write all parameters of `jobs`, calibrating on windows of token ids.
+    report: Report,
+) -> list[MatrixReport]:
+    """Quantize and write all matrices of `jobs`, calibrating on windows of token ids.
 
     The bytes do not depend on the number of threads, but on the machine: see `forward_dtype`.
 
     Raises:
-        InputError: weights or activations that are not finite.
+        InputError: weights or activations that are not finite, or a matrix that cannot be
+            quantized with less error than signal.
     """
-    for job in jobs:
-        if job.scheme is None:
-            copy_floats(checkpoint, job, writer, advance)
-    with single_threaded_libraries(), Workers(threads) as workers, torch.inference_mode():
-        calibration = _Calibration(checkpoint, jobs, writer, workers, advance)
-        ops = CalibratingOps(
-            windows, calibration.load, calibration.table, calibration.group, workers
+    with single_threaded_libraries(), Workers(options.threads) as workers, torch.inference_mode():
+        store = ActivationStore(journal.folder, int(options.max_memory * ACTIVATION_SHARE))
+        calibration = _Calibration(
+            checkpoint, jobs, windows, writer, workers, store, options, journal, advance, report
         )
-        checkpoint.decoder.forward(ops)
+        ops = CalibratingOps(
+            windows, calibration, store, workers, with_original=options.prefix_correction > 0
+        )
+        if not calibration.complete:
+            checkpoint.decoder.forward(ops)
+            calibration.close()
+    return calibration.reports
 
 
 def forward_dtype() -> torch.dtype:
@@ -67,92 +98,305 @@ def forward_dtype() -> torch.dtype:
 
 
 class _Calibration:
-    """What the forward pass calls back: read a weight, quantize a table or a group of matrices."""
+    """What the forward pass calls back."""
 
     def __init__(
         self,
         checkpoint: Checkpoint,
         jobs: list[Job],
+        windows: Sequence[Sequence[int]],
         writer: QuantizedWriter,
         workers: Workers,
+        store: ActivationStore,
+        options: QuantizeOptions,
+        journal: Journal,
         advance: Advance,
+        report: Report,
     ) -> None:
         self._checkpoint = checkpoint
         self._jobs = {job.module: job for job in jobs if job.parameter.role is not Role.VECTOR}
+        by_name = {job.parameter.name: job for job in jobs}
+        self._smoother = Smoother(by_name, self._rows, writer)
         self._writer = writer
         self._workers = workers
+        self._options = options
+        self._journal = journal
         self._advance = advance
+        self._report = report
         self._dtype = forward_dtype()
+        self._with_original = options.prefix_correction > 0
+        self._head = checkpoint.decoder.head_linear.name
+        self._windows = windows
+        self._store = store
+        self._lengths = [len(window) for window in windows]
+        self._resumed_at = max((record["addition"] for record in journal.records), default=0)
+        self._done = {module for record in journal.records for module in record["modules"]}
+        self._since_commit: list[str] = []
+        self.reports = [
+            MatrixReport(**entry) for record in journal.records for entry in record["reports"]
+        ]
+        self._reported = len(self.reports)
+        for module in self._done:
+            writer.skip(self._jobs[module])
+            advance(self._jobs[module].parameter.size)
 
-    def load(self, name: str) -> torch.Tensor:
-        return torch.from_numpy(self._checkpoint.rows(name).copy()).to(self._dtype)
+    def original(self, name: str) -> torch.Tensor:
+        return load_parameter(self._checkpoint, name, self._dtype)
 
-    def table(self, table: Table) -> torch.Tensor | None:
-        """Quantize the embedding by search: every row counts alike, whatever the text."""
-        job = self._jobs[table.name]
-        if job.scheme is None:
-            return None
+    def quantized(self, name: str) -> torch.Tensor:
+        job = self._jobs.get(module_of(name))
+        if job is None or job.scheme is None or job.parameter.name != name:
+            return self.original(name)
         result = torch.empty(job.parameter.shape, dtype=self._dtype)
         for start, stop in chunks_of(job.parameter):
-            weights = self._rows(job, start, stop)
-            quantized = round_in_blocks(weights, job.scheme, "search")
+            values = dequantize(self._writer.read_quantized(job, start, stop))
+            result[start:stop] = torch.from_numpy(values)
+        return result
+
+    def rounds_inputs(self, name: str) -> bool:
+        return isinstance(self._jobs[module_of(name)].scheme, Int8Rows)
+
+    def rows(self, table: Table, tokens: torch.Tensor, original: bool) -> torch.Tensor:
+        job = self._jobs[table.name]
+
+        def row(token: int) -> Floats:
+            if original or job.scheme is None:
+                return self._checkpoint.rows(job.source, token, token + 1)
+            return dequantize(self._writer.read_quantized(job, token, token + 1))
+
+        rows = np.concatenate([row(int(token)) for token in tokens])
+        return torch.from_numpy(rows).to(self._dtype)
+
+    def table(self, table: Table) -> None:
+        """Quantize the embedding: as the head's matrix where it is that too, else by search, where
+        every row counts alike, whatever the text."""
+        job = self._jobs[table.name]
+        scheme = job.scheme
+        if scheme is None or job.module in self._done:
+            return
+        factor = None
+        if self._checkpoint.decoder.config.tie_word_embeddings and self._head not in self._jobs:
+            moment = tied_moments(
+                self._checkpoint, self._windows, self._dtype, self._store, self._workers
+            )
+            factor = factorize([moment], scheme, self._options.damping)
+
+        def work(bounds: tuple[int, int]) -> AnyQuantized:
+            weights = self._rows(job, *bounds)
+            if factor is None:
+                return round_in_blocks(weights, scheme, "search")
+            return gptq(weights, factor, scheme)
+
+        for quantized in self._workers.in_order(work, chunks_of(job.parameter)):
             self._writer.write_quantized(job, quantized)
-            result[start:stop] = torch.from_numpy(dequantize(quantized))
-            self._advance(weights.size)
-        self._writer.finish_quantized(job)
-        return result
+            self._advance(quantized.codes.size)
+        self._finish(job)
 
-    def group(self, linears: Sequence[Linear], moment: Moment) -> dict[str, torch.Tensor]:
-        """Quantize the matrices of one input; those kept in float are left out."""
-        jobs = [self._jobs[linear.name] for linear in linears if linear.name in self._jobs]
-        factors: dict[int, Factor] = {}
-        result = {}
-        second_moment = moment() if any(job.scheme for job in jobs) else None
-        for job in jobs:
-            if job.scheme is None or second_moment is None:
+    def begin(self, group: Sequence[Linear]) -> MomentSum | None:
+        jobs = self._open_jobs(group)
+        if not jobs:
+            return None
+        columns = group[0].inputs
+        unit = max(undivided(job.scheme, columns) for job in jobs if job.scheme)
+        limit = int(self._options.max_memory * (1 - ACTIVATION_SHARE))
+        blocks = diagonal_blocks(columns, unit, limit)
+        return MomentSum(blocks, self._with_original, self._workers)
+
+    def finish(
+        self,
+        group: Sequence[Linear],
+        moments: MomentSum,
+        window: Callable[[int], torch.Tensor],
+        source: Norm | Linear | None,
+    ) -> torch.Tensor | None:
+        statistics = moments.finish()
+        _require_finite(statistics, group[0].name)
+        inputs = window(len(self._lengths) // 2).float().numpy()
+        scales = self._smooth(group, statistics.squares(), window, source)
+        if scales is not None:
+            statistics.divide(scales)
+            inputs = inputs / scales
+        factors: dict[object, Factor] = {}
+        for job in self._open_jobs(group):
+            if job.scheme is None:
                 continue
-            size = job.scheme.group_size
-            if size not in factors:
-                factors[size] = self._factorize(job, second_moment)
-            result[job.parameter.name] = self._matrix(job, factors[size])
-        return result
+            # All that a factor depends on.
+            order = (type(job.scheme), undivided(job.scheme, group[0].inputs))
+            if order not in factors:
+                factors[order] = self._factorize(job, statistics)
+            self._matrix(job, factors[order], statistics.differences, inputs, scales)
+        return None if scales is None else torch.from_numpy(scales)
 
-    def _factorize(self, job: Job, second_moment: NDArray[np.float32]) -> Factor:
+    def _smooth(
+        self,
+        group: Sequence[Linear],
+        squares: Floats,
+        window: Callable[[int], torch.Tensor],
+        source: Norm | Linear | None,
+    ) -> Floats | None:
+        """Divide the source of int8 inputs -> by what [columns]; None where it cannot be."""
+        jobs = [self._smoother.jobs[f"{linear.name}.weight"] for linear in group]
+        if source is None or not self._smoother.applies(jobs, source):
+            return None
+        step = max(1, sum(self._lengths) // SAMPLES)
+        samples = [window(index)[::step] for index in range(len(self._lengths))]
+        scales = self._smoother.find(jobs, torch.cat(samples).float().numpy(), squares)
+        return self._smoother.divide(source, scales)
+
+    def commit(self, addition: int, residual: Sequence[StoredWindows]) -> None:
+        """Keep the residual and all matrices so far, unless the last time is too short ago."""
+        if not self._journal.due():
+            return
+        path = self._residual_file(addition)
+        with path.open("wb") as file:
+            for stream in residual:
+                for index in range(len(stream)):
+                    file.write(raw_bytes(stream.get(index)))
+        self._append_to_journal(addition, [path])
+        for old in self._journal.folder.glob(RESIDUAL.format("*")):
+            if old != path:
+                old.unlink()
+
+    def resume(self, addition: int, store: ActivationStore) -> list[StoredWindows] | None:
+        if addition > self._resumed_at:
+            return None
+        if addition < self._resumed_at:
+            return []
+        streams = [store.new(len(self._lengths)) for _ in range(1 + self._with_original)]
+        hidden = self._checkpoint.decoder.config.hidden_size
+        with self._residual_file(addition).open("rb") as file:
+            for stream in streams:
+                for index, length in enumerate(self._lengths):
+                    value = torch.empty(1, length, hidden, dtype=self._dtype)
+                    if file.readinto(raw_bytes(value)) != value.nbytes:
+                        raise RuntimeError(f"{file.name} is shorter than the journal says")
+                    stream.put(index, value)
+        return streams
+
+    @property
+    def complete(self) -> bool:
+        """Has every matrix been quantized?"""
+        return all(job.scheme is None or name in self._done for name, job in self._jobs.items())
+
+    def close(self) -> None:
+        """Everything is written; nothing will be calibrated again."""
+        self._append_to_journal(0, [])
+        for path in self._journal.folder.glob(RESIDUAL.format("*")):
+            path.unlink()
+
+    def _append_to_journal(self, addition: int, files: list[Path]) -> None:
+        self._writer.flush()
+        record = {
+            "modules": self._since_commit,
+            "addition": addition,
+            "reports": [asdict(entry) for entry in self.reports[self._reported :]],
+        }
+        self._journal.append(record, [*files, *self._writer.paths])
+        self._since_commit, self._reported = [], len(self.reports)
+
+    def _residual_file(self, addition: int) -> Path:
+        return self._journal.folder / RESIDUAL.format(addition)
+
+    def _open_jobs(self, group: Sequence[Linear]) -> list[Job]:
+        """Those of the group that are still to be quantized."""
+        jobs = [self._jobs[linear.name] for linear in group if linear.name in self._jobs]
+        return [job for job in jobs if job.scheme and job.module not in self._done]
+
+    def _factorize(self, job: Job, statistics: InputStatistics) -> Factor:
         if job.scheme is None:
             raise RuntimeError("only quantized matrices are factorised")
         try:
-            return factorize(second_moment, job.scheme)
+            return factorize(statistics.moments, job.scheme, self._options.damping)
         except NotPositiveDefinite as error:
             raise InputError(
                 f"inputs of {job.module}: {error}", "give more, and more varied, calibration text"
             ) from error
 
-    def _matrix(self, job: Job, factor: Factor) -> torch.Tensor:
-        if job.scheme is None:
+    def _matrix(
+        self,
+        job: Job,
+        factor: Factor,
+        differences: list[Floats],
+        inputs: Floats,
+        scales: Floats | None,
+    ) -> None:
+        """Quantize and write one matrix.
+
+        Args:
+            differences: D of every block, with two streams.
+            inputs: [positions, columns], to measure the error on.
+            scales: by which the inputs were divided [columns].
+        """
+        scheme, start_time = job.scheme, time.perf_counter()
+        if scheme is None:
             raise RuntimeError("only quantized matrices come here")
-        scheme, (rows, columns) = job.scheme, job.parameter.shape
-        result = torch.empty(rows, columns, dtype=self._dtype)
+        rows = job.parameter.shape[0]
+        strength = np.float32(self._options.prefix_correction)
+        received = simulate_rows(inputs) if isinstance(scheme, Int8Rows) else inputs
 
-        def work(start: int) -> tuple[int, Quantized]:
+        def work(start: int) -> tuple[AnyQuantized, NDArray[np.float64]]:
             weights = self._rows(job, start, min(rows, start + ROWS_AT_A_TIME))
-            return start, gptq(weights, factor, scheme)
+            if scales is not None:
+                weights = weights * scales
+            target = weights
+            if differences:
+                target = weights + strength * correction(weights, factor, differences)
+            quantized = gptq(target, factor, scheme)
+            rounded = dequantize(round_to_nearest(weights, scheme))
+            powers = [output_power(inputs, weights)] + [
+                error_power(inputs, received, weights, other)
+                for other in (dequantize(quantized), rounded)
+            ]
+            return quantized, np.array(powers)
 
+        powers = np.zeros(3)
         try:
-            for start, part in self._workers.in_order(work, range(0, rows, ROWS_AT_A_TIME)):
+            for part, power in self._workers.in_order(work, range(0, rows, ROWS_AT_A_TIME)):
                 self._writer.write_quantized(job, part)
-                values = torch.from_numpy(dequantize(part))
-                result[start : start + len(values)] = values
-                self._advance(values.numel())
+                self._advance(part.codes.size)
+                powers += power
         except ScaleOverflow as error:
             raise InputError(
                 f"{self._checkpoint.origin}: tensor {job.source!r}: {error}",
                 "the checkpoint is damaged; download it again",
             ) from error
-        self._writer.finish_quantized(job)
-        return result
+        seconds = time.perf_counter() - start_time
+        signal, lost, lost_by_rounding = powers
+        entry = MatrixReport(
+            job.module,
+            decibels(signal, lost),
+            decibels(signal, lost_by_rounding),
+            factor.damping,
+            seconds,
+        )
+        if signal > 0 and entry.sqnr < LOWEST_SQNR:
+            raise InputError(
+                f"{job.module}: the error is larger than the signal ({entry.sqnr:.1f} dB)",
+                "keep this matrix at more bits, or calibrate on other text",
+            )
+        self.reports.append(entry)
+        self._report(entry)
+        self._finish(job)
 
-    def _rows(self, job: Job, start: int, stop: int) -> NDArray[np.float32]:
+    def _finish(self, job: Job) -> None:
+        self._writer.finish_quantized(job)
+        self._writer.flush()  # the pass reads it back
+        self._done.add(job.module)
+        self._since_commit.append(job.module)
+
+    def _rows(self, job: Job, start: int, stop: int) -> Floats:
         weights = self._checkpoint.rows(job.source, start, stop)
         bad = int(weights.size - np.isfinite(weights).sum())
         refuse_non_finite(job, bad)
         return weights
+
+
+def _require_finite(statistics: InputStatistics, where: str) -> None:
+    squares = [np.diagonal(moment) for moment in statistics.moments]
+    # An original input that is not finite spoils its whole row of differences.
+    firsts = [difference[:, 0] for difference in statistics.differences]
+    if not all(np.isfinite(part).all() for part in (*squares, *firsts)):
+        raise InputError(
+            f"the inputs of {where} are not finite on the calibration text",
+            "the checkpoint is damaged, or its activations overflow",
+        )

@@ -1,34 +1,117 @@
 """The interpreter that quantizes while it runs: one forward pass over all calibration windows.
 
-A value is the list of the windows' activations. When a group of linear maps is reached, the second
-moment of its inputs is taken, its matrices are quantized, and the pass goes on with the quantized
-ones: every layer is calibrated on inputs that already carry the errors of the layers before it
-("true sequential"). Weights are read when they are needed and dropped after use, so memory holds
-one layer and the activations.
+A value knows how to compute its windows, and does so only when somebody asks: the inputs of a group
+of matrices are computed once, summed into second moments and stored; the matrices are quantized on
+them; and the pass goes on with the quantized ones, so that every layer is calibrated on inputs
+which carry the errors of the layers before it ("true sequential"). Beside it, a second stream may
+carry the inputs as the original model gives them.
+
+Weights are read when they are needed and dropped after use: memory holds one layer, its second
+moments, and as many activations as the store keeps. A pass that is resumed computes nothing
+before the point where it was cut off, because nobody asks for it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from ..errors import InputError
+from .activations import ActivationStore, StoredWindows
 from .families.base import Attention, Linear, Norm, Table
+from .moments import MomentSum
 from .parallel import Workers
-from .torch_ops import KeyValueCache, TorchOps
+from .torch_ops import KeyValueCache, Predicate, TorchOps
 
-WINDOWS_AT_A_TIME = 8  # rows of one matrix product: long enough to hide the addition of its result
+BATCH = 512  # positions of one product of second moments
 
-Windows = list[torch.Tensor]
 Result = TypeVar("Result")
-Moment = Callable[[], NDArray[np.float32]]
-# Called with the linears of one input and a function that computes the input's mean outer product
-# [inputs, inputs]; returns the new weights by parameter name.
-QuantizeGroup = Callable[[Sequence[Linear], Moment], dict[str, torch.Tensor]]
+
+
+class Computed:
+    """Windows that are computed again whenever they are asked for.
+
+    cheap: so little work that storing the result is not worth its room.
+    """
+
+    def __init__(self, compute: Callable[[int], torch.Tensor], cheap: bool = False) -> None:
+        self.get = compute
+        self.cheap = cheap
+
+
+Windows = Computed | StoredWindows  # one tensor [1, length, features] per window
+
+
+@dataclass(frozen=True)
+class Streams:
+    """A value of the quantized model and, where wanted, of the original.
+
+    source: what each feature is a multiple of, where that is so: the gain of a norm, the rows of a
+    linear map. Dividing there divides the value; no other operation reads it.
+    """
+
+    parts: list[Windows]
+    source: Norm | Linear | None = None
+
+
+class Calibrator(Protocol):
+    """What the pass calls back: how weights are read, quantized and kept."""
+
+    def original(self, name: str) -> torch.Tensor:
+        """A parameter of the original model in the type of the forward."""
+        ...
+
+    def quantized(self, name: str) -> torch.Tensor:
+        """The same of the quantized model, as far as it is quantized."""
+        ...
+
+    def table(self, table: Table) -> None:
+        """Quantize the embedding."""
+        ...
+
+    def rows(self, table: Table, tokens: torch.Tensor, original: bool) -> torch.Tensor:
+        """Rows of the embedding [tokens, hidden], of the quantized or of the original model."""
+        ...
+
+    def begin(self, group: Sequence[Linear]) -> MomentSum | None:
+        """A group of matrices comes; None when it is kept, or was quantized before."""
+        ...
+
+    def rounds_inputs(self, name: str) -> bool:
+        """Does the quantized model round what it multiplies this weight by?"""
+        ...
+
+    def finish(
+        self,
+        group: Sequence[Linear],
+        moments: MomentSum,
+        window: Callable[[int], torch.Tensor],
+        source: Norm | Linear | None,
+    ) -> torch.Tensor | None:
+        """All inputs have been seen: quantize the group.
+
+        Args:
+            window: gives the inputs [length, features] of one window.
+            source: see `Streams`.
+
+        Returns:
+            What `source` was divided by, and with it the inputs [features]; None for nothing.
+        """
+        ...
+
+    def commit(self, addition: int, residual: Sequence[StoredWindows]) -> None:
+        """Everything before this residual is done: a good point to go on from after a crash."""
+        ...
+
+    def resume(self, addition: int, store: ActivationStore) -> list[StoredWindows] | None:
+        """The residual that an earlier run kept after this addition; None for no resumed run.
+
+        An empty list says that the addition came before the kept one.
+        """
+        ...
 
 
 class _NoCache(KeyValueCache):
@@ -41,116 +124,208 @@ class _NoCache(KeyValueCache):
 
 
 class CalibratingOps:
-    """Ops over windows of token ids, quantizing as it goes.
-
-    Args:
-        load: reads a float parameter as a torch tensor in the dtype of the forward.
-        quantize_table: quantizes the embedding -> its new weights (or None: unchanged).
-        quantize_group: see QuantizeGroup.
-    """
+    """Ops over windows of token ids, quantizing as it goes."""
 
     def __init__(
         self,
         windows: Sequence[Sequence[int]],
-        load: Callable[[str], torch.Tensor],
-        quantize_table: Callable[[Table], torch.Tensor | None],
-        quantize_group: QuantizeGroup,
+        calibrator: Calibrator,
+        store: ActivationStore,
         workers: Workers,
+        with_original: bool,
     ) -> None:
         self._windows = [torch.tensor(list(window), dtype=torch.int64) for window in windows]
-        self._load = load
-        self._quantize_table = quantize_table
-        self._quantize_group = quantize_group
+        self._calibrator = calibrator
+        self._store = store
         self._workers = workers
-        self._current: dict[str, torch.Tensor] = {}
-        self._by_length: dict[int, TorchOps] = {}
+        self._weights = [_Weights(calibrator.quantized, calibrator.rounds_inputs)]
+        if with_original:
+            self._weights.append(_Weights(calibrator.original, lambda name: False))
+        self._additions = 0
 
-    def embedding(self, table: Table) -> Windows:
-        quantized = self._quantize_table(table)
-        if quantized is not None:
-            self._current[f"{table.name}.weight"] = quantized
-        result = [
-            TorchOps(self._weight, window, _NoCache()).embedding(table) for window in self._windows
+    def embedding(self, table: Table) -> Streams:
+        """Only the rows of tokens that occur are read: a whole table may be larger than a layer."""
+        self._calibrator.table(table)
+        tokens, places = torch.unique(torch.cat(self._windows), return_inverse=True)
+        of_window = places.split([len(window) for window in self._windows])
+
+        def stream(rows: torch.Tensor) -> Computed:
+            return Computed(lambda index: rows[of_window[index]][None], cheap=True)
+
+        return Streams(
+            [
+                stream(self._calibrator.rows(table, tokens, original=index > 0))
+                for index in range(len(self._weights))
+            ]
+        )
+
+    def rms_norm(self, x: Streams, norm: Norm) -> Streams:
+        parts: list[Windows] = [
+            self._each_window(weights, lambda ops, v: ops.rms_norm(v, norm), part)
+            for part, weights in zip(x.parts, self._weights, strict=True)
         ]
-        self._current.clear()
-        return result
+        return Streams(parts, norm)
 
-    def rms_norm(self, x: Windows, norm: Norm) -> Windows:
-        return self._each(lambda ops, part: ops.rms_norm(part, norm), x)
+    def linears(self, x: Streams, group: Sequence[Linear]) -> list[Streams]:
+        inputs = self._quantize(x, group)
 
-    def linears(self, x: Windows, group: Sequence[Linear]) -> list[Windows]:
-        self._quantize(x, group)
-        for linear in group:  # read before the threads ask for them
-            self._weight(f"{linear.name}.weight")
-        results = self._each(lambda ops, part: ops.linears(part, group), x)
-        self._current.clear()  # biases and the like are small and read again
-        return [list(column) for column in zip(*results, strict=True)]
+        def outputs(linear: Linear) -> Streams:
+            parts: list[Windows] = [
+                self._each_window(
+                    weights, lambda ops, v: ops.linears(v, [linear])[0], part, dear=True
+                )
+                for part, weights in zip(inputs, self._weights, strict=True)
+            ]
+            return Streams(parts, linear)
+
+        return [outputs(linear) for linear in group]
 
     def attention(
-        self, query: Windows, key: Windows, value: Windows, attention: Attention
-    ) -> Windows:
-        return self._each(lambda ops, q, k, v: ops.attention(q, k, v, attention), query, key, value)
+        self, query: Streams, key: Streams, value: Streams, attention: Attention
+    ) -> Streams:
+        streams = query.parts, key.parts, value.parts
+        return Streams(
+            [
+                self._each_window(
+                    weights,
+                    lambda ops, q, k, v: ops.attention(q, k, v, attention),
+                    *parts,
+                    dear=True,
+                )
+                for weights, *parts in zip(self._weights, *streams, strict=True)
+            ]
+        )
 
-    def silu_multiply(self, gate: Windows, up: Windows) -> Windows:
-        return self._each(lambda ops, g, u: ops.silu_multiply(g, u), gate, up)
+    def silu_multiply(self, gate: Streams, up: Streams) -> Streams:
+        parts: list[Windows] = [
+            self._each_window(weights, lambda ops, g, u: ops.silu_multiply(g, u), *both, dear=True)
+            for weights, *both in zip(self._weights, gate.parts, up.parts, strict=True)
+        ]
+        return Streams(parts, up.source)
 
-    def add(self, x: Windows, y: Windows) -> Windows:
-        return [a + b for a, b in zip(x, y, strict=True)]
+    def add(self, x: Streams, y: Streams) -> Streams:
+        """The residual. A decoder never looks back at what it has added to: x is given up."""
+        self._additions += 1
+        kept = self._calibrator.resume(self._additions, self._store)
+        if kept is not None:
+            return Streams([*kept]) if kept else x
+        sums = [self._sum(a, b) for a, b in zip(x.parts, y.parts, strict=True)]
+        self._calibrator.commit(self._additions, sums)
+        return Streams([*sums])
 
-    def head(self, x: Windows, linear: Linear, tied_to: Table | None) -> Windows:
+    def head(self, x: Streams, linear: Linear, tied_to: Table | None) -> Streams:
         """The head is quantized on its inputs; nobody needs the logits."""
         self._quantize(x, [linear])
-        return []
+        return Streams([])
 
-    def _quantize(self, x: Windows, group: Sequence[Linear]) -> None:
-        name = group[0].name
-        new = self._quantize_group(group, lambda: second_moment(x, name, self._workers))
-        self._current.update(new)
+    def _each_window(
+        self,
+        weights: _Weights,
+        work: Callable[..., torch.Tensor],
+        *inputs: Windows,
+        dear: bool = False,
+    ) -> Computed:
+        """`work(ops, *inputs of one window)`, when asked."""
 
-    def _each(self, work: Callable[..., Result], *values: Windows) -> list[Result]:
-        """`work(ops, part, ...)` for every window, one window per thread."""
+        def compute(index: int) -> torch.Tensor:
+            ops = TorchOps(weights, self._windows[index], _NoCache(), weights.rounds_inputs)
+            return work(ops, *[part.get(index) for part in inputs])
+
+        return Computed(compute, cheap=not dear)
+
+    def _quantize(self, x: Streams, group: Sequence[Linear]) -> list[Windows]:
+        """Show all inputs to the calibrator -> the inputs, stored where they were dear."""
+        moments = self._calibrator.begin(group)
+        if moments is None:
+            return x.parts
+        originals = [self._stored(part) for part in x.parts[1:]]
+        kept, fill = self._filling(x.parts[0])
+        batch: list[int] = []
+        values: list[torch.Tensor] = []
+        for index, value in enumerate(self._in_order(fill)):
+            batch.append(index)
+            values.append(value[0])
+            if sum(map(len, values)) >= BATCH or index == len(self._windows) - 1:
+                with torch.inference_mode():
+                    same = [torch.cat([part.get(i)[0] for i in batch]) for part in originals]
+                    moments.add(torch.cat(values), *same)
+                batch, values = [], []
+        self._forget_weights()
+        scales = self._calibrator.finish(group, moments, lambda i: kept.get(i)[0], x.source)
+        return [kept if scales is None else _divided(kept, scales), *originals]
+
+    def _filling(self, x: Windows) -> tuple[Windows, Callable[[int], torch.Tensor]]:
+        """-> (x as it will be kept, a function that gives a window of x and keeps it there)."""
+        if isinstance(x, StoredWindows) or x.cheap:
+            return x, x.get
+        kept = self._store.new(len(self._windows))
+
+        def fill(index: int) -> torch.Tensor:
+            value = x.get(index)
+            kept.put(index, value)
+            return value
+
+        return kept, fill
+
+    def _stored(self, x: Windows) -> Windows:
+        kept, fill = self._filling(x)
+        if kept is not x:
+            for _ in self._in_order(fill):
+                pass
+            self._forget_weights()
+        return kept
+
+    def _sum(self, x: Windows, y: Windows) -> StoredWindows:
+        result = self._store.new(len(self._windows))
+
+        def one(index: int) -> None:
+            value = x.get(index) + y.get(index)
+            if isinstance(x, StoredWindows):
+                x.drop(index)
+            result.put(index, value)
+
+        for _ in self._in_order(one):
+            pass
+        self._forget_weights()
+        return result
+
+    def _in_order(self, work: Callable[[int], Result]) -> Iterator[Result]:
+        """`work` for every window, one window per thread."""
 
         @torch.inference_mode()  # which counts for one thread only
-        def one(parts: tuple[torch.Tensor, ...]) -> Result:
-            return work(self._ops(parts[0]), *parts)
+        def one(index: int) -> Result:
+            return work(index)
 
-        return list(self._workers.in_order(one, zip(*values, strict=True)))
+        return self._workers.in_order(one, range(len(self._windows)))
 
-    def _ops(self, part: torch.Tensor) -> TorchOps:
-        """One set of ops (and rotary tables) per window length."""
-        length = part.shape[1]
-        if length not in self._by_length:
-            tokens = torch.zeros(length, dtype=torch.int64)
-            self._by_length[length] = TorchOps(self._weight, tokens, _NoCache())
-        return self._by_length[length]
-
-    def _weight(self, name: str) -> torch.Tensor:
-        if name not in self._current:
-            self._current[name] = self._load(name)
-        return self._current[name]
+    def _forget_weights(self) -> None:
+        for weights in self._weights:
+            weights.clear()
 
 
-def second_moment(x: Windows, where: str, workers: Workers) -> NDArray[np.float32]:
-    """Mean of x xᵀ over all positions of all windows -> [features, features].
+def _divided(x: Windows, scales: torch.Tensor) -> Windows:
+    def compute(index: int) -> torch.Tensor:
+        value = x.get(index)
+        return (value.float() / scales).to(value.dtype)
 
-    Raises:
-        InputError: the activations are not finite.
-    """
-    features = x[0].shape[-1]
-    total = np.zeros((features, features), np.float32)
+    return Computed(compute, cheap=True)
 
-    def product(start: int) -> NDArray[np.float32]:
-        parts = [part[0] for part in x[start : start + WINDOWS_AT_A_TIME]]
-        rows = torch.cat(parts).float().numpy()
-        symmetric: NDArray[np.float32] = rows.T @ rows  # NumPy sees it and computes one half
-        return symmetric
 
-    for part in workers.in_order(product, range(0, len(x), WINDOWS_AT_A_TIME)):
-        total += part
-    if not np.isfinite(total).all():
-        raise InputError(
-            f"the inputs of {where} are not finite on the calibration text",
-            "the checkpoint is damaged, or its activations overflow",
-        )
-    total /= np.float32(sum(part.shape[1] for part in x))
-    return total
+class _Weights:
+    """Parameters by name, read at first use; a cleared one is read again."""
+
+    def __init__(self, read: Callable[[str], torch.Tensor], rounds_inputs: Predicate) -> None:
+        self.rounds_inputs = rounds_inputs
+        self._read = read
+        self._lock = threading.Lock()
+        self._values: dict[str, torch.Tensor] = {}
+
+    def __call__(self, name: str) -> torch.Tensor:
+        with self._lock:
+            if name not in self._values:
+                self._values[name] = self._read(name)
+            return self._values[name]
+
+    def clear(self) -> None:
+        with self._lock:
+            self._values.clear()

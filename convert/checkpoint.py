@@ -13,14 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError, UnsupportedError
-from ..quant.packing import packed_row_bytes, unpack_rows, unpack_zero_points
-from ..quant.rounding import dequantize
-from ..quant.scheme import Quantized, Scheme
+from ..quant.int8_rows import Int8Rows
+from ..quant.rounding import AnyQuantized, AnyScheme, dequantize
+from ..quant.scheme import Scheme
 from .compressed_tensors import QuantizationConfig, read_quantization_config
 from .families import read_family
 from .families.base import Decoder
 from .families.inventory import Parameter, Role, parameters_of
 from .json_file import ConfigReader, parse_json, read_json_object
+from .layout import SHAPE, has_shape_tensor, read_quantized, read_zero_points, stored_tensors
 from .sources import SafetensorsSource, TensorSource, open_safetensors_folder
 
 CONFIG = "config.json"
@@ -68,7 +69,7 @@ class Checkpoint:
     def parameter_count(self) -> int:
         return sum(parameter.size for parameter in self.parameters.values())
 
-    def scheme(self, name: str) -> Scheme | None:
+    def scheme(self, name: str) -> AnyScheme | None:
         """How the parameter is quantized; None for float."""
         role = self.parameters[name].role
         if self.quantization is None or role is Role.VECTOR:
@@ -76,27 +77,24 @@ class Checkpoint:
         kind = "Embedding" if role is Role.EMBEDDING else "Linear"
         return self.quantization.scheme_for(module_of(name), kind)
 
-    def quantized_rows(self, name: str, start: int, stop: int) -> Quantized:
+    def rounds_inputs(self, name: str) -> bool:
+        """Are the activations that meet this weight rounded to int8?"""
+        return isinstance(self.scheme(name), Int8Rows)
+
+    def quantized_rows(self, name: str, start: int, stop: int) -> AnyQuantized:
         """Codes, scales and zero points of rows [start, stop) of a quantized parameter."""
-        scheme, module = self.scheme(name), module_of(name)
+        scheme = self.scheme(name)
         if scheme is None:
             raise RuntimeError(f"{name} is not quantized")
         columns = self.parameters[name].shape[1]
-        packed = self.source.rows(f"{module}.weight_packed", start, stop).view(np.uint8)
-        scales = self.source.rows(f"{module}.weight_scale", start, stop).astype(np.float16)
-        zeros = None if scheme.symmetric else self.zero_points(name, start, stop)
-        return Quantized(unpack_rows(packed, scheme.bits, columns), scales, zeros, scheme)
+        return read_quantized(self.source, module_of(name), scheme, columns, start, stop)
 
     def zero_points(self, name: str, start: int, stop: int) -> NDArray[np.uint8]:
         """-> [stop - start, groups] of an asymmetric parameter."""
         scheme = self.scheme(name)
-        if scheme is None:
-            raise RuntimeError(f"{name} is not quantized")
-        per_word = 32 // scheme.bits  # rows that share one word
-        first, last = start // per_word, -(-stop // per_word)
-        words = self.source.rows(f"{module_of(name)}.weight_zero_point", first, last)
-        zeros = unpack_zero_points(words, scheme.bits, len(words) * per_word)
-        return zeros[start - first * per_word : stop - first * per_word]
+        if not isinstance(scheme, Scheme):
+            raise RuntimeError(f"{name} has no zero points")
+        return read_zero_points(self.source, module_of(name), scheme, start, stop)
 
     def rows(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
         """Rows [start, stop) of a parameter as float32, dequantized where it is quantized."""
@@ -214,14 +212,12 @@ def _expected_tensors(
             expected[name] = (parameter.shape, FLOAT_DTYPES)
             continue
         rows, columns = parameter.shape
-        module, groups = module_of(name), scheme.groups(columns)
-        words = packed_row_bytes(columns, scheme.bits) // 4
-        expected[f"{module}.weight_packed"] = ((rows, words), ("I32",))
-        expected[f"{module}.weight_scale"] = ((rows, groups), FLOAT_DTYPES)
-        expected[f"{module}.weight_shape"] = ((2,), ("I64", "I32"))
-        if not scheme.symmetric:
-            zero_words = -(-rows * scheme.bits // 32)
-            expected[f"{module}.weight_zero_point"] = ((zero_words, groups), ("I32",))
+        module = module_of(name)
+        for tensor in stored_tensors(module, (rows, columns), scheme):
+            dtypes = FLOAT_DTYPES if tensor.dtype in FLOAT_DTYPES else (tensor.dtype,)
+            expected[tensor.name] = (tensor.shape, dtypes)
+        if has_shape_tensor(scheme):
+            expected[f"{module}.{SHAPE}"] = ((2,), ("I64", "I32"))
     return expected
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import DownloadError, InputError, UnsupportedError
@@ -16,7 +17,12 @@ def looks_like_hub_name(model: str) -> bool:
     return HUB_NAME.fullmatch(model) is not None
 
 
-def snapshot(model: str) -> Path:
+def config_folder(model: str) -> Path:
+    """Download nothing but config.json -> local folder, which may hold more from before."""
+    return snapshot(model, ("config.json",))
+
+
+def snapshot(model: str, needed: Sequence[str] = NEEDED) -> Path:
     """Download the needed files of `name` or `name@revision` at a pinned commit -> local folder.
 
     Raises:
@@ -43,7 +49,7 @@ def snapshot(model: str) -> Path:
             snapshot_download(
                 name,
                 revision=found.sha,
-                allow_patterns=list(NEEDED),
+                allow_patterns=list(needed),
                 ignore_patterns=list(NOT_NEEDED),
             )
         )

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..quant.int8_rows import Int8Rows
+from ..quant.scale_min import ScaleMin
 from ..quant.scheme import WHOLE_ROW
+from .announced import is_lone_config
 from .checkpoint import CONFIG, Checkpoint, module_of, open_checkpoint
 from .families import read_family
 from .families.inventory import Parameter, parameters_of
 from .json_file import ConfigReader, read_json_object
+from .layout import stored_tensors
 from .onnx.names import GENAI_CONFIG
 
 DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
@@ -65,12 +68,7 @@ def describe(model: str) -> Description:
         InputError, UnsupportedError, DownloadError: as when opening it.
     """
     folder = Path(model).expanduser()
-    has_weights = (
-        not os.path.isdir(folder)
-        or any(path.suffix in (".safetensors", ".bin", ".pt", ".pth") for path in folder.iterdir())
-        or any(folder.glob("*.index.json"))
-    )
-    if not has_weights and (folder / CONFIG).is_file():
+    if is_lone_config(folder):
         return _announced(folder / CONFIG)
     checkpoint = open_checkpoint(model)
     rows = tuple(_row(checkpoint, parameter) for parameter in checkpoint.parameters.values())
@@ -96,9 +94,13 @@ def _row(checkpoint: Checkpoint, parameter: Parameter) -> TensorRow:
     scheme = checkpoint.scheme(name)
     if scheme is None:
         return TensorRow(name, parameter.shape, source.storage(name), source.nbytes(name))
-    module = module_of(name)
-    kinds = ["weight_packed", "weight_scale"] + ["weight_zero_point"] * (not scheme.symmetric)
-    size = sum(source.nbytes(f"{module}.{kind}") for kind in kinds)
+    rows, columns = parameter.shape
+    tensors = stored_tensors(module_of(name), (rows, columns), scheme)
+    size = sum(source.nbytes(tensor.name) for tensor in tensors)
+    if isinstance(scheme, ScaleMin):
+        return TensorRow(name, parameter.shape, f"scale-min {scheme.bits} bits", size)
+    if isinstance(scheme, Int8Rows):
+        return TensorRow(name, parameter.shape, "int8 row, inputs int8", size)
     group = "row" if scheme.group_size == WHOLE_ROW else f"g{scheme.group_size}"
     storage = f"int{scheme.bits} {group} {'symmetric' if scheme.symmetric else 'asymmetric'}"
     return TensorRow(name, parameter.shape, storage, size)

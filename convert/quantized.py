@@ -5,28 +5,36 @@ Without calibration: tensor by tensor in row chunks. With it: layer by layer, se
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import __version__
 from ..atomic import output_folder
-from ..errors import InputError, UnsupportedError
-from ..quant.packing import pack_rows, pack_zero_points
-from ..quant.rounding import METHODS, ScaleOverflow
-from ..quant.scheme import Quantized, Scheme
+from ..errors import InputError, UnsupportedError, UsageError
+from ..quant.int8_rows import QuantizedRows
+from ..quant.rounding import METHODS, AnyQuantized, AnyScheme, ScaleOverflow
+from ..quant.scale_min import Grid, QuantizedScaleMin
+from ..quant.scheme import Quantized
 from .checkpoint import CONFIG, Checkpoint
+from .families import read_family
 from .families.inventory import Parameter
+from .journal import Journal
+from .json_file import ConfigReader
+from .layout import SHAPE, encode, has_shape_tensor, read_quantized
 from .manifest import Provenance, sha256_file, write_manifest
 from .parallel import Workers
-from .quantization_plan import Job, QuantizeOptions, plan, shards_of, tensors_of
-from .safetensors_file import DTYPES, SafetensorsWriter
-from .sources import INDEX
+from .quantization_plan import CALIBRATED, Job, QuantizeOptions, plan, shards_of, tensors_of
+from .safetensors_file import DTYPES, SafetensorsWriter, TensorInfo, read_tensor_infos
+from .sources import INDEX, SafetensorsSource
 
 Advance = Callable[[int], None]
 
@@ -46,6 +54,29 @@ class QuantizeResult:
         return 8 * self.weight_bytes / self.parameters
 
 
+@dataclass(frozen=True)
+class MatrixReport:
+    """How well a calibrated matrix was quantized.
+
+    sqnr: power of its outputs over the power of their error on one calibration window, in dB;
+    sqnr_rounded: the same when rounded to nearest; damping: share of the mean diagonal that the
+    factorisation needed.
+    """
+
+    module: str
+    sqnr: float
+    sqnr_rounded: float
+    damping: float
+    seconds: float
+
+    def facts(self) -> dict[str, float]:
+        """What is the same in every run."""
+        return {"sqnr": self.sqnr, "sqnr_rounded": self.sqnr_rounded, "damping": self.damping}
+
+
+Report = Callable[[MatrixReport], None]
+
+
 def quantize_checkpoint(
     checkpoint: Checkpoint,
     options: QuantizeOptions,
@@ -53,34 +84,64 @@ def quantize_checkpoint(
     overwrite: bool = False,
     advance: Advance = lambda weights: None,
     windows: Sequence[Sequence[int]] = (),
+    report: Report = lambda matrix: None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> QuantizeResult:
-    """Write the quantized checkpoint to the folder `output`.
+    """Write the quantized checkpoint to the folder `output`, or finish what a crash has cut off.
 
     Args:
         advance: told the number of weights done, for a progress bar.
         windows: token ids to calibrate on, for the method that does.
+        report: told of every calibrated matrix.
+        say: told how the tuning goes.
 
     Raises:
         InputError: weights that are not finite, or too large for float16 scales.
-        OutputError: `output` exists, or the disk refuses.
+        OutputError: `output` exists, or the disk refuses, or an unfinished run with other options
+            stands in the way.
         UnsupportedError: the checkpoint is already quantized.
         UsageError: options that contradict each other for this checkpoint.
     """
-    if checkpoint.quantization is not None:
-        raise UnsupportedError(
-            f"{checkpoint.origin}: already quantized", "start from the unquantized checkpoint"
-        )
+    refuse_quantized(checkpoint)
     config, jobs = plan(checkpoint, options)
     shards = shards_of(jobs)
-    with output_folder(output, overwrite) as folder, ThreadPoolExecutor(1) as hasher:
+    if options.method == CALIBRATED and not windows:
+        raise UsageError(f"method {CALIBRATED} without calibration text", "give windows")
+    purpose = {
+        "versions": _versions(options),
+        "options": options.recipe(),
+        "inputs": {path.name: _stamp(path) for path in checkpoint.source.files()},
+        "calibration": _digest(windows),
+    }
+    with (
+        output_folder(output, overwrite, resume=True) as folder,
+        Journal(folder, purpose, discard=overwrite) as journal,
+        ThreadPoolExecutor(1) as hasher,
+    ):
         inputs = hasher.submit(_provenance, checkpoint)
-        with QuantizedWriter(folder, shards) as writer:
+        reports: list[MatrixReport] = []
+        with QuantizedWriter(folder, shards, journal.resumed) as writer:
+            for job in jobs:
+                if job.scheme is not None:
+                    continue
+                if journal.resumed:  # whose first line came after all of them
+                    writer.skip(job)
+                    advance(job.parameter.size)
+                else:
+                    copy_floats(checkpoint, job, writer, advance)
             if windows:
                 from .calibrated import quantize_calibrated
 
-                quantize_calibrated(checkpoint, jobs, windows, writer, options.threads, advance)
+                reports = quantize_calibrated(
+                    checkpoint, jobs, windows, writer, options, journal, advance, report
+                )
+                if options.tuning_epochs:
+                    from .tuning import tune_written
+
+                    decoder = read_family(ConfigReader(config, CONFIG))
+                    tune_written(checkpoint, decoder, jobs, windows, writer, options, journal, say)
             else:
-                _quantize_freely(checkpoint, jobs, options, writer, advance)
+                _quantize_freely(checkpoint, jobs, options, writer, journal, advance)
         if len(shards) > 1:
             _write_index(shards, folder / INDEX)
         _write_json(folder / CONFIG, config)
@@ -92,45 +153,115 @@ def quantize_checkpoint(
             weight_bytes,
             sum(checkpoint.source.nbytes(job.source) for job in jobs),
         )
-        recipe = {key: value for key, value in vars(options).items() if key != "threads"}
-        facts = {"parameters": result.parameters, "bits_per_weight": result.bits_per_weight}
+        facts: dict[str, Any] = {
+            "parameters": result.parameters,
+            "bits_per_weight": result.bits_per_weight,
+        }
         if windows:
             facts["calibration_tokens"] = sum(map(len, windows))
-        write_manifest(folder, "quantized-checkpoint", inputs.result(), recipe, facts)
+            facts["matrices"] = {entry.module: entry.facts() for entry in reports}
+        provenance = inputs.result()
+        journal.remove()
+        write_manifest(folder, "quantized-checkpoint", provenance, options.recipe(), facts)
     return result
 
 
-class QuantizedWriter:
-    """All shards of the output, open at once: parameters may come in any order."""
+def refuse_quantized(checkpoint: Checkpoint) -> None:
+    """Raises UnsupportedError."""
+    if checkpoint.quantization is not None:
+        raise UnsupportedError(
+            f"{checkpoint.origin}: already quantized", "start from the unquantized checkpoint"
+        )
 
-    def __init__(self, folder: Path, shards: dict[str, list[Job]]) -> None:
-        self._folder, self._shards = folder, shards
+
+def _versions(options: QuantizeOptions) -> dict[str, str]:
+    """What else decides the bytes: calibration computes in the processor's type, with torch."""
+    versions = {"dsconv": __version__}
+    if options.method == CALIBRATED:
+        import torch
+
+        from .calibrated import forward_dtype
+
+        versions |= {"torch": torch.__version__, "forward": str(forward_dtype())}
+    return versions
+
+
+def _stamp(path: Path) -> list[int]:
+    """What changes when a file does, without reading it."""
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _digest(windows: Sequence[Sequence[int]]) -> str:
+    return hashlib.sha256(json.dumps([list(window) for window in windows]).encode()).hexdigest()
+
+
+class QuantizedWriter:
+    """All shards of the output, open at once: parameters may come in any order.
+
+    resume: the files of an earlier run are there; what it has written is told by `skip`.
+    """
+
+    def __init__(self, folder: Path, shards: dict[str, list[Job]], resume: bool = False) -> None:
+        self.paths = [folder / name for name in shards]
+        self._shards = shards
+        self._resume = resume
         self._stack = ExitStack()
+        self._files: list[SafetensorsWriter] = []
         self._writers: dict[str, SafetensorsWriter] = {}
+        self._infos: dict[str, TensorInfo] = {}
 
     def __enter__(self) -> QuantizedWriter:
-        for name, jobs in self._shards.items():
+        for path, jobs in zip(self.paths, self._shards.values(), strict=True):
             tensors = tensors_of(jobs)
-            writer = self._stack.enter_context(SafetensorsWriter(self._folder / name, tensors))
+            writer = SafetensorsWriter(path, tensors, resume=self._resume)
+            self._files.append(self._stack.enter_context(writer))
             self._writers.update({tensor.name: writer for tensor in tensors})
         return self
 
     def __exit__(self, *failure: object) -> None:
         self._stack.__exit__(*failure)  # type: ignore[arg-type]
 
+    def flush(self) -> None:
+        for file in self._files:
+            file.flush()
+
+    def skip(self, job: Job) -> None:
+        """An earlier run has written the job."""
+        names = [tensor.name for tensor in job.planned()]
+        if job.scheme is not None and has_shape_tensor(job.scheme):
+            names.append(f"{job.module}.{SHAPE}")
+        for name in names:
+            self._writers[name].skip(name)
+
+    def read_quantized(self, job: Job, start: int, stop: int) -> AnyQuantized:
+        """Rows of a job that was written and flushed."""
+        if job.scheme is None:
+            raise RuntimeError(f"{job.module} is not quantized")
+        if not self._infos:
+            self.flush()
+            for path in self.paths:
+                self._infos.update(read_tensor_infos(path))
+        source = SafetensorsSource(self._infos)
+        columns = job.parameter.shape[1]
+        return read_quantized(source, job.module, job.scheme, columns, start, stop)
+
     def write_floats(self, job: Job, rows: NDArray[np.generic]) -> None:
         name = job.parameter.name
         self._writers[name].write(name, rows.astype(DTYPES[job.float_dtype], copy=False))
 
-    def write_quantized(self, job: Job, quantized: Quantized) -> None:
-        bits = quantized.scheme.bits
-        self._write(job, "weight_packed", pack_rows(quantized.codes, bits))
-        self._write(job, "weight_scale", quantized.scales)
-        if quantized.zeros is not None:
-            self._write(job, "weight_zero_point", pack_zero_points(quantized.zeros, bits))
+    def rewrite(self, name: str, array: NDArray[np.generic]) -> None:
+        """Other numbers for a tensor that was written before."""
+        self._writers[name].rewind(name)
+        self._writers[name].write(name, array)
+
+    def write_quantized(self, job: Job, quantized: AnyQuantized) -> None:
+        for kind, array in encode(quantized).items():
+            self._write(job, kind, array)
 
     def finish_quantized(self, job: Job) -> None:
-        self._write(job, "weight_shape", np.array(job.parameter.shape, np.int64))
+        if job.scheme is not None and has_shape_tensor(job.scheme):
+            self._write(job, SHAPE, np.array(job.parameter.shape, np.int64))
 
     def _write(self, job: Job, kind: str, array: NDArray[np.generic]) -> None:
         name = f"{job.module}.{kind}"
@@ -142,15 +273,26 @@ def _quantize_freely(
     jobs: list[Job],
     options: QuantizeOptions,
     writer: QuantizedWriter,
+    journal: Journal,
     advance: Advance,
 ) -> None:
     """Every parameter by itself, without calibration."""
+    done = {module for record in journal.records for module in record["modules"]}
+    fresh: list[str] = []
     with Workers(options.threads) as workers:
         for job in jobs:
             if job.scheme is None:
-                copy_floats(checkpoint, job, writer, advance)
-            else:
-                _quantize(checkpoint, job, job.scheme, options, writer, workers, advance)
+                continue
+            if job.module in done:
+                writer.skip(job)
+                advance(job.parameter.size)
+                continue
+            _quantize(checkpoint, job, job.scheme, options, writer, workers, advance)
+            fresh.append(job.module)
+            if journal.due():
+                writer.flush()
+                journal.append({"modules": fresh}, writer.paths)
+                fresh = []
 
 
 def chunks_of(parameter: Parameter) -> Iterator[tuple[int, int]]:
@@ -178,7 +320,7 @@ def copy_floats(
 def _quantize(
     checkpoint: Checkpoint,
     job: Job,
-    scheme: Scheme,
+    scheme: AnyScheme,
     options: QuantizeOptions,
     writer: QuantizedWriter,
     workers: Workers,
@@ -186,7 +328,7 @@ def _quantize(
 ) -> None:
     """Round chunks in parallel and write them in order: the bytes do not depend on the threads."""
 
-    def work(bounds: tuple[int, int]) -> tuple[Quantized | None, int, int]:
+    def work(bounds: tuple[int, int]) -> tuple[AnyQuantized | None, int, int]:
         weights = checkpoint.rows(job.source, *bounds)
         bad = int(weights.size - np.isfinite(weights).sum())
         return (
@@ -211,20 +353,32 @@ def _quantize(
     writer.finish_quantized(job)
 
 
-def round_in_blocks(weights: NDArray[np.float32], scheme: Scheme, method: str) -> Quantized:
+def round_in_blocks(weights: NDArray[np.float32], scheme: AnyScheme, method: str) -> AnyQuantized:
     """Round in blocks that stay in cache; groups are independent, so the blocks do not show."""
     step = max(1, BLOCK_WEIGHTS // weights.shape[1])
-    parts = [
-        METHODS[method](weights[start : start + step], scheme)
-        for start in range(0, len(weights), step)
-    ]
-    zeros = [part.zeros for part in parts if part.zeros is not None]
-    return Quantized(
-        np.concatenate([part.codes for part in parts]),
-        np.concatenate([part.scales for part in parts]),
-        np.concatenate(zeros) if zeros else None,
-        scheme,
+    return _join(
+        [
+            METHODS[method](weights[start : start + step], scheme)
+            for start in range(0, len(weights), step)
+        ]
     )
+
+
+def _join(parts: Sequence[AnyQuantized]) -> AnyQuantized:
+    """Consecutive rows of one matrix."""
+    codes = np.concatenate([part.codes for part in parts])
+    with_minima = [part for part in parts if isinstance(part, QuantizedScaleMin)]
+    if with_minima:
+        return Grid.join([part.grid for part in with_minima]).with_codes(
+            codes, with_minima[0].scheme
+        )
+    rows = [part for part in parts if isinstance(part, QuantizedRows)]
+    if rows:
+        return QuantizedRows(codes, np.concatenate([part.scales for part in rows]))
+    integer = [part for part in parts if isinstance(part, Quantized)]
+    zeros = [part.zeros for part in integer if part.zeros is not None]
+    scales = np.concatenate([part.scales for part in integer])
+    return Quantized(codes, scales, np.concatenate(zeros) if zeros else None, integer[0].scheme)
 
 
 def refuse_non_finite(job: Job, count: int) -> None:

@@ -223,24 +223,47 @@ class SafetensorsWriter:
     """
 
     def __init__(
-        self, path: Path, planned: list[PlannedTensor], metadata: Mapping[str, str] | None = None
+        self,
+        path: Path,
+        planned: list[PlannedTensor],
+        metadata: Mapping[str, str] | None = None,
+        resume: bool = False,
     ) -> None:
         self._path = path
+        self._resume = resume
         self._header = encode_header(planned, metadata or {"format": "pt"})
+        self._start: dict[str, int] = {}
         self._next: dict[str, int] = {}
         self._end: dict[str, int] = {}
         offset = len(self._header)
         for tensor in planned:
-            self._next[tensor.name] = offset
+            self._start[tensor.name] = self._next[tensor.name] = offset
             offset += tensor.nbytes
             self._end[tensor.name] = offset
         self._size = offset
         self._file: BinaryIO | None = None
 
     def __enter__(self) -> SafetensorsWriter:
-        self._file = self._path.open("wb")
-        self._file.write(self._header)
+        if self._resume and self._path.exists():
+            self._file = self._path.open("r+b")
+        else:
+            self._file = self._path.open("w+b")
+            self._file.write(self._header)
+        self._file.truncate(self._size)
         return self
+
+    def skip(self, name: str) -> None:
+        """The tensor was written by an earlier run."""
+        self._next[name] = self._end[name]
+
+    def rewind(self, name: str) -> None:
+        """Write the tensor again from its start."""
+        self._next[name] = self._start[name]
+
+    def flush(self) -> None:
+        if self._file is None:
+            raise RuntimeError("the writer is not open")
+        self._file.flush()
 
     def write(self, name: str, array: NDArray[Any]) -> None:
         """Append `array`'s bytes to tensor `name`."""

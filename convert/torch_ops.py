@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as functional
 
+from ..quant.int8_rows import MAX_CODE
 from .checkpoint import Checkpoint
 from .families.base import Attention, Decoder, Linear, Norm, Table
 from .families.inventory import Role
@@ -19,6 +20,9 @@ from .families.rope import Rope
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 CHUNK_WEIGHTS = 1 << 24  # weights dequantized at a time while loading
+SMALLEST = torch.finfo(torch.float32).smallest_normal
+
+Predicate = Callable[[str], bool]  # of a parameter's name
 
 
 @dataclass
@@ -40,12 +44,20 @@ class KeyValueCache:
 
 
 class TorchOps:
-    """One forward pass over `tokens` [length], after the `cache.length` positions already seen."""
+    """One forward pass over `tokens` [length], after the `cache.length` positions already seen.
+
+    rounds_inputs: of which weights the inputs are rounded to int8, token by token.
+    """
 
     def __init__(
-        self, weights: Callable[[str], torch.Tensor], tokens: torch.Tensor, cache: KeyValueCache
+        self,
+        weights: Callable[[str], torch.Tensor],
+        tokens: torch.Tensor,
+        cache: KeyValueCache,
+        rounds_inputs: Predicate = lambda name: False,
     ) -> None:
         self._weights = weights
+        self._rounds_inputs = rounds_inputs
         self._tokens = tokens
         self._cache = cache
         self._tables: dict[Rope, tuple[torch.Tensor, torch.Tensor]] = {}
@@ -61,13 +73,15 @@ class TorchOps:
         return (self._weights(f"{norm.name}.weight") * wide.to(x.dtype)).view(x.shape)
 
     def linears(self, x: torch.Tensor, group: Sequence[Linear]) -> list[torch.Tensor]:
+        names = [f"{linear.name}.weight" for linear in group]
+        rounded = round_tokens(x) if any(map(self._rounds_inputs, names)) else x
         return [
             functional.linear(
-                x,
-                self._weights(f"{linear.name}.weight"),
+                rounded if self._rounds_inputs(name) else x,
+                self._weights(name),
                 self._weights(f"{linear.name}.bias") if linear.bias else None,
             )
-            for linear in group
+            for name, linear in zip(names, group, strict=True)
         ]
 
     def attention(
@@ -119,6 +133,13 @@ class TorchOps:
         return self._tables[rope]
 
 
+def round_tokens(x: torch.Tensor) -> torch.Tensor:
+    """What dynamic int8 makes of activations [..., features]: `simulate_rows` on any device."""
+    wide = x.float()
+    scale = (wide.abs().amax(-1, keepdim=True) / MAX_CODE).clamp(min=SMALLEST)
+    return ((wide / scale).round_().clamp_(-MAX_CODE, MAX_CODE) * scale).to(x.dtype)
+
+
 def _split(x: torch.Tensor, heads: int) -> torch.Tensor:
     """[1, length, heads * head_dim] -> [1, heads, length, head_dim]."""
     return x.view(*x.shape[:-1], heads, -1).transpose(1, 2)
@@ -130,13 +151,22 @@ def _rotate(x: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torch.
 
 
 class TorchModel:
-    """A checkpoint's weights in memory (dequantized) and the forward over them."""
+    """A checkpoint's weights in memory (dequantized) and the forward over them.
+
+    Where the checkpoint has activations rounded to int8, so are they here.
+    """
 
     def __init__(
-        self, decoder: Decoder, weights: Callable[[str], torch.Tensor], dtype: str, device: str
+        self,
+        decoder: Decoder,
+        weights: Callable[[str], torch.Tensor],
+        rounds_inputs: Predicate,
+        dtype: str,
+        device: str,
     ) -> None:
         self._decoder = decoder
         self._weights = weights
+        self._rounds_inputs = rounds_inputs
         self._dtype = dtype
         self._device = device
 
@@ -146,16 +176,21 @@ class TorchModel:
     ) -> TorchModel:
         """Read every weight of `checkpoint` into memory as `dtype`."""
         weights = {
-            name: _load(checkpoint, name, DTYPES[dtype], device) for name in checkpoint.parameters
+            name: load_parameter(checkpoint, name, DTYPES[dtype], device)
+            for name in checkpoint.parameters
         }
-        return cls(checkpoint.decoder, weights.__getitem__, dtype, device)
+        return cls(checkpoint.decoder, weights.__getitem__, checkpoint.rounds_inputs, dtype, device)
 
     def in_other_precision(self) -> TorchModel:
         """The same weights, cast one by one as the forward asks for them."""
         other = "bfloat16" if self._dtype == "float32" else "float32"
         weights = self._weights
         return TorchModel(
-            self._decoder, lambda name: weights(name).to(DTYPES[other]), other, self._device
+            self._decoder,
+            lambda name: weights(name).to(DTYPES[other]),
+            self._rounds_inputs,
+            other,
+            self._device,
         )
 
     @torch.inference_mode()
@@ -163,12 +198,15 @@ class TorchModel:
         """-> logits [tokens, vocabulary] of `tokens`, which extend `cache`."""
         cache = KeyValueCache() if cache is None else cache
         ids = torch.tensor(list(tokens), dtype=torch.int64, device=self._device)
-        logits = self._decoder.forward(TorchOps(self._weights, ids, cache))
+        ops = TorchOps(self._weights, ids, cache, self._rounds_inputs)
+        logits = self._decoder.forward(ops)
         cache.length += len(tokens)
         return logits[0]
 
 
-def _load(checkpoint: Checkpoint, name: str, dtype: torch.dtype, device: str) -> torch.Tensor:
+def load_parameter(
+    checkpoint: Checkpoint, name: str, dtype: torch.dtype, device: str = "cpu"
+) -> torch.Tensor:
     """Read a parameter in row chunks, so that the float32 form is never held whole beside it."""
     parameter = checkpoint.parameters[name]
     if parameter.role is Role.VECTOR:

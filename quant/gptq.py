@@ -2,28 +2,36 @@
 
 Frantar et al., arXiv:2210.17323. For inputs x with second moment H = E[x xᵀ] the loss of a row w
 is (w - q) H (w - q)ᵀ. After column j is rounded, the remaining columns move by the rounding error
-times U[j, j+1:] / U[j, j], where H⁻¹ = Uᵀ U and U is upper triangular.
+times U[j, j+1:] / U[j, j], where H⁻¹ = Uᵀ U and U is upper triangular. The loss comes out as the
+sum of the squared errors (w_j - q_j) / U[j, j].
 
-Columns are taken group by group, the group with the largest input first, and inside a group by
-decreasing input ("group-aware order"): groups stay contiguous in the file, and each group's scale
-is searched when the group is reached, on weights that already carry the corrections.
+Integer scheme: columns are taken group by group, the group with the largest input first, and inside
+a group by decreasing input ("group-aware order"); each group's scale is searched when the group is
+reached, on weights that already carry the corrections. Scale and minimum: a super-block ties eight
+groups together, so their grid is searched before, and columns go by decreasing input alone; so they
+do with int8 rows, whose scale is that of the largest weight. Groups stay contiguous in the file.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from .rounding import finish, nearest_codes
+from .int8_rows import MAX_CODE, Int8Rows, QuantizedRows, weight_scales
+from .rounding import AnyQuantized, AnyScheme, finish, nearest_codes
+from .scale_min import Grid, QuantizedScaleMin, ScaleMin, searched_grid
 from .scales import Floats, searched_scales
 from .scheme import WHOLE_ROW, Quantized, Scheme
 
 DAMPING = 0.01  # share of the mean diagonal added to the diagonal
 DAMPING_LIMIT = 10.0
-COLUMNS_AT_A_TIME = 128  # when a whole row is one group
+COLUMNS_AT_A_TIME = 128
+GRID_WEIGHTS = 1 << 16  # weights whose grid is searched at a time: they stay in a core's cache
 TRIANGLE_BASE = 128
 
 
@@ -32,75 +40,172 @@ class NotPositiveDefinite(ValueError):
 
 
 @dataclass(frozen=True)
-class Factor:
-    """What the rounding needs of the inputs: shared by all rows, and by all matrices of one input.
+class BlockFactor:
+    """U of the columns from `first` on. order: the columns, counted from `first`, in the order of
+    rounding; starts: where each group begins in it (empty: the grid is known before)."""
 
-    order: the columns in the order of rounding; starts: where each group begins in it;
-    upper: U for that order; importance: mean square of each input, in the original order;
-    damping: the share that was needed.
-    """
-
+    first: int
     order: NDArray[np.intp]
     starts: tuple[int, ...]
     upper: Floats
+
+
+@dataclass(frozen=True)
+class Factor:
+    """What the rounding needs of the inputs: shared by all rows, and by all matrices of one input.
+
+    blocks: one, or several where the whole second moment would not fit in memory: correlations
+    between blocks are then ignored; importance: mean square of each input [columns];
+    damping: the largest share that was needed.
+    """
+
+    blocks: tuple[BlockFactor, ...]
     importance: Floats
     damping: float
 
 
-def factorize(second_moment: Floats, scheme: Scheme, damping: float = DAMPING) -> Factor:
-    """Factorise H [columns, columns]; the damping grows tenfold until it succeeds.
+def undivided(scheme: AnyScheme, columns: int) -> int:
+    """Neighbouring columns that must come in one block: those whose scale is searched at once."""
+    if isinstance(scheme, Int8Rows):
+        return 1
+    return columns if scheme.group_size == WHOLE_ROW else scheme.group_size
+
+
+def factorize(moments: Sequence[Floats], scheme: AnyScheme, damping: float = DAMPING) -> Factor:
+    """Factorise the diagonal blocks of H; the damping grows tenfold until it succeeds.
 
     A column whose input is always zero gets the mean diagonal: it neither gives nor takes errors.
+
+    Args:
+        moments: H [columns, columns], or square blocks along its diagonal, of whole groups.
 
     Raises:
         NotPositiveDefinite: not even with a damping of DAMPING_LIMIT.
     """
-    diagonal = np.diagonal(second_moment).astype(np.float32)
+    diagonal = np.concatenate([np.diagonal(moment) for moment in moments]).astype(np.float32)
     mean = float(diagonal.mean())
     if not mean > 0:
         mean = 1.0
-    order, starts = _group_aware_order(diagonal, scheme)
-    permuted = second_moment[np.ix_(order, order)]
-    dead = diagonal[order] <= 0
-    size = len(order)
+    blocks, needed, first = [], damping, 0
+    for moment in moments:
+        part = diagonal[first : first + len(moment)]
+        order, starts = _order(part, scheme)
+        upper, used = _damped_inverse(moment[np.ix_(order, order)], part[order], mean, damping)
+        blocks.append(BlockFactor(first, order, starts, upper))
+        needed = max(needed, used)
+        first += len(moment)
+    return Factor(tuple(blocks), diagonal + np.float32(needed * mean), needed)
+
+
+def _damped_inverse(
+    permuted: Floats, diagonal: Floats, mean: float, damping: float
+) -> tuple[Floats, float]:
+    """-> (U, the damping that was needed); overwrites the diagonal of `permuted`."""
+    dead = diagonal <= 0
     while True:
-        damped = permuted.copy()
-        damped[range(size), range(size)] += np.where(dead, mean, damping * mean).astype(np.float32)
-        upper = _inverse_upper(damped)
+        np.fill_diagonal(permuted, diagonal + np.where(dead, mean, damping * mean))
+        upper = _inverse_upper(permuted)
         if upper is not None:
-            importance = diagonal + np.float32(damping * mean)
-            return Factor(order, starts, upper, importance, damping)
+            return upper, damping
         damping *= 10
         if damping > DAMPING_LIMIT:
             raise NotPositiveDefinite(f"not positive definite with a damping of {damping / 10:g}")
 
 
-def gptq(weights: Floats, factor: Factor, scheme: Scheme) -> Quantized:
+def correction(weights: Floats, factor: Factor, differences: Sequence[Floats]) -> Floats:
+    """-> w D H⁻¹: how far rows [rows, columns] move to make up for what earlier layers changed.
+
+    The output wanted is w·x₀ with x₀ the original model's input, where only x is given. Its least
+    squares solution is w + w D H⁻¹ with D = E[(x₀ - x) xᵀ]; rounding that by GPTQ minimises
+    E|w x₀ - q x|². (The aim of GPTAQ, Li et al., arXiv:2504.02692, solved before the rounding.)
+
+    Args:
+        differences: D of every block of the factor's columns.
+    """
+    result: Floats = np.empty_like(weights)
+    for block, difference in zip(factor.blocks, differences, strict=True):
+        columns = slice(block.first, block.first + len(block.order))
+        wanted = (weights[:, columns] @ difference)[:, block.order]
+        result[:, block.order + block.first] = (wanted @ block.upper.T) @ block.upper
+    return result
+
+
+def gptq(weights: Floats, factor: Factor, scheme: AnyScheme) -> AnyQuantized:
     """Quantize rows [rows, columns]; rows are independent, so any slice of them may be given."""
+    if isinstance(scheme, ScaleMin):
+        return _with_known_grid(weights, factor, scheme)
+    if isinstance(scheme, Int8Rows):
+        return _with_known_scales(weights, factor, scheme)
+    return _with_searched_scales(weights, factor, scheme)
+
+
+def _with_searched_scales(weights: Floats, factor: Factor, scheme: Scheme) -> Quantized:
     rows, columns = weights.shape
-    work = np.ascontiguousarray(weights.T[factor.order], dtype=np.float32)  # [columns, rows]
     codes = np.empty((columns, rows), np.uint8)
     groups = scheme.groups(columns)
     scales = np.empty((rows, groups), np.float32)
     zeros = None if scheme.symmetric else np.empty((rows, groups), np.float32)
-    bounds = [*factor.starts, columns]
-    for start, stop in itertools.pairwise(bounds):
-        members = factor.order[start:stop]
-        group = 0 if scheme.group_size == WHOLE_ROW else int(members[0]) // scheme.group_size
-        updated = np.ascontiguousarray(work[start:stop].T)
-        scale, zero = searched_scales(updated, scheme, factor.importance[members])
-        scales[:, group] = scale[:, 0]
-        centre: Floats | np.float32 = np.float32(scheme.zero)
-        if zeros is not None and zero is not None:
-            zeros[:, group] = centre = zero[:, 0]
-        for left in range(start, stop, COLUMNS_AT_A_TIME):
-            right = min(stop, left + COLUMNS_AT_A_TIME)
-            codes[left:right] = _round_block(
-                work, factor.upper, left, right, scale[:, 0], centre, scheme
-            )
-    restored = np.empty_like(codes)
-    restored[factor.order] = codes
-    return finish(restored.T, scales, zeros, scheme)
+    for block in factor.blocks:
+        order = block.order + block.first
+        work = np.ascontiguousarray(weights.T[order], dtype=np.float32)  # [columns, rows]
+        rounded = np.empty(work.shape, np.uint8)
+        for start, stop in itertools.pairwise([*block.starts, len(order)]):
+            members = order[start:stop]
+            group = 0 if scheme.group_size == WHOLE_ROW else int(members[0]) // scheme.group_size
+            updated = np.ascontiguousarray(work[start:stop].T)
+            scale, zero = searched_scales(updated, scheme, factor.importance[members])
+            scales[:, group] = scale[:, 0]
+            centre = np.full(rows, scheme.zero, np.float32) if zero is None else zero[:, 0]
+            if zeros is not None:
+                zeros[:, group] = centre
+            for left in range(start, stop, COLUMNS_AT_A_TIME):
+                right = min(stop, left + COLUMNS_AT_A_TIME)
+                shape = (right - left, rows)
+                grids = np.broadcast_to(scale[:, 0], shape), np.broadcast_to(centre, shape)
+                rounded[left:right] = _round_block(work, block.upper, left, right, *grids, scheme)
+        codes[order] = rounded
+    return finish(codes.T, scales, zeros, scheme)
+
+
+def _with_known_grid(weights: Floats, factor: Factor, scheme: ScaleMin) -> QuantizedScaleMin:
+    rows, columns = weights.shape
+    step = max(1, GRID_WEIGHTS // columns)
+    pieces = [
+        searched_grid(weights[start : start + step], scheme, factor.importance)
+        for start in range(0, rows, step)
+    ]
+    grid = Grid.join(pieces)
+    scales = np.ascontiguousarray(grid.scales.T)  # [groups, rows]
+    minima = np.ascontiguousarray(grid.minima.T)
+    codes = np.empty((columns, rows), np.uint8)
+    for block in factor.blocks:
+        order = block.order + block.first
+        groups = order // scheme.group_size
+        # Shifted by the minima, a code stands for scale * code; corrections do not see the shift.
+        work = weights.T[order] + minima[groups]
+        rounded = np.empty(work.shape, np.uint8)
+        for left in range(0, len(order), COLUMNS_AT_A_TIME):
+            right = min(len(order), left + COLUMNS_AT_A_TIME)
+            scale = scales[groups[left:right]]
+            grids = scale, np.zeros_like(scale)
+            rounded[left:right] = _round_block(work, block.upper, left, right, *grids, scheme)
+        codes[order] = rounded
+    return grid.with_codes(codes.T, scheme)
+
+
+def _with_known_scales(weights: Floats, factor: Factor, scheme: Int8Rows) -> QuantizedRows:
+    scales = weight_scales(weights)
+    codes = np.empty(weights.shape[::-1], np.int8)
+    for block in factor.blocks:
+        order = block.order + block.first
+        work = np.ascontiguousarray(weights.T[order], dtype=np.float32)  # [columns, rows]
+        for left in range(0, len(order), COLUMNS_AT_A_TIME):
+            right = min(len(order), left + COLUMNS_AT_A_TIME)
+            grids = np.broadcast_to(scales[:, 0], (right - left, len(weights)))
+            centres = np.full(grids.shape, scheme.zero, np.float32)
+            rounded = _round_block(work, block.upper, left, right, grids, centres, scheme)
+            codes[order[left:right]] = rounded.astype(np.int16) - MAX_CODE
+    return QuantizedRows(np.ascontiguousarray(codes.T), scales)
 
 
 def _round_block(
@@ -108,14 +213,18 @@ def _round_block(
     upper: Floats,
     left: int,
     right: int,
-    scale: Floats,
-    centre: Floats | np.float32,
-    scheme: Scheme,
+    scales: Floats,
+    centres: Floats,
+    scheme: AnyScheme,
 ) -> NDArray[np.uint8]:
-    """Round columns [left, right) of `work` one by one and correct all later ones in place."""
+    """Round columns [left, right) of `work` one by one and correct all later ones in place.
+
+    scales, centres: [right - left, rows]; a code stands for scale * (code - centre).
+    """
     codes = np.empty((right - left, work.shape[1]), np.uint8)
     errors = np.empty((right - left, work.shape[1]), np.float32)
     for index, column in enumerate(range(left, right)):
+        scale, centre = scales[index], centres[index]
         code = nearest_codes(work[column], scale, centre, scheme)
         rounded = scale * (code - centre)
         error = (work[column] - rounded) / upper[column, column]
@@ -125,10 +234,10 @@ def _round_block(
     return codes
 
 
-def _group_aware_order(
-    diagonal: Floats, scheme: Scheme
-) -> tuple[NDArray[np.intp], tuple[int, ...]]:
+def _order(diagonal: Floats, scheme: AnyScheme) -> tuple[NDArray[np.intp], tuple[int, ...]]:
     """-> (columns in the order of rounding, start of each group in it)."""
+    if isinstance(scheme, ScaleMin | Int8Rows):
+        return np.argsort(-diagonal, kind="stable"), ()
     columns = len(diagonal)
     size = columns if scheme.group_size == WHOLE_ROW else scheme.group_size
     groups = [np.arange(start, min(columns, start + size)) for start in range(0, columns, size)]
@@ -144,24 +253,27 @@ def _inverse_upper(matrix: Floats) -> Floats | None:
     With the matrix turned upside down, its Cholesky factor turned back is upper triangular: matrix
     = R Rᵀ, so U = R⁻¹. One factorisation and one triangular inverse, no full inverse.
     """
-    try:
-        lower = np.linalg.cholesky(matrix[::-1, ::-1])
-    except np.linalg.LinAlgError:
+    flipped = np.ascontiguousarray(matrix[::-1, ::-1])
+    lower, failed = torch.linalg.cholesky_ex(torch.from_numpy(flipped))  # NumPy's is float64
+    del flipped
+    if int(failed):
         return None
-    upper = _invert_upper_triangle(np.ascontiguousarray(lower[::-1, ::-1]))
+    upper = np.ascontiguousarray(lower.numpy()[::-1, ::-1])
+    del lower
+    _invert_upper_triangle(upper)
     return upper if bool(np.isfinite(upper).all()) else None
 
 
-def _invert_upper_triangle(matrix: Floats) -> Floats:
-    """Halves: [[A, B], [0, C]]⁻¹ = [[A⁻¹, -A⁻¹ B C⁻¹], [0, C⁻¹]]."""
+def _invert_upper_triangle(matrix: Floats) -> None:
+    """In place, by halves: [[A, B], [0, C]]⁻¹ = [[A⁻¹, -A⁻¹ B C⁻¹], [0, C⁻¹]]."""
     size = len(matrix)
     if size <= TRIANGLE_BASE:
-        inverse: Floats = np.triu(np.linalg.inv(matrix)).astype(np.float32)
-        return inverse
+        matrix[...] = np.triu(np.linalg.inv(matrix))
+        return
     half = size // 2
-    first = _invert_upper_triangle(matrix[:half, :half])
-    second = _invert_upper_triangle(matrix[half:, half:])
-    result = np.zeros_like(matrix)
-    result[:half, :half], result[half:, half:] = first, second
-    result[:half, half:] = -(first @ matrix[:half, half:] @ second)
-    return result
+    first, second = matrix[:half, :half], matrix[half:, half:]
+    _invert_upper_triangle(first)
+    _invert_upper_triangle(second)
+    corner = first @ matrix[:half, half:]
+    np.negative(corner, out=corner)
+    np.matmul(corner, second, out=matrix[:half, half:])

@@ -15,6 +15,28 @@ def packed_row_bytes(columns: int, bits: int) -> int:
     return -(-columns * bits // 32) * 4
 
 
+def pack_bits(values: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
+    """[rows, n] values below 2^bits -> [rows, ceil(n * bits / 8)] bytes, for any width up to 8."""
+    if bits == 4 and values.shape[1] % 2 == 0:
+        nibbles: NDArray[np.uint8] = values[:, 0::2] | (values[:, 1::2] << np.uint8(4))
+        return nibbles
+    shifts = np.arange(bits, dtype=np.uint8)
+    planes = (values[..., None] >> shifts) & np.uint8(1)
+    return np.packbits(planes.reshape(len(values), -1), axis=1, bitorder="little")
+
+
+def unpack_bits(packed: NDArray[np.uint8], bits: int, count: int) -> NDArray[np.uint8]:
+    """Inverse of `pack_bits` for rows of `count` values."""
+    if bits == 4 and count % 2 == 0:
+        return unpack_rows(packed, 4, count)
+    planes = np.unpackbits(packed, axis=1, count=count * bits, bitorder="little")
+    weights = np.uint8(1) << np.arange(bits, dtype=np.uint8)
+    values: NDArray[np.uint8] = (planes.reshape(len(packed), count, bits) * weights).sum(
+        -1, dtype=np.uint8
+    )
+    return values
+
+
 def pack_rows(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
     """[rows, columns] codes -> [rows, packed_row_bytes] bytes. Padding codes are 0."""
     columns = codes.shape[1]

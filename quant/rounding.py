@@ -8,6 +8,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .int8_rows import Int8Rows, QuantizedRows, dequantize_rows, round_weights
+from .scale_min import (
+    QuantizedScaleMin,
+    ScaleMin,
+    dequantize_scale_min,
+    fit_grid,
+    plain_grid,
+    searched_grid,
+)
 from .scales import (
     Floats,
     ScaleOverflow,
@@ -19,11 +28,26 @@ from .scales import (
 )
 from .scheme import Quantized, Scheme
 
-__all__ = ["METHODS", "ScaleOverflow", "dequantize", "round_to_nearest", "search"]
+__all__ = [
+    "METHODS",
+    "AnyQuantized",
+    "AnyScheme",
+    "ScaleOverflow",
+    "dequantize",
+    "round_to_nearest",
+    "search",
+]
+
+AnyScheme = Scheme | ScaleMin | Int8Rows
+AnyQuantized = Quantized | QuantizedScaleMin | QuantizedRows
 
 
-def dequantize(quantized: Quantized) -> Floats:
-    """-> [rows, columns] float32: scale * (code - zero), exact in float32."""
+def dequantize(quantized: AnyQuantized) -> Floats:
+    """-> [rows, columns] float32; for the integer scheme scale * (code - zero), exact."""
+    if isinstance(quantized, QuantizedScaleMin):
+        return dequantize_scale_min(quantized)
+    if isinstance(quantized, QuantizedRows):
+        return dequantize_rows(quantized)
     scheme = quantized.scheme
     columns = quantized.codes.shape[1]
     codes = grouped(quantized.codes.astype(np.float32), scheme)
@@ -33,20 +57,31 @@ def dequantize(quantized: Quantized) -> Floats:
     return np.ascontiguousarray(values.reshape(codes.shape[0], -1)[:, :columns])
 
 
-def round_to_nearest(weights: Floats, scheme: Scheme) -> Quantized:
+def round_to_nearest(weights: Floats, scheme: AnyScheme) -> AnyQuantized:
     """Textbook rounding; symmetric codes equal those of onnxruntime-genai's builder.
 
     The codes follow from the unrounded scale, which is stored as float16 afterwards.
     """
+    if isinstance(scheme, ScaleMin):
+        return fit_grid(weights, plain_grid(weights, scheme), scheme)
+    if isinstance(scheme, Int8Rows):
+        return round_weights(weights)
     return fit_codes(weights, *plain_scales(weights, scheme), scheme)
 
 
-def search(weights: Floats, scheme: Scheme) -> Quantized:
-    """Smallest squared error per group over a sweep of scales; never worse than rounding."""
-    return fit_codes(weights, *searched_scales(weights, scheme), scheme)
+def search(weights: Floats, scheme: AnyScheme, importance: Floats | None = None) -> AnyQuantized:
+    """Smallest squared error per group over a sweep of scales; never worse than rounding.
+
+    importance: weight of each column's squared error [columns]; None counts all alike.
+    """
+    if isinstance(scheme, ScaleMin):
+        return fit_grid(weights, searched_grid(weights, scheme, importance), scheme)
+    if isinstance(scheme, Int8Rows):
+        return round_weights(weights)
+    return fit_codes(weights, *searched_scales(weights, scheme, importance), scheme)
 
 
-METHODS: dict[str, Callable[[Floats, Scheme], Quantized]] = {
+METHODS: dict[str, Callable[[Floats, AnyScheme], AnyQuantized]] = {
     "search": search,
     "rtn": round_to_nearest,
 }
@@ -61,7 +96,9 @@ def fit_codes(weights: Floats, scales: Floats, zeros: Floats | None, scheme: Sch
     return finish(flat, scales, zeros, scheme)
 
 
-def nearest_codes(w: Floats, scales: Floats, centre: Floats | np.float32, scheme: Scheme) -> Floats:
+def nearest_codes(
+    w: Floats, scales: Floats, centre: Floats | np.float32, scheme: AnyScheme
+) -> Floats:
     """Codes of `w`, with scales and zero points that broadcast against it.
 
     Halves go up, in onnxruntime's own order of operations: weights come from bfloat16 files, they

@@ -1,12 +1,16 @@
 """Calibration text to windows of token ids.
 
-A `.jsonl` file holds one document per line, an object with `text`; or with `messages` (a
-conversation, rendered by the model's chat template); or with `question` and `answer` (rendered as
-one). Any other file is one document of plain text.
+A source is the model itself (`self_calibration.py`) or a file. A `.jsonl` file holds one document
+per line, an object with `text`; or with `messages` (a conversation, rendered by the model's chat
+template); or with `question` and `answer` (rendered as one). Any other file is one document of
+plain text.
 """
 
 from __future__ import annotations
 
+import math
+import os
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,15 +20,55 @@ from ..convert.checkpoint import Checkpoint
 from ..convert.json_file import parse_json
 from ..errors import InputError, UsageError
 from .chat import Message, chat_template, render_chat
+from .console import progress, say
 from .text_file import read_text_file
 from .tokenizer import TextTokenizer
+
+SELF = "self"
+
+
+@dataclass(frozen=True)
+class CalibrationSource:
+    """A file, or the model itself where `path` is None; shares are in proportion to the weights.
+
+    Raises:
+        UsageError: a weight that is not positive and finite.
+    """
+
+    path: Path | None = None
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.weight < math.inf:
+            raise UsageError(
+                f"calibration weight {self.weight:g} is not positive", "give one such as FILE=3"
+            )
+
+    @classmethod
+    def parse(cls, text: str) -> CalibrationSource:
+        """`self`, `FILE`, `self=WEIGHT` or `FILE=WEIGHT`; a file that exists is taken by its name.
+
+        Raises:
+            UsageError: the weight is not a positive number.
+        """
+        name, sign, weight = text.rpartition("=")
+        if not sign or os.path.exists(text):
+            return cls(None if text == SELF else Path(text))
+        try:
+            value = float(weight)
+        except ValueError as error:
+            raise UsageError(
+                f"calibration {text!r}: weight {weight!r} is not a number, and no such file exists",
+                "give FILE or FILE=WEIGHT, such as traces.jsonl=3",
+            ) from error
+        return cls(None if name == SELF else Path(name), value)
 
 
 @dataclass(frozen=True)
 class CalibrationOptions:
-    """Where the text comes from, and how much of it is used."""
+    """Where the text comes from (no sources: from the model itself), and how much of it is used."""
 
-    files: tuple[Path, ...]
+    sources: tuple[CalibrationSource, ...] = ()
     tokens: int = 32768
     window: int = 512
 
@@ -35,33 +79,98 @@ class CalibrationOptions:
             )
 
 
-def calibration_windows(checkpoint: Checkpoint, options: CalibrationOptions) -> list[list[int]]:
-    """Windows of `options.window` tokens, the budget shared equally by the files.
+@dataclass(frozen=True)
+class _Text:
+    """The tokens of a file, and where its documents begin."""
 
-    A file with more text than its share gives windows spread evenly over it. Documents follow each
-    other with the model's BOS between them, where it has one.
+    tokens: list[int]
+    borders: list[int]
+
+
+def calibration_windows(
+    checkpoint: Checkpoint, options: CalibrationOptions, threads: int = 2
+) -> list[list[int]]:
+    """Windows of `options.window` tokens (at most the model's context), source after source.
+
+    A file with more text than its share gives windows spread evenly over it, which begin with a
+    document where that is possible; what a short file lacks, the other sources give. Documents
+    follow each other with the model's BOS between them, where it has one.
 
     Raises:
-        InputError: a file cannot be read, or holds too little text for one window.
+        InputError: a file cannot be read, or holds too little text for one window; or the model
+            cannot write text.
     """
-    tokenizer = TextTokenizer(checkpoint.side_files, checkpoint.config)
+    sources = options.sources or (CalibrationSource(),)
     size = min(options.window, checkpoint.decoder.config.max_position_embeddings)
-    share = max(1, options.tokens // size // len(options.files))
+    texts = [_read(source.path, checkpoint, size) if source.path else None for source in sources]
+    count = max(1, options.tokens // size)
+    limits = [len(text.tokens) // size if text else count for text in texts]
     windows: list[list[int]] = []
-    for path in options.files:
-        tokens = [
-            token for text in _documents(path, checkpoint) for token in tokenizer.encode_chat(text)
-        ]
-        whole = len(tokens) // size
-        if not whole:
-            raise InputError(
-                f"{path}: {len(tokens)} tokens, at least {size} are needed",
-                "give more calibration text",
-            )
-        chosen = min(share, whole)
-        starts = [index * whole // chosen * size for index in range(chosen)]
-        windows += [tokens[start : start + size] for start in starts]
+    for text, share in zip(
+        texts, shares(count, [source.weight for source in sources], limits), strict=True
+    ):
+        windows += _spread(text, share, size) if text else _own(checkpoint, share, size, threads)
+    if len(sources) == 1 and sources[0].path is not None:
+        say(
+            "warning: one calibration file may make the model worse at what the file lacks; "
+            f"add --calibration {SELF}"
+        )
     return windows
+
+
+def shares(count: int, weights: Sequence[float], limits: Sequence[int]) -> list[int]:
+    """Divide `count` windows in proportion to the weights, at least one for each source.
+
+    What exceeds the limit of a source goes to the others; less than `count` if all are exhausted.
+    """
+    given = [1] * len(weights)
+    while sum(given) < count:
+        open_ones = [index for index, limit in enumerate(limits) if given[index] < limit]
+        if not open_ones:
+            break
+        # The highest averages method of Sainte-Laguë.
+        given[max(open_ones, key=lambda index: weights[index] / (2 * given[index] + 1))] += 1
+    return given
+
+
+def _own(checkpoint: Checkpoint, count: int, size: int, threads: int) -> list[list[int]]:
+    from .self_calibration import self_windows
+
+    with progress("calibration text", count * size, "tokens") as advance:
+        return self_windows(checkpoint, count, size, threads, advance)
+
+
+def _spread(text: _Text, count: int, size: int) -> list[list[int]]:
+    """`count` windows that do not overlap, at document borders as far as the text allows."""
+    whole, end = len(text.tokens) // size, 0
+    windows = []
+    for index in range(count):
+        even = max(end, index * whole // count * size)
+        latest = min(
+            (index + 1) * whole // count * size,  # not into the part of the next window
+            len(text.tokens) - (count - index) * size,
+        )
+        border = bisect_left(text.borders, even)
+        begins = border < len(text.borders) and text.borders[border] <= latest
+        start = text.borders[border] if begins else even
+        end = start + size
+        windows.append(text.tokens[start:end])
+    return windows
+
+
+def _read(path: Path, checkpoint: Checkpoint, size: int) -> _Text:
+    tokenizer = TextTokenizer(checkpoint.side_files, checkpoint.config)
+    tokens: list[int] = []
+    borders = []
+    for document in _documents(path, checkpoint):
+        borders.append(len(tokens))
+        tokens += tokenizer.encode_chat(document)
+    if len(tokens) < size:
+        raise InputError(
+            f"{path}: {len(tokens)} tokens, at least {size} are needed",
+            "give more calibration text",
+        )
+    return _Text(tokens, borders)
 
 
 def _documents(path: Path, checkpoint: Checkpoint) -> Iterator[str]:

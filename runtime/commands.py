@@ -5,25 +5,37 @@ from __future__ import annotations
 import os
 import sys
 import time
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..atomic import refuse_existing
-from ..convert.checkpoint import generation_config, open_checkpoint
+from ..convert.checkpoint import Checkpoint, generation_config, open_checkpoint
+from ..convert.gguf_export import GgufResult, export_gguf, is_single_file
+from ..convert.gguf_vocabulary import TextSettings
 from ..convert.inspect import Description
 from ..convert.onnx.export import ExportOptions, ExportResult, export_onnx
-from ..convert.quantization_plan import CALIBRATED, QuantizeOptions
-from ..convert.quantized import QuantizeResult, quantize_checkpoint
+from ..convert.quantization_plan import (
+    CALIBRATED,
+    FLOAT_ACTIVATIONS,
+    QuantizeOptions,
+    Target,
+    read_allocation,
+)
+from ..convert.quantized import MatrixReport, QuantizeResult, quantize_checkpoint
 from ..errors import UsageError
 from .calibration import CalibrationOptions, calibration_windows
+from .chat import chat_template
 from .console import progress, quantity, say, size_text
 from .demo import DemoResult, run_demo
 from .load import Loaded, load
 from .memory import peak_rss_bytes
+from .plan import refuse_what_cannot_fit
 from .run import Answer, answer
 from .sampling import from_generation_config
 from .thinking import Kind
+from .tokenizer import TextTokenizer
 from .verify import Verdict, VerifyOptions, plan_windows, read_text
 from .verify import verify as verify_sessions
 
@@ -57,9 +69,9 @@ class QuantizeReport:
         )
 
 
-def _check_output(model: str, output: Path, overwrite: bool) -> None:
+def _check_output(model: str, output: Path, overwrite: bool, single_file: bool = False) -> None:
     """Fail before any work: the output is taken, or replacing it would remove the input."""
-    refuse_existing(output, overwrite)
+    refuse_existing(output, overwrite, single_file)
     source = Path(model).expanduser().resolve()
     if os.path.exists(output) and output.resolve() in (source, *source.parents):
         raise UsageError(f"{output}: holds the input", "choose another folder with -o")
@@ -71,19 +83,69 @@ def quantize_command(
     output: Path,
     overwrite: bool,
     calibration: CalibrationOptions,
+    target: Target | None = None,
+    recipe: Path | None = None,
 ) -> QuantizeReport:
-    if (options.method == CALIBRATED) != bool(calibration.files):
+    if target is not None and recipe is not None:
+        raise UsageError("a target and a recipe", "give one of the two")
+    if target is not None and options.activations != FLOAT_ACTIVATIONS:
         raise UsageError(
-            f"method {options.method!r} with {len(calibration.files)} calibration files",
-            f"--method {CALIBRATED} needs --calibration FILE, the other methods take none",
+            "a target with int8 activations", "leave out --target-bpw, --target-size and --max-kl"
+        )
+    calibrates = options.method == CALIBRATED
+    if calibration.sources and not calibrates and target is None:
+        raise UsageError(
+            f"method {options.method!r} takes no calibration text",
+            f"add --method {CALIBRATED}, or leave out --calibration",
         )
     _check_output(model, output, overwrite)
     start = time.perf_counter()
     checkpoint = open_checkpoint(model)
-    windows = calibration_windows(checkpoint, calibration) if calibration.files else []
+    if recipe is not None:
+        options = replace(options, allocation=read_allocation(recipe))
+    refuse_what_cannot_fit(checkpoint, options, output, calibration, target)
+    windows: list[list[int]] = []
+    if calibrates or target is not None:
+        windows = calibration_windows(checkpoint, calibration, options.threads)
+    if target is not None:
+        options = _with_target(checkpoint, options, target, windows)
+    show = _show_matrix if sys.stderr.isatty() else lambda matrix: None
     with progress("quantize", checkpoint.parameter_count, "weights") as advance:
-        result = quantize_checkpoint(checkpoint, options, output, overwrite, advance, windows)
+        result = quantize_checkpoint(
+            checkpoint,
+            options,
+            output,
+            overwrite,
+            advance,
+            windows if calibrates else (),
+            show,
+            say,
+        )
     return QuantizeReport(result, output, time.perf_counter() - start)
+
+
+def _with_target(
+    checkpoint: Checkpoint,
+    options: QuantizeOptions,
+    target: Target,
+    windows: list[list[int]],
+) -> QuantizeOptions:
+    from ..convert.allocating import choose_bits
+
+    with progress("measure", sum(map(len, windows)), "tokens") as advance:
+        chosen = choose_bits(checkpoint, options, target, windows, advance)
+    counts = Counter(chosen.labels.values())
+    kinds = ", ".join(f"{count} as {label}" for label, count in sorted(counts.items()))
+    say(f"matrices: {kinds}; estimated KL {chosen.estimated_kl:.3g} nats per token")
+    return replace(options, allocation=chosen.labels)
+
+
+def _show_matrix(matrix: MatrixReport) -> None:
+    """One row of the live table."""
+    say(
+        f"{matrix.module:<44} {matrix.sqnr:6.2f} dB (rounded {matrix.sqnr_rounded:6.2f}) "
+        f"damping {matrix.damping:g}  {matrix.seconds:6.1f} s"
+    )
 
 
 @dataclass(frozen=True)
@@ -119,6 +181,55 @@ def export_command(
     with progress("export", checkpoint.parameter_count, "weights") as advance:
         result = export_onnx(checkpoint, options, output, overwrite, advance)
     return ExportReport(result, output, time.perf_counter() - start)
+
+
+@dataclass(frozen=True)
+class GgufReport:
+    result: GgufResult
+    output: Path
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "output": str(self.output),
+            "bytes_written": self.result.bytes_written,
+            "bits_per_weight": self.result.bits_per_weight,
+            "types": dict(self.result.types),
+            "notes": list(self.result.notes),
+            "seconds": self.seconds,
+            "peak_rss_bytes": peak_rss_bytes(),
+        }
+
+    def show(self) -> None:
+        r = self.result
+        types = ", ".join(f"{count} {name}" for name, count in r.types.items())
+        say(
+            f"{self.output}: {size_text(r.bytes_written)}, {r.bits_per_weight:.2f} bits per "
+            f"weight, tensors: {types}, {self.seconds:.1f} s"
+        )
+        for note in r.notes:
+            say(f"note: {note}")
+
+
+def export_gguf_command(model: str, output: Path, overwrite: bool) -> GgufReport:
+    _check_output(model, output, overwrite, is_single_file(output))
+    start = time.perf_counter()
+    checkpoint = open_checkpoint(model)
+    settings = _text_settings(checkpoint)
+    with progress("export", checkpoint.parameter_count, "weights") as advance:
+        result = export_gguf(checkpoint, settings, output, overwrite, advance)
+    return GgufReport(result, output, time.perf_counter() - start)
+
+
+def _text_settings(checkpoint: Checkpoint) -> TextSettings:
+    tokenizer = TextTokenizer(checkpoint.side_files, checkpoint.config)
+    return TextSettings(
+        tokenizer.bos_id,
+        tokenizer.stop_ids,
+        tokenizer.special_tokens.get("pad_token"),
+        bool(tokenizer.encode_prompt("")),
+        chat_template(checkpoint.side_files),
+    )
 
 
 def run_command(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.text import Text
+
+from ..errors import UsageError
 
 Advance = Callable[[int], None]
 
@@ -47,6 +50,31 @@ def quantity(value: float) -> str:
 def size_text(count: float) -> str:
     """Bytes for people: 1.34 GB."""
     return f"{quantity(count)}B"
+
+
+def parse_size(text: str) -> int:
+    """Bytes of `512MiB`, `2GiB`, `1.5 GB`, or a plain number.
+
+    Raises:
+        UsageError: something else.
+    """
+    match = re.fullmatch(r"\s*([0-9.]+)\s*([KMGT]?)(i?)B?\s*", text, re.IGNORECASE)
+    try:
+        number = float(match[1]) if match else -1.0
+    except ValueError:
+        number = -1.0
+    if match is None or not 0 <= number < 1e15:
+        raise UsageError(f"{text!r} is not a size", "give a number of bytes, e.g. 2GiB")
+    base = 1024 if match[3] else 1000
+    return int(number * base ** " KMGT".index(match[2].upper() or " "))
+
+
+def time_text(seconds: float) -> str:
+    """Seconds for people: 0.4 s, 36 s, 12 min, 3 h 20 min."""
+    if seconds < 99.5:
+        return f"{seconds:.2g} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
 
 
 @contextmanager

@@ -1,8 +1,16 @@
-"""Peak memory of this process."""
+"""Peak memory of this process, and how much the machine has."""
 
 from __future__ import annotations
 
+import os
 import sys
+from pathlib import Path
+
+# Of the control group in which a container runs: version 2, version 1.
+CONTAINER_LIMITS = (
+    Path("/sys/fs/cgroup/memory.max"),
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+)
 
 
 def peak_rss_bytes() -> int:
@@ -13,3 +21,20 @@ def peak_rss_bytes() -> int:
         return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux KiB
+
+
+def machine_memory_bytes() -> int:
+    """What this process may use at most: the machine's memory, or less where a container says so.
+
+    0 where the system does not tell.
+    """
+    try:
+        found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    except (AttributeError, OSError, ValueError):  # Windows, or an odd system
+        return 0
+    for path in CONTAINER_LIMITS:
+        try:
+            found.append(int(path.read_text("ascii")))
+        except (OSError, ValueError):  # not there, or "max"
+            continue
+    return min(found)

@@ -13,7 +13,7 @@ import pytest
 
 from dsconv import atomic
 from dsconv.atomic import link_or_copy, output_folder, refuse_existing
-from dsconv.errors import OutputError
+from dsconv.errors import InputError, OutputError
 
 MANIFEST = "dsconv.json"
 
@@ -72,6 +72,90 @@ def test_what_a_killed_run_left_is_no_obstacle(tmp_path: Path) -> None:
     with output_folder(tmp_path / "out") as folder:
         (folder / "whole").write_text("x")
     assert names(tmp_path) == ["out", "out/whole"]
+
+
+def stop_resumable(final: Path, error: BaseException) -> None:
+    with output_folder(final, resume=True) as folder:
+        (folder / "half").write_text("x")
+        raise error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [KeyboardInterrupt(), SystemExit(3), MemoryError(), OutputError("x", "y"), OSError(28, "full")],
+    ids=lambda error: type(error).__name__,
+)
+def test_an_interruption_leaves_what_can_be_resumed(tmp_path: Path, error: BaseException) -> None:
+    wanted = OutputError if isinstance(error, OSError) else type(error)
+    with pytest.raises(wanted):
+        stop_resumable(tmp_path / "out", error)
+    assert names(tmp_path) == ["out.partial", "out.partial/half"]
+    with output_folder(tmp_path / "out", resume=True) as folder:
+        assert (folder / "half").read_text() == "x"
+    assert names(tmp_path) == ["out", "out/half"]
+
+
+@pytest.mark.parametrize("error", [ValueError("x"), InputError("x", "y")])
+def test_an_error_that_would_come_again_leaves_nothing(
+    tmp_path: Path, error: BaseException
+) -> None:
+    with pytest.raises(type(error)):
+        stop_resumable(tmp_path / "out", error)
+    assert names(tmp_path) == []
+
+
+def test_what_can_be_resumed_is_no_obstacle_to_other_work(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        stop_resumable(tmp_path / "out", KeyboardInterrupt())
+    (tmp_path / "out.partial" / "sub").mkdir()
+    with output_folder(tmp_path / "out") as folder:
+        assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_one_process_at_a_time(tmp_path: Path, resume: bool) -> None:
+    """Until the very end: the other would empty the folder, or rename it half-done."""
+    final = tmp_path / "out"
+    with output_folder(final, resume=True) as folder:
+        (folder / "a").write_text("1")
+        with (
+            pytest.raises(OutputError, match="another dsconv is writing there"),
+            output_folder(final, resume=resume),
+        ):
+            pytest.fail("must not get here")
+        assert (folder / "a").read_text() == "1"
+    assert names(tmp_path) == ["out", "out/a"]
+
+
+def test_a_folder_that_has_just_been_finished_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other process renames between our opening of the folder and our lock."""
+    partial, final = tmp_path / "out.partial", tmp_path / "out"
+    lock = atomic.fcntl.flock
+
+    def late(descriptor: int, operation: int) -> None:
+        partial.rename(final)
+        lock(descriptor, operation)
+
+    partial.mkdir()
+    (partial / "a").write_text("1")
+    monkeypatch.setattr(atomic.fcntl, "flock", late)
+    with pytest.raises(OutputError, match="another dsconv"), output_folder(final):
+        pytest.fail("must not get here")
+    assert names(tmp_path) == ["out", "out/a"]
+
+
+def test_a_file_system_without_locks_will_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(atomic.fcntl, "flock", refuse)
+    with output_folder(tmp_path / "out") as folder:
+        (folder / "a").write_text("1")
+    assert names(tmp_path) == ["out", "out/a"]
 
 
 def test_an_empty_folder_may_be_filled(tmp_path: Path) -> None:

@@ -130,6 +130,48 @@ def test_rows_may_be_written_in_pieces_and_tensors_in_any_order(tmp_path: Path) 
     assert read_rows(infos["second"]).tobytes() == second.tobytes()
 
 
+def test_a_file_of_a_killed_run_is_completed(tmp_path: Path) -> None:
+    """Nothing is cut off from a file that is gone on with, and what is skipped stays."""
+    first, second = np.arange(12, dtype=np.float32).reshape(3, 4), np.full(5, 7, np.uint8)
+    planned = [PlannedTensor("a", "F32", (3, 4)), PlannedTensor("b", "U8", (5,))]
+    path = tmp_path / "x.safetensors"
+    writer = SafetensorsWriter(path, planned)
+    writer.__enter__()
+    writer.write("a", first)
+    writer.write("b", second[:3])  # half-done: the next run does not know of it
+    writer.flush()
+    np.testing.assert_array_equal(read_rows(read_tensor_infos(path)["a"]), first)
+    with SafetensorsWriter(path, planned, resume=True) as again:
+        again.skip("a")
+        again.write("b", second)
+    writer.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
+    infos = read_tensor_infos(path)
+    np.testing.assert_array_equal(read_rows(infos["a"]), first)
+    np.testing.assert_array_equal(read_rows(infos["b"]), second)
+
+
+def test_without_resume_an_old_file_is_written_anew(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(b"x" * 10_000)
+    with SafetensorsWriter(path, [PlannedTensor("a", "U8", (3,))]) as writer:
+        writer.write("a", np.zeros(3, np.uint8))
+    assert list(read_tensor_infos(path)) == ["a"]
+
+
+def test_resuming_where_there_is_no_file_begins_one(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    with SafetensorsWriter(path, [PlannedTensor("a", "U8", (3,))], resume=True) as writer:
+        writer.write("a", np.ones(3, np.uint8))
+    np.testing.assert_array_equal(read_rows(read_tensor_infos(path)["a"]), np.ones(3))
+
+
+def test_a_skipped_tensor_takes_no_more_bytes(tmp_path: Path) -> None:
+    with SafetensorsWriter(tmp_path / "x", [PlannedTensor("a", "U8", (3,))]) as writer:
+        writer.skip("a")
+        with pytest.raises(RuntimeError, match="more bytes than announced"):
+            writer.write("a", np.zeros(1, np.uint8))
+
+
 def test_a_slice_of_columns_is_written_as_it_looks(tmp_path: Path) -> None:
     array = np.arange(24, dtype=np.float32).reshape(4, 6)[:, ::2]
     write(tmp_path / "file", {"t": ("F32", array)})

@@ -13,7 +13,10 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from ...errors import UnsupportedError
+from ...quant.int8_rows import Int8Rows
 from ...quant.packing import pack_rows, unpack_rows
+from ...quant.scale_min import ScaleMin
 from ...quant.scheme import WHOLE_ROW, Scheme
 from ..checkpoint import Checkpoint, module_of
 from ..safetensors_file import TensorInfo
@@ -66,7 +69,24 @@ class GraphWeights:
         self._data = data
 
     def scheme(self, name: str) -> Scheme | None:
-        return self.checkpoint.scheme(name)
+        """How the parameter is quantized; None for float.
+
+        Raises:
+            UnsupportedError: with scale and minimum, which no ONNX operator computes, and with int8
+                activations, for which there is no dialect.
+        """
+        scheme = self.checkpoint.scheme(name)
+        if isinstance(scheme, ScaleMin):
+            raise UnsupportedError(
+                f"{name}: no ONNX operator reads scale and minimum",
+                "quantize with --scheme integer for ONNX, or use export --format gguf",
+            )
+        if isinstance(scheme, Int8Rows):
+            raise UnsupportedError(
+                f"{name}: int8 activations are not exported to ONNX",
+                "quantize with --bits 8 alone for ONNX: --accuracy-level 4 then rounds activations",
+            )
+        return scheme
 
     def stored(self, name: str) -> TensorInfo:
         return self._infos[name]
@@ -165,7 +185,7 @@ class GraphWeights:
         return zeros[:, 0] if whole_row else np.ascontiguousarray(zeros.T)
 
     def _scheme(self, name: str) -> Scheme:
-        scheme = self.checkpoint.scheme(name)
+        scheme = self.scheme(name)
         if scheme is None:
             raise RuntimeError(f"{name} is not quantized")
         return scheme

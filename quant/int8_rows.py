@@ -1,0 +1,99 @@
+"""Int8 with one symmetric scale per row of a matrix, for weights and the activations they meet.
+
+A row is an output of the weights or a token of the activations. The largest magnitude maps onto
+127 and -128 is not used, so scales are positive and a row and its negative round alike. Weights are
+rounded once, activations as they come ("dynamic"), so that kernels multiply int8 by int8. vLLM's
+compute the same scale; compressed-tensors divides by 127.5 where it simulates them.
+
+Searching for a smaller weight scale was tried and left the divergence of whole models higher.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+
+MAX_CODE = 127
+
+
+@dataclass(frozen=True)
+class Int8Rows:
+    """The scheme of weights: w ≈ scale * code, and their inputs are rounded alike, per token.
+
+    While rounding, codes are counted from 0 as in the other schemes: `zero` stands for code 0.
+    """
+
+    bits: ClassVar[int] = 8
+    zero: ClassVar[int] = MAX_CODE
+    max_code: ClassVar[int] = 2 * MAX_CODE
+
+    def groups(self, columns: int) -> int:
+        return 1
+
+    def for_columns(self, columns: int) -> Int8Rows:
+        """Fits rows of any length."""
+        return self
+
+
+@dataclass(frozen=True)
+class QuantizedRows:
+    """A quantized matrix (or a slice of its rows).
+
+    codes: [rows, columns] int8; scales: [rows, 1] float32.
+    """
+
+    codes: NDArray[np.int8]
+    scales: Floats
+    scheme: ClassVar[Int8Rows] = Int8Rows()
+
+
+def round_weights(weights: Floats) -> QuantizedRows:
+    """Every weight to the nearest code; halves to the even one."""
+    codes, _ = _round(weights)
+    return QuantizedRows(codes.astype(np.int8), weight_scales(weights))
+
+
+def weight_scales(weights: Floats) -> Floats:
+    """-> [rows, 1]; 1 for a row of zeros, since readers want positive scales."""
+    scales = _scales(weights)
+    return np.where(scales > 0, scales, np.float32(1))
+
+
+def dequantize_rows(quantized: QuantizedRows) -> Floats:
+    """-> [rows, columns] float32."""
+    return quantized.codes * quantized.scales
+
+
+def quantize_rows(values: Floats) -> tuple[NDArray[np.int8], Floats]:
+    """[rows, features] -> (codes [rows, features], scales [rows, 1]); a row of zeros has scale 0.
+
+    Values must be finite.
+    """
+    codes, scales = _round(values)
+    return codes.astype(np.int8), scales
+
+
+def simulate_rows(values: Floats) -> Floats:
+    """What the codes of `quantize_rows` stand for -> [rows, features] float32."""
+    codes, scales = _round(values)
+    codes *= scales
+    return codes
+
+
+def _scales(values: Floats) -> Floats:
+    largest: Floats = np.maximum(values.max(-1, keepdims=True), -values.min(-1, keepdims=True))
+    return largest / np.float32(MAX_CODE)
+
+
+def _round(values: Floats) -> tuple[Floats, Floats]:
+    scales = _scales(values)
+    divisors = np.where(scales > 0, scales, np.float32(1))
+    codes = np.divide(values, divisors, dtype=np.float32)
+    np.rint(codes, out=codes)
+    # A subnormal scale is too coarse for its row: the quotient may pass the last code.
+    return np.clip(codes, -MAX_CODE, MAX_CODE, out=codes), scales

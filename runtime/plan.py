@@ -1,0 +1,218 @@
+"""What a quantization run will need of this machine, before any weight is read.
+
+`predict` measures the machine for about two seconds; `refuse_what_cannot_fit` does not, and is sure
+of what it refuses.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..atomic import partial_of
+from ..convert.announced import open_for_planning
+from ..convert.checkpoint import Checkpoint
+from ..convert.cost import Cost, Step, Windows, Work, Workload, cost_of
+from ..convert.quantization_plan import CALIBRATED, QuantizeOptions, Target
+from ..convert.quantized import refuse_quantized
+from ..errors import DsconvError, OutputError, UnsupportedError
+from .calibration import CalibrationOptions, shares
+from .console import say, size_text, time_text
+from .memory import machine_memory_bytes
+from .speed import Rates, measure
+
+FEW_SLOTS = 16  # with fewer, memory gives the weights no faster
+CERTAIN = 0.75  # share of an estimate that surely comes true
+
+
+@dataclass(frozen=True)
+class Machine:
+    """free_disk: at `place`, where the output will lie; memory: 0 where it is not known."""
+
+    place: Path
+    free_disk: int
+    memory: int
+
+    @classmethod
+    def at(cls, output: Path) -> Machine:
+        """Of the disk on which `output` will lie; what an unfinished run has left there is ours."""
+        partial = partial_of(output)
+        place = partial.parent
+        while not os.path.isdir(place) and place != place.parent:
+            place = place.parent
+        # In blocks: files of an unfinished run have holes.
+        ours = sum(512 * path.stat().st_blocks for path in partial.glob("*") if path.is_file())
+        return cls(output, shutil.disk_usage(place).free + ours, machine_memory_bytes())
+
+
+@dataclass(frozen=True)
+class TimedStep:
+    name: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    parameters: int
+    cost: Cost
+    machine: Machine
+    steps: tuple[TimedStep, ...]
+    problems: tuple[DsconvError, ...]
+
+    @property
+    def seconds(self) -> float:
+        return sum(step.seconds for step in self.steps)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "parameters": self.parameters,
+            "output_bytes": self.cost.output_bytes,
+            "scratch_bytes": self.cost.scratch_bytes,
+            "free_disk_bytes": self.machine.free_disk,
+            "peak_rss_bytes": self.cost.peak_bytes,
+            "memory_bytes": self.machine.memory,
+            "seconds": self.seconds,
+            "fits": not self.problems,
+            "reasons": [f"{problem.message}: {problem.hint}" for problem in self.problems],
+            "steps": [{"name": step.name, "seconds": step.seconds} for step in self.steps],
+        }
+
+    def show(self) -> None:
+        from rich.console import Console
+        from rich.table import Table
+
+        cost, machine = self.cost, self.machine
+        memory = size_text(machine.memory) if machine.memory else "unknown"
+        table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+        table.add_row("output", size_text(cost.output_bytes))
+        table.add_row("scratch files", size_text(cost.scratch_bytes))
+        table.add_row("free disk", size_text(machine.free_disk))
+        table.add_row("peak memory", f"{size_text(cost.peak_bytes)} of {memory}")
+        table.add_row("time", f"about {time_text(self.seconds)}")
+        for step in self.steps:
+            table.add_row(f"  {step.name}", time_text(step.seconds))
+        Console().print(table)
+        for problem in self.problems:
+            say(f"does not fit: {problem.message}\nhint: {problem.hint}")
+
+
+def predict(
+    model: str,
+    options: QuantizeOptions,
+    output: Path,
+    calibration: CalibrationOptions,
+    target: Target | None = None,
+) -> Prediction:
+    """Raises what opening the model and planning its quantization raise."""
+    workload = workload_of(open_for_planning(model), options, calibration, target)
+    cost = full_cost(workload)
+    machine = Machine.at(output)
+    rates = measure(workload)
+    return Prediction(
+        workload.checkpoint.parameter_count,
+        cost,
+        machine,
+        tuple(TimedStep(step.name, _seconds(step, rates)) for step in cost.steps),
+        tuple(problems_of(cost, machine)),
+    )
+
+
+def refuse_what_cannot_fit(
+    checkpoint: Checkpoint,
+    options: QuantizeOptions,
+    output: Path,
+    calibration: CalibrationOptions,
+    target: Target | None = None,
+) -> None:
+    """Fail before any work.
+
+    Raises:
+        OutputError: the disk is too small for what will surely be written.
+        UnsupportedError: the machine has too little memory.
+    """
+    cost = full_cost(workload_of(checkpoint, options, calibration, target))
+    if target is not None and target.max_kl is not None:
+        cost = replace(cost, output_bytes=0)  # known when the bits have been chosen
+    for problem in problems_of(cost, Machine.at(output), CERTAIN):
+        raise problem
+
+
+def workload_of(
+    checkpoint: Checkpoint,
+    options: QuantizeOptions,
+    calibration: CalibrationOptions,
+    target: Target | None,
+) -> Workload:
+    refuse_quantized(checkpoint)
+    if options.method != CALIBRATED and target is None:
+        return Workload(checkpoint, options)
+    from ..convert.calibrated import forward_dtype
+
+    size = min(calibration.window, checkpoint.decoder.config.max_position_embeddings)
+    count = max(1, calibration.tokens // size)
+    weights = [source.weight for source in calibration.sources]
+    given = shares(count, weights, [count] * len(weights)) if weights else [count]
+    own = [source.path is None for source in calibration.sources] or [True]
+    written = sum(share for share, mine in zip(given, own, strict=True) if mine)
+    windows = Windows(sum(given), size, written)
+    return Workload(checkpoint, options, windows, target, forward_dtype().itemsize)
+
+
+def full_cost(workload: Workload) -> Cost:
+    """With the writing of the calibration text."""
+    cost = cost_of(workload)
+    if not workload.windows.own:
+        return cost
+    return replace(cost, steps=(_writing(workload), *cost.steps))
+
+
+def _writing(workload: Workload) -> Step:
+    """One step per token of a text, for all texts at once; weights are held, or read every time."""
+    from ..convert.calibrated import forward_dtype
+    from ..convert.generating_ops import SlotCache
+    from .self_calibration import MAX_HELD_BYTES, plan_layout
+
+    checkpoint, windows = workload.checkpoint, workload.windows
+    config = checkpoint.decoder.config
+    per_token = SlotCache.bytes_per_token(config, forward_dtype())
+    layout = plan_layout(config, windows.own, windows.size, per_token)
+    held = checkpoint.parameter_count * workload.itemsize <= MAX_HELD_BYTES
+    cache = layout.slots * layout.document_tokens * per_token
+    matrices = checkpoint.parameter_count
+    if not config.tie_word_embeddings:
+        matrices -= config.vocab_size * config.hidden_size
+    work = {
+        Work.GENERATION: 2.0 * max(FEW_SLOTS, layout.slots) * layout.slot_tokens * matrices,
+        Work.LOADING: float(matrices if held else matrices * layout.slot_tokens)
+        / workload.options.threads,
+    }
+    logits = layout.slots * config.vocab_size * 4 * 4
+    peak = workload.base_bytes + cache + logits + (matrices * workload.itemsize if held else 0)
+    return Step("calibration text", work, peak, "give texts of your own with --calibration FILE")
+
+
+def _seconds(step: Step, rates: Rates) -> float:
+    return sum(amount / rates[kind] for kind, amount in step.work.items() if amount)
+
+
+def problems_of(cost: Cost, machine: Machine, share: float = 1.0) -> list[DsconvError]:
+    """What the machine lacks, when only this share of the estimates comes true."""
+    found: list[DsconvError] = []
+    if cost.output_bytes + share * cost.scratch_bytes > machine.free_disk:
+        cures = "choose another disk with -o"
+        if cost.scratch_bytes > cost.output_bytes / 4:
+            scratch = size_text(cost.scratch_bytes)
+            cures += f", or give fewer --calibration-tokens (their files take {scratch})"
+        wanted = size_text(cost.output_bytes + cost.scratch_bytes)
+        free = size_text(machine.free_disk)
+        message = f"needs {wanted} of disk at {machine.place}, {free} are free"
+        found.append(OutputError(message, cures))
+    worst = max(cost.steps, key=lambda step: step.peak_bytes)
+    if machine.memory and share * worst.peak_bytes > machine.memory:
+        wanted, there = size_text(worst.peak_bytes), size_text(machine.memory)
+        message = f"needs {wanted} of memory ({worst.name}), the machine has {there}"
+        found.append(UnsupportedError(message, worst.cure or "use a machine with more memory"))
+    return found

@@ -1,0 +1,289 @@
+"""Text that the model writes itself: the interpreter, the slots, the sampler, the prompts."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers import SHARED_DATA, needs_shared_data, random_tokens, tiny_checkpoint
+from small_models import EOS, TEMPLATE, write_checkpoint, write_json
+from tokenizers import AddedToken, Tokenizer
+
+from dsconv.convert import generating_ops
+from dsconv.convert.checkpoint import Checkpoint, open_checkpoint
+from dsconv.convert.generating_ops import WeightPieces
+from dsconv.convert.torch_ops import KeyValueCache, TorchModel
+from dsconv.errors import InputError
+from dsconv.runtime.sampling import Sampling, filtered
+from dsconv.runtime.self_calibration import (
+    Layout,
+    SlotSampler,
+    Writer,
+    built_in_prompts,
+    candidates,
+    plan_layout,
+    prompts_of,
+    recommended_sampling,
+    self_windows,
+    write_streams,
+)
+from dsconv.runtime.tokenizer import TextTokenizer
+
+GREEDY = Sampling()
+
+
+def writer_of(
+    checkpoint: Checkpoint, layout: Layout, stop_ids: Sequence[int] = (), hold: bool = True
+) -> Writer:
+    return Writer(checkpoint, WeightPieces(checkpoint, torch.float32, hold), layout, stop_ids)
+
+
+def documents_of(
+    model: TorchModel, stream: Sequence[int], prompts: Sequence[list[int]], stop: int, limit: int
+) -> list[list[int]]:
+    """What a stream should be by the reference, token by token: as many documents as it takes."""
+    documents, rest = [], list(stream)
+    while rest:
+        document = list(next(prompt for prompt in prompts if prompt[0] == rest[0]))
+        written, cache = len(document), KeyValueCache()
+        logits = model.forward(document, cache)[-1]
+        while len(document) < min(limit, len(rest)) and stop not in document[written:]:
+            document.append(int(logits.argmax()))
+            logits = model.forward(document[-1:], cache)[-1]
+        document = document[: len(rest)]
+        documents.append(document)
+        rest = rest[len(document) :]
+    return documents
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_slots_write_what_the_reference_writes(
+    family: str, tied: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generating_ops, "PIECE_WEIGHTS", 3000)  # many pieces, across matrices
+    path = tiny_checkpoint(tmp_path / "model", family, tie_word_embeddings=tied)
+    checkpoint = open_checkpoint(str(path))
+    prompts = [[20 + i, *random_tokens(2 + i, 160, i)] for i in range(12)]
+    layout = Layout(slots=4, slot_tokens=40, document_tokens=25)
+    endless = write_streams(writer_of(checkpoint, layout), prompts, GREEDY, 1)
+    stop = endless[1][12]
+    prompts[0] = [20, stop, 30, 31]  # where it ends nothing
+    streams = write_streams(writer_of(checkpoint, layout, [stop]), prompts, GREEDY, 2)
+    assert [len(stream) for stream in streams] == [40] * 4
+    model = TorchModel.load(checkpoint)
+    found = [documents_of(model, stream, prompts, stop, 25) for stream in streams]
+    assert [[token for part in parts for token in part] for parts in found] == streams
+    assert found[1][0][-1] == stop
+    assert len(found[1][0]) <= 13
+    assert len({parts[1][0] for parts in found}) == 4  # every slot went on with another prompt
+
+
+@needs_shared_data
+def test_a_trained_model_writes_stories_as_the_reference_does() -> None:
+    checkpoint = open_checkpoint(str(SHARED_DATA / "models" / "tinystories-656k"))
+    tokenizer = TextTokenizer(checkpoint.side_files, checkpoint.config)
+    starts = ("One day, a dog", "Lily had a red ball.", "The sun was", "Tom said:", "It was dark")
+    prompts = [tokenizer.encode_prompt(text) for text in starts]
+    layout = Layout(slots=3, slot_tokens=300, document_tokens=512)
+    writer = writer_of(checkpoint, layout, tokenizer.stop_ids)
+    streams = write_streams(writer, prompts, GREEDY, 1)
+    model = TorchModel.load(checkpoint)
+    end = tokenizer.stop_ids[0]
+    for stream in streams:
+        border = stream.index(end) + 1 if end in stream else len(stream)
+        for document in (stream[:border], stream[border:]):
+            prompt = next((p for p in prompts if document[: len(p)] == p), document)
+            best = model.forward(document).argmax(-1).tolist() if document else []
+            assert best[len(prompt) - 1 : -1] == document[len(prompt) :]
+    assert any(end in stream[:-20] for stream in streams)
+
+
+@pytest.fixture(scope="module")
+def talker(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """A random model with bytes for tokens and a chat template."""
+    return open_checkpoint(str(write_checkpoint(tmp_path_factory.mktemp("talker") / "model")))
+
+
+def test_windows_have_their_length_for_any_threads_and_memory(talker: Checkpoint) -> None:
+    expected = self_windows(talker, 5, 40, threads=1)
+    assert [len(window) for window in expected] == [40] * 5
+    assert self_windows(talker, 5, 40, threads=2) == expected
+    assert self_windows(talker, 5, 40, threads=2, max_held_bytes=0) == expected
+
+
+def test_progress_counts_the_tokens(talker: Checkpoint) -> None:
+    counts: list[int] = []
+    self_windows(talker, 3, 16, 1, counts.append)
+    assert sum(counts) == 48
+
+
+def test_streamed_weights_are_not_kept(talker: Checkpoint) -> None:
+    writer = writer_of(talker, Layout(1, 3, 3), hold=False)
+    write_streams(writer, [[1, 2]], GREEDY, 1)
+    assert not writer.weights.held_bytes
+    held = writer_of(talker, Layout(1, 3, 3), hold=True)
+    write_streams(held, [[1, 2]], GREEDY, 1)
+    matrices = talker.parameter_count - talker.decoder.table.vocabulary * 64
+    assert 0.9 * 4 * matrices < held.weights.held_bytes <= 4 * matrices
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "token_bytes", "context", "expected"),
+    [
+        (64, 512, 2**10, 4096, Layout(64, 512, 512)),
+        (65, 512, 2**10, 4096, Layout(33, 1024, 1024)),
+        (640, 512, 2**10, 4096, Layout(64, 5120, 1024)),
+        (64, 512, 2**10, 256, Layout(64, 512, 256)),
+        (64, 512, 2**16, 4096, Layout(16, 2048, 1024)),  # 16 documents of 1024 fill 1 GiB
+        (64, 512, 2**21, 4096, Layout(1, 32768, 1024)),
+        (1, 8, 2**10, 4096, Layout(1, 8, 8)),
+    ],
+)
+def test_layouts_fit_into_memory(
+    count: int,
+    size: int,
+    token_bytes: int,
+    context: int,
+    expected: Layout,
+    talker: Checkpoint,
+) -> None:
+    config = talker.decoder.config
+    changed = type(config)(**{**vars(config), "max_position_embeddings": context})
+    assert plan_layout(changed, count, size, token_bytes) == expected
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(0.6, 0.95),
+        Sampling(1.0, 0.5, 40),
+        Sampling(2.0, 1.0, 7),
+        Sampling(100.0, 0.999),  # more candidates than the first guess
+        Sampling(0.7),
+    ],
+    ids=str,
+)
+def test_candidates_are_those_of_the_sampler(sampling: Sampling) -> None:
+    logits = torch.randn(4, 3000, generator=torch.Generator().manual_seed(1)) * 4
+    tokens, weights = candidates(logits, sampling)
+    for row in range(4):
+        expected_tokens, expected = filtered(logits[row].numpy(), sampling)
+        found = np.zeros(3000)
+        found[tokens[row]] = weights[row]
+        wanted = np.zeros(3000)
+        wanted[expected_tokens] = expected
+        assert np.count_nonzero((found > 0) != (wanted > 0)) <= 1  # at the edge of top_p
+        np.testing.assert_allclose(found / found.sum(), wanted, atol=2e-3 * wanted.max())
+
+
+def test_draws_follow_the_probabilities() -> None:
+    sampler = SlotSampler(Sampling(temperature=1.0, seed=5))
+    chances = torch.tensor([0.5, 0.3, 0.2, 0.0])
+    drawn = sampler.choose(chances.log().clamp(min=-1e4).expand(20000, 4))
+    np.testing.assert_allclose(np.bincount(drawn, minlength=4) / 20000, chances, atol=0.015)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_broken_logits_are_refused(bad: float) -> None:
+    logits = torch.zeros(2, 8)
+    logits[1, 3] = bad
+    with pytest.raises(InputError, match="NaN or infinity"):
+        SlotSampler(Sampling(1.0)).choose(logits)
+
+
+@pytest.mark.parametrize(
+    ("own", "expected"),
+    [
+        ({}, Sampling(0.6, 0.95)),
+        (
+            {"do_sample": True, "temperature": 0.7, "top_p": 0.8, "top_k": 20},
+            Sampling(0.7, 0.8, 20),
+        ),
+        ({"do_sample": False, "temperature": 0.7, "top_k": 20}, Sampling(0.6, 0.95, 20)),
+    ],
+)
+def test_the_model_recommends_how_to_sample(
+    own: dict[str, Any], expected: Sampling, tmp_path: Path
+) -> None:
+    path = write_checkpoint(tmp_path / "model")
+    write_json(path / "generation_config.json", {"eos_token_id": EOS, **own})
+    assert recommended_sampling(open_checkpoint(str(path))) == expected
+
+
+def test_the_prompts_cover_their_topics() -> None:
+    conversations = built_in_prompts()
+    assert len(conversations) >= 60
+    first = [conversation[0].content for conversation in conversations]
+    assert len(set(first)) == len(first)
+    assert all(conversation[-1].role == "user" for conversation in conversations)
+    assert sum(len(conversation) > 1 for conversation in conversations) >= 10
+    # Every five of them hold every topic, among them Chinese: a few slots get a bit of all.
+    for start in range(0, 60, 5):
+        text = "".join(first[start : start + 5])
+        assert any("一" <= mark <= "鿿" for mark in text)
+
+
+def with_template(folder: Path, template: str | None, think: bool) -> Checkpoint:
+    path = write_checkpoint(folder)
+    settings = json.loads((path / "tokenizer_config.json").read_text(encoding="utf-8"))
+    settings.pop("chat_template")
+    write_json(
+        path / "tokenizer_config.json",
+        settings if template is None else {**settings, "chat_template": template},
+    )
+    if think:
+        tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
+        tokenizer.add_tokens([AddedToken("<think>"), AddedToken("</think>")])
+        tokenizer.save(str(path / "tokenizer.json"))
+    return open_checkpoint(str(path))
+
+
+@pytest.mark.parametrize(
+    ("ending", "think", "expected"),
+    [
+        ("assistant:{{ '<think>\\n' }}", True, "assistant:<think>\n"),
+        ("{# </think> #}assistant:", True, "assistant:<think>\n"),
+        (
+            "assistant:{{ '<think>\\n\\n</think>\\n\\n' }}",
+            True,
+            "assistant:<think>\n\n</think>\n\n",
+        ),
+        ("{# </think> #}assistant:", False, "assistant:"),
+        ("assistant:", True, "assistant:"),
+    ],
+)
+def test_reasoning_models_are_made_to_think(
+    ending: str, think: bool, expected: str, tmp_path: Path
+) -> None:
+    template = TEMPLATE.replace("assistant:", ending)
+    checkpoint = with_template(tmp_path / "model", template, think)
+    tokenizer = TextTokenizer(checkpoint.side_files, checkpoint.config)
+    for tokens, messages in zip(prompts_of(checkpoint, tokenizer), built_in_prompts(), strict=True):
+        text = tokenizer.decode(tokens, skip_special=False)
+        said = "".join(f"{message.role}: {message.content}\n" for message in messages)
+        assert text == f"<s>{said}{expected}"
+
+
+def test_without_a_template_the_prompts_are_plain(tmp_path: Path) -> None:
+    checkpoint = with_template(tmp_path / "model", None, think=True)
+    tokenizer = TextTokenizer(checkpoint.side_files, checkpoint.config)
+    first = prompts_of(checkpoint, tokenizer)[0]
+    assert tokenizer.decode(first, False) == f"<s>{built_in_prompts()[0][0].content}\n"
+    assert len(self_windows(checkpoint, 1, 16, 1)[0]) == 16
+
+
+def test_a_foreign_tokenizer_is_refused(tmp_path: Path) -> None:
+    big = tiny_checkpoint(tmp_path / "big", "llama", vocab_size=400)
+    small = tiny_checkpoint(tmp_path / "small", "llama", vocab_size=100)
+    shutil.copy(write_checkpoint(tmp_path / "bytes") / "tokenizer.json", small / "tokenizer.json")
+    (small / "tokenizer_config.json").unlink()
+    with pytest.raises(InputError, match=r"tokenizer\.json gives token"):
+        self_windows(open_checkpoint(str(small)), 1, 16, 1)
+    assert self_windows(open_checkpoint(str(big)), 1, 16, 1)
