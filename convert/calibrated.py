@@ -211,7 +211,7 @@ class _Calibration:
     ) -> torch.Tensor | None:
         statistics = moments.finish()
         _require_finite(statistics, group[0].name)
-        inputs = window(len(self._lengths) // 2).float().numpy()
+        columns, inputs = group[0].inputs, window(len(self._lengths) // 2).float().numpy()
         scales = self._smooth(group, statistics.squares(), window, source)
         if scales is not None:
             statistics.divide(scales)
@@ -220,8 +220,7 @@ class _Calibration:
         for job in self._open_jobs(group):
             if job.scheme is None:
                 continue
-            # All that a factor depends on.
-            order = (type(job.scheme), undivided(job.scheme, group[0].inputs))
+            order = type(job.scheme), undivided(job.scheme, columns)  # all a factor depends on
             if order not in factors:
                 factors[order] = self._factorize(job, statistics)
             self._matrix(job, factors[order], statistics.differences, inputs, scales)

@@ -15,8 +15,10 @@ from ..quant.gptq import COLUMNS_AT_A_TIME, undivided
 from .calibrated import ACTIVATION_SHARE, ROWS_AT_A_TIME
 from .cost import Step, Work, Workload, forward_operations, rounding_step
 from .families.inventory import Role
+from .head_moments import WINDOWS as HEAD_WINDOWS
 from .moments import SQUARES_KEPT, SQUARES_PASSING, TILE, diagonal_blocks
 from .quantization_plan import Job
+from .quantized import CHUNK_WEIGHTS as ROUNDED_AT_A_TIME
 from .sensitivity import SAMPLED_ROWS
 from .torch_ops import CHUNK_WEIGHTS
 from .tuning import TOP_TOKENS
@@ -27,6 +29,9 @@ SQUARES_KEPT_ALONE = 2
 # Row slices [ROWS_AT_A_TIME, columns] alive in one thread while it rounds, in float32: weights,
 # target, reordered weights, rounded ones twice, differences, codes and what NumPy copies.
 SLICES = 10
+# Resident bytes per byte of a stored window: the heap does not give everything back at once
+# (measured on SmolLM2-135M with 4096 and 33280 tokens).
+HEAP = 1.5
 SENSITIVITY_WINDOWS = 15  # at most; see choose_bits
 BACKWARD = 3  # a backward pass costs two forward passes more
 CANDIDATES = 6  # schemes that a matrix may get
@@ -68,10 +73,12 @@ def groups_of(workload: Workload, jobs: Sequence[Job]) -> list[Group]:
 def calibration_steps(workload: Workload, jobs: Sequence[Job]) -> list[Step]:
     steps = []
     tables = [job for job in jobs if job.scheme and job.parameter.role is Role.EMBEDDING]
-    if tables:
+    held = workload.base_bytes + _stored_in_memory(workload)
+    if tables and workload.checkpoint.decoder.config.tie_word_embeddings:
+        steps.append(_tied_table(workload, tables[0], held))
+    elif tables:
         steps.append(rounding_step(workload, tables, "embedding"))
     groups = groups_of(workload, jobs)
-    held = workload.base_bytes + _stored_in_memory(workload)
     return [
         *steps,
         _forward(workload, groups, held),
@@ -81,11 +88,34 @@ def calibration_steps(workload: Workload, jobs: Sequence[Job]) -> list[Step]:
     ]
 
 
+def _tied_table(workload: Workload, job: Job, held: int) -> Step:
+    """A matrix that is the head too is rounded on the head's inputs, from a pass of its own."""
+    count, (rows, columns) = workload.windows.count, job.parameter.shape
+    windows = len(range(0, count, max(1, count // HEAD_WINDOWS)))
+    tokens = windows * workload.windows.size
+    work = {
+        Work.FORWARD: forward_operations(workload, tokens),
+        Work.LOADING: float(_layer_weights(workload)),
+        Work.MOMENTS: 2.0 * tokens * columns**2,
+        Work.FACTORIZATION: float(columns**3),
+        Work.FEEDBACK: float(rows * columns),
+        Work.PRODUCT: float(rows * columns**2),
+    }
+    squares = FLOAT32 * (SQUARES_KEPT_ALONE + SQUARES_PASSING) * columns**2
+    slices = SLICES * FLOAT32 * ROUNDED_AT_A_TIME * workload.options.threads
+    peak = held + max(squares + _weights_bytes(workload) + _window_bytes(workload), slices)
+    return Step("embedding", work, peak, LESS_MEMORY)
+
+
+def _layer_weights(workload: Workload) -> int:
+    parameters = workload.checkpoint.parameters.values()
+    return sum(parameter.size for parameter in parameters if parameter.role is Role.LINEAR)
+
+
 def _forward(workload: Workload, groups: Sequence[Group], held: int) -> Step:
     operations = workload.streams * forward_operations(workload, workload.windows.tokens)
-    parameters = workload.checkpoint.parameters.values()
-    layers = sum(parameter.size for parameter in parameters if parameter.role is Role.LINEAR)
-    work = {Work.FORWARD: operations, Work.LOADING: float(workload.streams * layers)}
+    loaded = float(workload.streams * _layer_weights(workload))
+    work = {Work.FORWARD: operations, Work.LOADING: loaded}
     sums = FLOAT32 * workload.streams * max((group.squares for group in groups), default=0)
     peak = max(held + sums + _weights_bytes(workload) + _window_bytes(workload), _table(workload))
     return Step("forward pass", work, peak, LESS_MEMORY)
@@ -105,7 +135,6 @@ def _moments(workload: Workload, groups: Sequence[Group], held: int) -> Step:
 
 def _factors(workload: Workload, groups: Sequence[Group], held: int) -> Step:
     cubes = float(sum(width**3 for group in groups for width in group.widths))
-    corrections = 4 * cubes * (workload.streams - 1)  # D times U transposed, times U
     peak = max(
         (
             FLOAT32 * (_kept(workload) * group.squares + SQUARES_PASSING * max(group.widths) ** 2)
@@ -113,8 +142,7 @@ def _factors(workload: Workload, groups: Sequence[Group], held: int) -> Step:
         ),
         default=0,
     )
-    work = {Work.FACTORIZATION: cubes, Work.PRODUCT: corrections}
-    return Step("factorization", work, held + peak, LESS_MEMORY)
+    return Step("factorization", {Work.FACTORIZATION: cubes}, held + peak, LESS_MEMORY)
 
 
 def _rounding(workload: Workload, groups: Sequence[Group], held: int) -> Step:
@@ -125,7 +153,8 @@ def _rounding(workload: Workload, groups: Sequence[Group], held: int) -> Step:
         for group in groups
         for width in group.widths
     )
-    moved = 2.0 * sum(group.rows * group.squares for group in groups) * (workload.streams - 1)
+    # Weights times D, times U transposed, times U.
+    moved = 3 * 2.0 * sum(group.rows * group.squares for group in groups) * (workload.streams - 1)
     checks = 3 * 2.0 * workload.windows.size * weights
     slices = SLICES * FLOAT32 * ROWS_AT_A_TIME * workload.options.threads
     peak = max(
@@ -201,7 +230,8 @@ def _share(workload: Workload) -> int:
 
 
 def _stored_in_memory(workload: Workload) -> int:
-    return min(_share(workload), _residual_bytes(workload) + _widest_bytes(workload))
+    stored = _residual_bytes(workload) + _widest_bytes(workload)
+    return int(HEAP * min(_share(workload), stored))
 
 
 def _residual_bytes(workload: Workload) -> int:

@@ -18,7 +18,7 @@ from .quantized import BLOCK_WEIGHTS, chunks_of
 # Resident after the imports (Linux x86-64, Python 3.12): without and with torch. The second
 # includes a first matrix product and the heaps of a few threads.
 BASE_BYTES = 82 * 2**20
-TORCH_BASE_BYTES = 330 * 2**20
+TORCH_BASE_BYTES = 360 * 2**20
 TOKENIZER_SHARE = 20  # resident bytes of a tokenizer per byte of its file
 # Per weight in flight: as stored, as float32, its mask of finite ones, its code, twice for joining.
 CHUNK_BYTES_PER_WEIGHT = 9

@@ -19,7 +19,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from .int8_rows import MAX_CODE, Int8Rows, QuantizedRows, weight_scales
@@ -253,6 +252,8 @@ def _inverse_upper(matrix: Floats) -> Floats | None:
     With the matrix turned upside down, its Cholesky factor turned back is upper triangular: matrix
     = R Rᵀ, so U = R⁻¹. One factorisation and one triangular inverse, no full inverse.
     """
+    import torch  # heavy, and not needed by those who only ask for options
+
     flipped = np.ascontiguousarray(matrix[::-1, ::-1])
     lower, failed = torch.linalg.cholesky_ex(torch.from_numpy(flipped))  # NumPy's is float64
     del flipped

@@ -16,7 +16,7 @@ from small_models import TEMPLATE, small_config, write_checkpoint, write_json
 
 import dsconv as package
 
-COMMANDS = ("quantize", "export", "run", "verify", "inspect", "demo")
+COMMANDS = ("plan", "quantize", "export", "run", "verify", "inspect", "demo")
 HEAVY = ("torch", "onnxruntime", "onnx_ir", "onnx", "transformers", "numpy", "tokenizers", "rich")
 QUANTIZE = {
     "output",

@@ -193,7 +193,7 @@ def test_models_of_any_size_are_calibrated_in_bounded_memory(name: str, paramete
     assert whole.peak_bytes > 2 * parameters
     assert 0.5 * parameters < freely.output_bytes < 0.85 * parameters
     assert whole.output_bytes == pytest.approx(4.5 / 8 * parameters, rel=0.01)
-    assert work(calibrated, Work.FORWARD) > 2 * 2 * 0.75 * parameters * 32_768
+    assert work(calibrated, Work.FORWARD) > 2 * 2 * 0.7 * parameters * 32_768
 
 
 @needs_shared_data
@@ -233,7 +233,7 @@ def test_a_full_disk_is_refused_before_any_work(
 
 @pytest.mark.parametrize(
     ("options", "cure"),
-    [([], "threads"), (["--method", "gptq"], "--max-memory"), (["--max-kl", 1], "--max-kl")],
+    [([], "threads"), (["--method", "gptq"], "--max-memory"), (["--max-kl", 1], "--threads")],
 )
 def test_too_little_memory_is_refused_before_any_work(
     monkeypatch: pytest.MonkeyPatch,
