@@ -34,7 +34,9 @@ Model = Annotated[
     str, typer.Argument(help="Folder, .gguf file, or hub name (org/model, org/model@revision)")
 ]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder to write")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output folder")]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace the output, or an unfinished other run")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout")]
 Threads = Annotated[int, typer.Option(help="Threads; 0 is one per core", min=0)]
 Provider = Annotated[str, typer.Option(help="Execution provider: cpu, cuda, openvino, …")]

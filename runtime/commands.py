@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..atomic import refuse_existing
+from ..atomic import partial_of, refuse_existing
 from ..convert.checkpoint import Checkpoint, generation_config, open_checkpoint
 from ..convert.gguf_export import GgufResult, export_gguf, is_single_file
 from ..convert.gguf_vocabulary import TextSettings
@@ -110,17 +110,21 @@ def quantize_command(
     if target is not None:
         options = _with_target(checkpoint, options, target, windows)
     show = _show_matrix if sys.stderr.isatty() else lambda matrix: None
-    with progress("quantize", checkpoint.parameter_count, "weights") as advance:
-        result = quantize_checkpoint(
-            checkpoint,
-            options,
-            output,
-            overwrite,
-            advance,
-            windows if calibrates else (),
-            show,
-            say,
-        )
+    try:
+        with progress("quantize", checkpoint.parameter_count, "weights") as advance:
+            result = quantize_checkpoint(
+                checkpoint,
+                options,
+                output,
+                overwrite,
+                advance,
+                windows if calibrates else (),
+                show,
+                say,
+            )
+    except (KeyboardInterrupt, SystemExit):
+        say(f"interrupted; the same command goes on from {partial_of(output)}")
+        raise
     return QuantizeReport(result, output, time.perf_counter() - start)
 
 

@@ -44,7 +44,8 @@ class Machine:
         while not os.path.isdir(place) and place != place.parent:
             place = place.parent
         # In blocks: files of an unfinished run have holes.
-        ours = sum(512 * path.stat().st_blocks for path in partial.glob("*") if path.is_file())
+        found = partial.glob("*") if os.path.isdir(partial) else ()
+        ours = sum(512 * path.stat().st_blocks for path in found if path.is_file())
         return cls(output, shutil.disk_usage(place).free + ours, machine_memory_bytes())
 
 
