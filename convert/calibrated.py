@@ -28,7 +28,7 @@ from ..quant.gptq import (
 from ..quant.int8_rows import Int8Rows, simulate_rows
 from ..quant.rounding import AnyQuantized, ScaleOverflow, dequantize, round_to_nearest
 from ..quant.sqnr import decibels, error_power, output_power
-from .activations import ActivationStore, StoredWindows, raw_bytes
+from .activations import ActivationStore, StoredWindows
 from .calibrating_ops import CalibratingOps
 from .checkpoint import Checkpoint, module_of
 from .families.base import Linear, Norm, Table
@@ -47,13 +47,13 @@ from .quantized import (
     refuse_non_finite,
     round_in_blocks,
 )
+from .residual_files import ResidualFiles
 from .smoothed import Smoother
 from .torch_ops import load_parameter
 
 ROWS_AT_A_TIME = 512  # of a matrix, rounded by one thread; a multiple of the zero points' 8
 SAMPLES = 1024  # positions on which the smoothing is chosen, spread over all windows
 ACTIVATION_SHARE = 0.25  # of the memory for calibration; the rest is for second moments
-RESIDUAL = "residual-{}.bin"
 LOWEST_SQNR = 0.0  # dB: below, the error is larger than the signal and the run stops
 
 Floats = NDArray[np.float32]
@@ -129,6 +129,13 @@ class _Calibration:
         self._windows = windows
         self._store = store
         self._lengths = [len(window) for window in windows]
+        self._residuals = ResidualFiles(
+            journal.folder,
+            self._lengths,
+            checkpoint.decoder.config.hidden_size,
+            1 + self._with_original,
+            self._dtype,
+        )
         self._resumed_at = max((record["addition"] for record in journal.records), default=0)
         self._done = {module for record in journal.records for module in record["modules"]}
         self._since_commit: list[str] = []
@@ -246,31 +253,16 @@ class _Calibration:
         """Keep the residual and all matrices so far, unless the last time is too short ago."""
         if not self._journal.due():
             return
-        path = self._residual_file(addition)
-        with path.open("wb") as file:
-            for stream in residual:
-                for index in range(len(stream)):
-                    file.write(raw_bytes(stream.get(index)))
+        path = self._residuals.write(addition, residual)
         self._append_to_journal(addition, [path])
-        for old in self._journal.folder.glob(RESIDUAL.format("*")):
-            if old != path:
-                old.unlink()
+        self._residuals.remove_all_but(path)
 
     def resume(self, addition: int, store: ActivationStore) -> list[StoredWindows] | None:
         if addition > self._resumed_at:
             return None
         if addition < self._resumed_at:
             return []
-        streams = [store.new(len(self._lengths)) for _ in range(1 + self._with_original)]
-        hidden = self._checkpoint.decoder.config.hidden_size
-        with self._residual_file(addition).open("rb") as file:
-            for stream in streams:
-                for index, length in enumerate(self._lengths):
-                    value = torch.empty(1, length, hidden, dtype=self._dtype)
-                    if file.readinto(raw_bytes(value)) != value.nbytes:
-                        raise RuntimeError(f"{file.name} is shorter than the journal says")
-                    stream.put(index, value)
-        return streams
+        return self._residuals.read(addition, store)
 
     @property
     def complete(self) -> bool:
@@ -280,8 +272,7 @@ class _Calibration:
     def close(self) -> None:
         """Everything is written; nothing will be calibrated again."""
         self._append_to_journal(0, [])
-        for path in self._journal.folder.glob(RESIDUAL.format("*")):
-            path.unlink()
+        self._residuals.remove_all_but(None)
 
     def _append_to_journal(self, addition: int, files: list[Path]) -> None:
         self._writer.flush()
@@ -292,9 +283,6 @@ class _Calibration:
         }
         self._journal.append(record, [*files, *self._writer.paths])
         self._since_commit, self._reported = [], len(self.reports)
-
-    def _residual_file(self, addition: int) -> Path:
-        return self._journal.folder / RESIDUAL.format(addition)
 
     def _open_jobs(self, group: Sequence[Linear]) -> list[Job]:
         """Those of the group that are still to be quantized."""
