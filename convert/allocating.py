@@ -107,12 +107,16 @@ def _candidates(options: QuantizeOptions, job: Job) -> list[AnyScheme | None]:
         return [*map(ScaleMin, (3, 4, 5, 6)), Scheme(8, 32), None]
     size = options.group_size
     sizes = [size] if size < 0 else [s for s in (2 * size, size, size // 2) if 16 <= s <= 128]
+    shapes = [(options.bits, group_size) for group_size in sizes]
+    if options.bits == 4:
+        shapes.append((8, size))
+    elif size > 0:
+        shapes = [(8, group_size) for group_size in (128, 64, 32, 16)]
     found: list[AnyScheme | None] = []
-    for bits in (4, 8):
-        for group_size in sizes if bits == 4 else [size]:
-            scheme = Scheme(bits, group_size, options.symmetric).for_columns(columns)
-            if scheme not in found:
-                found.append(scheme)
+    for bits, group_size in shapes:
+        scheme = Scheme(bits, group_size, options.symmetric).for_columns(columns)
+        if scheme not in found:
+            found.append(scheme)
     return [*found, None]
 
 
