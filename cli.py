@@ -83,8 +83,8 @@ TargetBits = Annotated[
 PrefixCorrection = Annotated[
     float | None,
     typer.Option(
-        help="0 to 1: how far gptq makes up for the error of earlier layers (default: 0.5; 0 with "
-        "int8 activations)"
+        help="0 to 1: how far gptq makes up for the error of earlier layers (default: 0.5; 0 at "
+        "8 bits)"
     ),
 ]
 TuningEpochs = Annotated[
@@ -180,7 +180,7 @@ def quantize(
         threads=_threads(threads),
         scheme_name=scheme,
         activations=activations,
-        prefix_correction=default_prefix_correction(activations)
+        prefix_correction=default_prefix_correction(bits)
         if prefix_correction is None
         else prefix_correction,
         damping=damping,
@@ -246,7 +246,7 @@ def plan(
         threads=_threads(threads),
         scheme_name=scheme,
         activations=activations,
-        prefix_correction=default_prefix_correction(activations)
+        prefix_correction=default_prefix_correction(bits)
         if prefix_correction is None
         else prefix_correction,
         tuning_epochs=tuning_epochs,

@@ -152,9 +152,9 @@ def default_embedding_bits(method: str, scheme_name: str, bits: int, activations
     return min(bits + 1, 6) if scheme_name == SCALE_MIN and bits < 8 else bits
 
 
-def default_prefix_correction(activations: str) -> float:
+def default_prefix_correction(bits: int) -> float:
     """At 8 bits there is less to make up for than the correction's own noise adds (measured)."""
-    return 0.0 if activations == INT8_ACTIVATIONS else PREFIX_CORRECTION
+    return 0.0 if bits == 8 else PREFIX_CORRECTION
 
 
 @dataclass(frozen=True)

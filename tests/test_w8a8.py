@@ -390,8 +390,8 @@ def test_the_default_method_calibrates() -> None:
     assert default_method("int8", calibrates=False) == "gptq"
     assert default_method("float", calibrates=False) == "search"
     assert default_embedding_bits("gptq", "integer", 8, "int8") == 16
-    assert default_prefix_correction("int8") == 0
-    assert default_prefix_correction("float") > 0
+    assert default_prefix_correction(8) == 0
+    assert default_prefix_correction(4) > 0
 
 
 def test_onnx_export_says_what_to_do(tmp_path: Path) -> None:
