@@ -21,7 +21,7 @@ from .parallel import Workers
 TILE = 1024  # rows of one product: work for one thread
 # Squares alive while moments become factors: H, D and U of every block ...
 SQUARES_KEPT = 3
-SQUARES_PASSING = 2  # ... and what the factorisation of one needs besides
+SQUARES_PASSING = 1  # ... and what the factorisation of one needs besides
 
 Floats = NDArray[np.float32]
 

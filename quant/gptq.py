@@ -89,7 +89,7 @@ def factorize(moments: Sequence[Floats], scheme: AnyScheme, damping: float = DAM
     for moment in moments:
         part = diagonal[first : first + len(moment)]
         order, starts = _order(part, scheme)
-        upper, used = _damped_inverse(moment[np.ix_(order, order)], part[order], mean, damping)
+        upper, used = _damped_inverse(moment, order, mean, damping)
         blocks.append(BlockFactor(first, order, starts, upper))
         needed = max(needed, used)
         first += len(moment)
@@ -97,13 +97,16 @@ def factorize(moments: Sequence[Floats], scheme: AnyScheme, damping: float = DAM
 
 
 def _damped_inverse(
-    permuted: Floats, diagonal: Floats, mean: float, damping: float
+    moment: Floats, order: NDArray[np.intp], mean: float, damping: float
 ) -> tuple[Floats, float]:
-    """-> (U, the damping that was needed); overwrites the diagonal of `permuted`."""
+    """-> (U of the columns in `order`, the damping that was needed)."""
+    backwards = order[::-1]  # see _inverse_upper
+    diagonal = np.diagonal(moment)[backwards]
     dead = diagonal <= 0
     while True:
-        np.fill_diagonal(permuted, diagonal + np.where(dead, mean, damping * mean))
-        upper = _inverse_upper(permuted)
+        flipped = moment[np.ix_(backwards, backwards)]
+        np.fill_diagonal(flipped, diagonal + np.where(dead, mean, damping * mean))
+        upper = _inverse_upper(flipped)
         if upper is not None:
             return upper, damping
         damping *= 10
@@ -246,23 +249,22 @@ def _order(diagonal: Floats, scheme: AnyScheme) -> tuple[NDArray[np.intp], tuple
     return np.concatenate(ordered), tuple(int(start) for start in starts)
 
 
-def _inverse_upper(matrix: Floats) -> Floats | None:
+def _inverse_upper(flipped: Floats) -> Floats | None:
     """U with matrix⁻¹ = Uᵀ U, or None when the matrix is not positive definite.
 
-    With the matrix turned upside down, its Cholesky factor turned back is upper triangular: matrix
-    = R Rᵀ, so U = R⁻¹. One factorisation and one triangular inverse, no full inverse.
+    Given the matrix turned upside down, whose Cholesky factor turned back is upper triangular:
+    matrix = R Rᵀ, so U = R⁻¹. One factorisation and one triangular inverse, no full inverse.
+    `flipped` is given up: it becomes U.
     """
     import torch  # heavy, and not needed by those who only ask for options
 
-    flipped = np.ascontiguousarray(matrix[::-1, ::-1])
     lower, failed = torch.linalg.cholesky_ex(torch.from_numpy(flipped))  # NumPy's is float64
-    del flipped
     if int(failed):
         return None
-    upper = np.ascontiguousarray(lower.numpy()[::-1, ::-1])
+    flipped[...] = lower.numpy()[::-1, ::-1]
     del lower
-    _invert_upper_triangle(upper)
-    return upper if bool(np.isfinite(upper).all()) else None
+    _invert_upper_triangle(flipped)
+    return flipped if bool(np.isfinite(flipped).all()) else None
 
 
 def _invert_upper_triangle(matrix: Floats) -> None:
