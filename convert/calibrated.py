@@ -334,9 +334,10 @@ class _Calibration:
                 error_power(inputs, received, weights, other)
                 for other in (dequantize(quantized), rounded)
             ]
-            return quantized, np.array(powers)
+            flat = (np.ptp(quantized.codes, axis=1) == 0) & (np.ptp(weights, axis=1) > 0)
+            return quantized, np.array([*powers, flat.sum()])
 
-        powers = np.zeros(3)
+        powers = np.zeros(4)
         try:
             for part, power in self._workers.in_order(work, range(0, rows, ROWS_AT_A_TIME)):
                 self._writer.write_quantized(job, part)
@@ -348,13 +349,14 @@ class _Calibration:
                 "the checkpoint is damaged; download it again",
             ) from error
         seconds = time.perf_counter() - start_time
-        signal, lost, lost_by_rounding = powers
+        signal, lost, lost_by_rounding, flat_rows = powers
         entry = MatrixReport(
             job.module,
             decibels(signal, lost),
             decibels(signal, lost_by_rounding),
             factor.damping,
             seconds,
+            int(flat_rows),
         )
         if signal > 0 and entry.sqnr < LOWEST_SQNR:
             raise InputError(

@@ -38,6 +38,9 @@ from .sources import INDEX, SafetensorsSource
 
 Advance = Callable[[int], None]
 
+DOUBTFUL_SQNR = 6.0  # dB: a quarter of the signal's power is error
+DOUBTFUL_LOSS = 1.0  # dB below plain rounding
+
 CHUNK_WEIGHTS = 1 << 20  # read, rounded and written at a time; one in flight per thread
 BLOCK_WEIGHTS = 1 << 16  # rounded at a time: with its temporaries it stays in a core's L2 cache
 
@@ -47,6 +50,7 @@ class QuantizeResult:
     parameters: int
     weight_bytes: int
     source_bytes: int
+    doubtful: tuple[str, ...] = ()  # matrices that a guard has marked
 
     @property
     def bits_per_weight(self) -> float:
@@ -60,7 +64,7 @@ class MatrixReport:
 
     sqnr: power of its outputs over the power of their error on one calibration window, in dB;
     sqnr_rounded: the same when rounded to nearest; damping: share of the mean diagonal that the
-    factorisation needed.
+    factorisation needed; flat_rows: those whose codes are all alike though the weights are not.
     """
 
     module: str
@@ -68,10 +72,25 @@ class MatrixReport:
     sqnr_rounded: float
     damping: float
     seconds: float
+    flat_rows: int
+
+    @property
+    def doubtful(self) -> bool:
+        """Worth a look: much error, codes that carry nothing, or worse than plain rounding."""
+        return (
+            self.sqnr < DOUBTFUL_SQNR
+            or self.flat_rows > 0
+            or self.sqnr < self.sqnr_rounded - DOUBTFUL_LOSS
+        )
 
     def facts(self) -> dict[str, float]:
         """What is the same in every run."""
-        return {"sqnr": self.sqnr, "sqnr_rounded": self.sqnr_rounded, "damping": self.damping}
+        return {
+            "sqnr": self.sqnr,
+            "sqnr_rounded": self.sqnr_rounded,
+            "damping": self.damping,
+            "flat_rows": self.flat_rows,
+        }
 
 
 Report = Callable[[MatrixReport], None]
@@ -152,6 +171,7 @@ def quantize_checkpoint(
             checkpoint.parameter_count,
             weight_bytes,
             sum(checkpoint.source.nbytes(job.source) for job in jobs),
+            tuple(entry.module for entry in reports if entry.doubtful),
         )
         facts: dict[str, Any] = {
             "parameters": result.parameters,

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..atomic import partial_of, refuse_existing
+from ..atomic import MANIFEST, partial_of, refuse_existing
 from ..convert.checkpoint import Checkpoint, generation_config, open_checkpoint
 from ..convert.gguf_export import GgufResult, export_gguf, is_single_file
 from ..convert.gguf_vocabulary import TextSettings
@@ -57,10 +57,16 @@ class QuantizeReport:
             "seconds": self.seconds,
             "source_bytes_per_second": self.result.source_bytes / max(self.seconds, 1e-9),
             "peak_rss_bytes": peak_rss_bytes(),
+            "doubtful_matrices": list(self.result.doubtful),
         }
 
     def show(self) -> None:
         r = self.result
+        if r.doubtful:
+            say(
+                f"warning: {len(r.doubtful)} matrices lost much, {r.doubtful[0]} first: see "
+                f"facts.matrices in {self.output / MANIFEST}"
+            )
         say(
             f"{self.output}: {quantity(r.parameters)}parameters, {r.bits_per_weight:.2f} bits per "
             f"weight, {size_text(r.weight_bytes)}, {self.seconds:.1f} s "

@@ -25,6 +25,7 @@ from helpers import (
     tiny_model,
 )
 from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
 
 from dsconv.convert import calibrated as calibrated_module
 from dsconv.convert.activations import ActivationStore
@@ -534,3 +535,38 @@ def test_overwrite_goes_on_with_the_same_command(
     told = run(source, output, "asymmetric", overwrite=True)
     assert not set(told.matrices) & set(done)
     assert folder_hash(output) == folder_hash(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("sqnr", "rounded", "flat_rows", "doubtful"),
+    [
+        (20, 18, 0, False),
+        (5, 4, 0, True),
+        (20, 18, 1, True),
+        (18, 20, 0, True),
+        (19.5, 20, 0, False),
+    ],
+)
+def test_what_a_guard_marks(sqnr: float, rounded: float, flat_rows: int, doubtful: bool) -> None:
+    entry = MatrixReport("m", sqnr, rounded, 0.01, 1.0, flat_rows)
+    assert entry.doubtful is doubtful
+    assert "seconds" not in entry.facts()
+
+
+def test_a_row_whose_codes_are_all_alike_is_marked(tmp_path: Path) -> None:
+    source = tiny_checkpoint(tmp_path / "model", "llama")
+    path = source / "model.safetensors"
+    tensors = load_file(path)
+    module = "model.layers.0.mlp.up_proj"
+    weights = tensors[f"{module}.weight"].float()
+    weights[3] = 0.25
+    weights[3, 5] = 0.251953125  # the next bfloat16
+    tensors[f"{module}.weight"] = weights.to(tensors[f"{module}.weight"].dtype)
+    save_file(tensors, path, {"format": "pt"})
+    options = QuantizeOptions(method="gptq", group_size=-1, prefix_correction=0.0, threads=1)
+    result = quantize_checkpoint(
+        open_checkpoint(str(source)), options, tmp_path / "out", windows=WINDOWS
+    )
+    facts = json.loads((tmp_path / "out/dsconv.json").read_text())["facts"]["matrices"]
+    assert facts[module]["flat_rows"] == 1
+    assert module in result.doubtful
