@@ -25,6 +25,7 @@ QUANTIZE = {
     "size_bytes",
     "seconds",
     "source_bytes_per_second",
+    "doubtful_matrices",
     "peak_rss_bytes",
 }
 EXPORT = {"output", "bytes_written", "bytes_linked", "files", "seconds", "peak_rss_bytes"}
