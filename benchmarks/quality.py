@@ -19,7 +19,7 @@ from dsconv.convert.torch_ops import TorchModel
 from dsconv.runtime.calibration import CalibrationOptions, CalibrationSource, calibration_windows
 from dsconv.runtime.metrics import TokenScores, compare, join, summarize
 
-WINDOW, WINDOWS = 512, 4
+WINDOW, WINDOWS = 512, 2
 
 
 def held_out(checkpoint: Checkpoint, folder: Path) -> dict[str, list[list[int]]]:
