@@ -82,7 +82,7 @@ def test_the_output_is_predicted_to_the_byte(
     tied: bool,
 ) -> None:
     if tied and "--head-bits" in options and "--embedding-bits" in options:
-        pytest.skip("a shared matrix has the same bits as embedding and as head")
+        pytest.skip("a tied matrix has the same bits as embedding and as head")
     model = write_checkpoint(tmp_path / "model", tie_word_embeddings=tied)
     monkeypatch.setattr("dsconv.runtime.speed.MOMENT", 0.001)
     planned = call_main(monkeypatch, capsys, "plan", model, *options, "--json")
