@@ -120,6 +120,38 @@ def options(
     pass
 
 
+def _quantize_options(
+    method: str | None,
+    calibrates: bool,
+    bits: int,
+    scheme: str,
+    activations: str,
+    embedding_bits: int | None,
+    prefix_correction: float | None,
+    max_memory: str,
+    **others: Any,
+) -> Any:
+    """QuantizeOptions, with what was left open filled in; calibrates: a text or target is given."""
+    from dsconv.convert import quantization_plan as plans
+    from dsconv.runtime.console import parse_size
+
+    method = method or plans.default_method(activations, calibrates)
+    if embedding_bits is None:
+        embedding_bits = plans.default_embedding_bits(method, scheme, bits, activations)
+    if prefix_correction is None:
+        prefix_correction = plans.default_prefix_correction(bits)
+    return plans.QuantizeOptions(
+        bits=bits,
+        method=method,
+        scheme_name=scheme,
+        activations=activations,
+        embedding_bits=embedding_bits,
+        prefix_correction=prefix_correction,
+        max_memory=parse_size(max_memory),
+        **others,
+    )
+
+
 @app.command(
     epilog="Example: dsconv quantize deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B --bits 4 -o r1-int4"
 )
@@ -155,37 +187,26 @@ def quantize(
     as_json: Json = False,
 ) -> None:
     """Quantize a checkpoint to int4 or int8, tensor by tensor in bounded memory."""
-    from dsconv.convert.quantization_plan import (
-        QuantizeOptions,
-        Target,
-        default_embedding_bits,
-        default_method,
-        default_prefix_correction,
-    )
+    from dsconv.convert.quantization_plan import Target
     from dsconv.runtime.calibration import CalibrationOptions, CalibrationSource
     from dsconv.runtime.commands import quantize_command
     from dsconv.runtime.console import parse_size
 
-    calibrates = bool(calibration) or (target_bpw or target_size or max_kl) is not None
-    method = method or default_method(activations, calibrates)
-    chosen = QuantizeOptions(
+    chosen = _quantize_options(
+        method=method,
+        calibrates=bool(calibration) or (target_bpw or target_size or max_kl) is not None,
         bits=bits,
+        scheme=scheme,
+        activations=activations,
+        embedding_bits=embedding_bits,
+        prefix_correction=prefix_correction,
+        max_memory=max_memory,
         group_size=group_size,
         symmetric=symmetric,
         head_bits=head_bits,
-        embedding_bits=default_embedding_bits(method, scheme, bits, activations)
-        if embedding_bits is None
-        else embedding_bits,
-        method=method,
         threads=_threads(threads),
-        scheme_name=scheme,
-        activations=activations,
-        prefix_correction=default_prefix_correction(bits)
-        if prefix_correction is None
-        else prefix_correction,
         damping=damping,
         tuning_epochs=tuning_epochs,
-        max_memory=parse_size(max_memory),
     )
     sources = tuple(map(CalibrationSource.parse, calibration or ()))
     texts = CalibrationOptions(sources, calibration_tokens)
@@ -221,36 +242,24 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Predict memory, disk and time of quantize on this machine; no weights are needed."""
-    from dsconv.convert.quantization_plan import (
-        QuantizeOptions,
-        Target,
-        default_embedding_bits,
-        default_method,
-        default_prefix_correction,
-    )
+    from dsconv.convert.quantization_plan import Target
     from dsconv.runtime.calibration import CalibrationOptions, CalibrationSource
-    from dsconv.runtime.console import parse_size
     from dsconv.runtime.plan import predict
 
-    calibrates = bool(calibration) or target_bpw is not None
-    method = method or default_method(activations, calibrates)
-    chosen = QuantizeOptions(
+    chosen = _quantize_options(
+        method=method,
+        calibrates=bool(calibration) or target_bpw is not None,
         bits=bits,
+        scheme=scheme,
+        activations=activations,
+        embedding_bits=embedding_bits,
+        prefix_correction=prefix_correction,
+        max_memory=max_memory,
         group_size=group_size,
         symmetric=symmetric,
         head_bits=head_bits,
-        embedding_bits=default_embedding_bits(method, scheme, bits, activations)
-        if embedding_bits is None
-        else embedding_bits,
-        method=method,
         threads=_threads(threads),
-        scheme_name=scheme,
-        activations=activations,
-        prefix_correction=default_prefix_correction(bits)
-        if prefix_correction is None
-        else prefix_correction,
         tuning_epochs=tuning_epochs,
-        max_memory=parse_size(max_memory),
     )
     sources = tuple(map(CalibrationSource.parse, calibration or ()))
     texts = CalibrationOptions(sources, calibration_tokens)
