@@ -116,6 +116,7 @@ class _Calibration:
         self._checkpoint = checkpoint
         self._jobs = {job.module: job for job in jobs if job.parameter.role is not Role.VECTOR}
         by_name = {job.parameter.name: job for job in jobs}
+        self._vectors = {n: job for n, job in by_name.items() if job.parameter.role is Role.VECTOR}
         self._smoother = Smoother(by_name, self._rows, writer)
         self._writer = writer
         self._workers = workers
@@ -152,6 +153,9 @@ class _Calibration:
 
     def quantized(self, name: str) -> torch.Tensor:
         job = self._jobs.get(module_of(name))
+        vector = self._vectors.get(name)
+        if job is not None and vector is not None and self._has_corrected_bias(job):
+            return torch.from_numpy(self._writer.read_floats(vector)).to(self._dtype)
         if job is None or job.scheme is None or job.parameter.name != name:
             return self.original(name)
         result = torch.empty(job.parameter.shape, dtype=self._dtype)
@@ -207,7 +211,13 @@ class _Calibration:
         unit = max(undivided(job.scheme, columns) for job in jobs if job.scheme)
         limit = int(self._options.max_memory * (1 - ACTIVATION_SHARE))
         blocks = diagonal_blocks(columns, unit, limit)
-        return MomentSum(blocks, self._with_original, self._workers)
+        return MomentSum(blocks, self._with_original, self._workers, self._corrects_bias(group))
+
+    def _corrects_bias(self, group: Sequence[Linear]) -> bool:
+        """Smoothed int8 rows keep theirs: it is divided later, from the source's numbers."""
+        return all(linear.bias for linear in group) and not any(
+            isinstance(self._jobs[linear.name].scheme, Int8Rows) for linear in group
+        )
 
     def finish(
         self,
@@ -230,7 +240,7 @@ class _Calibration:
             order = type(job.scheme), undivided(job.scheme, columns)  # all a factor depends on
             if order not in factors:
                 factors[order] = self._factorize(job, statistics)
-            self._matrix(job, factors[order], statistics.differences, inputs, scales)
+            self._matrix(job, factors[order], statistics, inputs, scales)
         return None if scales is None else torch.from_numpy(scales)
 
     def _smooth(
@@ -303,14 +313,13 @@ class _Calibration:
         self,
         job: Job,
         factor: Factor,
-        differences: list[Floats],
+        statistics: InputStatistics,
         inputs: Floats,
         scales: Floats | None,
     ) -> None:
-        """Quantize and write one matrix.
+        """Quantize and write one matrix, and its bias where the moments left that something to do.
 
         Args:
-            differences: D of every block, with two streams.
             inputs: [positions, columns], to measure the error on.
             scales: by which the inputs were divided [columns].
         """
@@ -320,29 +329,41 @@ class _Calibration:
         rows = job.parameter.shape[0]
         strength = np.float32(self._options.prefix_correction)
         received = simulate_rows(inputs) if isinstance(scheme, Int8Rows) else inputs
+        mean, wanted_mean = statistics.mean, statistics.mean
+        if statistics.differences:
+            wanted_mean = mean + strength * statistics.mean_difference
 
-        def work(start: int) -> tuple[AnyQuantized, NDArray[np.float64]]:
+        def work(start: int) -> tuple[AnyQuantized, NDArray[np.float64], Floats | None]:
             weights = self._rows(job, start, min(rows, start + ROWS_AT_A_TIME))
             if scales is not None:
                 weights = weights * scales
             target = weights
-            if differences:
-                target = weights + strength * correction(weights, factor, differences)
+            if statistics.differences:
+                move = correction(weights, factor, statistics.differences)
+                target = weights + strength * move
             quantized = gptq(target, factor, scheme)
+            dequantized = dequantize(quantized)
+            offset = None
+            if statistics.centred:
+                offset = weights @ wanted_mean - dequantized @ mean
             rounded = dequantize(round_to_nearest(weights, scheme))
-            powers = [output_power(inputs, weights)] + [
-                error_power(inputs, received, weights, other)
-                for other in (dequantize(quantized), rounded)
+            powers = [
+                output_power(inputs, weights),
+                error_power(inputs, received, weights, dequantized, offset),
+                error_power(inputs, received, weights, rounded),
             ]
             flat = (np.ptp(quantized.codes, axis=1) == 0) & (np.ptp(weights, axis=1) > 0)
-            return quantized, np.array([*powers, flat.sum()])
+            return quantized, np.array([*powers, flat.sum()]), offset
 
         powers = np.zeros(4)
+        offsets: list[Floats] = []
         try:
-            for part, power in self._workers.in_order(work, range(0, rows, ROWS_AT_A_TIME)):
+            for part, power, offset in self._workers.in_order(work, range(0, rows, ROWS_AT_A_TIME)):
                 self._writer.write_quantized(job, part)
                 self._advance(part.codes.size)
                 powers += power
+                if offset is not None:
+                    offsets.append(offset)
         except ScaleOverflow as error:
             raise InputError(
                 f"{self._checkpoint.origin}: tensor {job.source!r}: {error}",
@@ -363,9 +384,20 @@ class _Calibration:
                 f"{job.module}: the error is larger than the signal ({entry.sqnr:.1f} dB)",
                 "keep this matrix at more bits, or calibrate on other text",
             )
+        if offsets:
+            self._correct_bias(job, np.concatenate(offsets))
         self.reports.append(entry)
         self._report(entry)
         self._finish(job)
+
+    def _has_corrected_bias(self, job: Job) -> bool:
+        return job.module in self._done and not isinstance(job.scheme, Int8Rows)
+
+    def _correct_bias(self, job: Job, offset: Floats) -> None:
+        """Add what the matrix now gives too little on average [rows]."""
+        bias = self._vectors[f"{job.module}.bias"]
+        values = self._checkpoint.rows(bias.source, 0, len(offset)) + offset
+        self._writer.rewrite(bias.parameter.name, values)
 
     def _finish(self, job: Job) -> None:
         self._writer.finish_quantized(job)

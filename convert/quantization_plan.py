@@ -8,7 +8,7 @@ one byte range for the fused matrix.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -271,7 +271,15 @@ def plan(checkpoint: Checkpoint, options: QuantizeOptions) -> tuple[dict[str, An
     schemes.setdefault(decoder.head_linear.name, schemes[decoder.table.name])
     if any(schemes.values()):
         config["quantization_config"] = build_quantization_config(schemes, [decoder.table.name])
+    if options.method == CALIBRATED:
+        jobs = [_with_room_for_correction(job, schemes.get(job.module)) for job in jobs]
     return config, jobs
+
+
+def _with_room_for_correction(job: Job, scheme: AnyScheme | None) -> Job:
+    """Calibration adds to the biases of what it quantizes, often less than their type resolves."""
+    corrected = job.parameter.name.endswith(".bias") and isinstance(scheme, Scheme | ScaleMin)
+    return replace(job, float_dtype="F32") if corrected else job
 
 
 def tensors_of(jobs: list[Job]) -> list[PlannedTensor]:

@@ -258,13 +258,20 @@ class QuantizedWriter:
         """Rows of a job that was written and flushed."""
         if job.scheme is None:
             raise RuntimeError(f"{job.module} is not quantized")
+        columns = job.parameter.shape[1]
+        return read_quantized(self._source(), job.module, job.scheme, columns, start, stop)
+
+    def read_floats(self, job: Job) -> NDArray[np.float32]:
+        """A parameter that was written and flushed as it is."""
+        rows = self._source().rows(job.parameter.name, 0, job.parameter.shape[0])
+        return np.require(rows.astype(np.float32), requirements="W")
+
+    def _source(self) -> SafetensorsSource:
         if not self._infos:
             self.flush()
             for path in self.paths:
                 self._infos.update(read_tensor_infos(path))
-        source = SafetensorsSource(self._infos)
-        columns = job.parameter.shape[1]
-        return read_quantized(source, job.module, job.scheme, columns, start, stop)
+        return SafetensorsSource(self._infos)
 
     def write_floats(self, job: Job, rows: NDArray[np.generic]) -> None:
         name = job.parameter.name

@@ -17,11 +17,22 @@ def output_power(inputs: Floats, weights: Floats) -> float:
     return _power(inputs @ weights.T)
 
 
-def error_power(inputs: Floats, received: Floats, weights: Floats, others: Floats) -> float:
-    """Of the difference between `inputs` times `weights` and `received` times `others`."""
+def error_power(
+    inputs: Floats,
+    received: Floats,
+    weights: Floats,
+    others: Floats,
+    offset: Floats | None = None,
+) -> float:
+    """Of the difference between `inputs` times `weights` and `received` times `others`.
+
+    offset: what is added to the outputs of `others` [rows].
+    """
     lost = inputs @ (weights - others).T
     if received is not inputs:
         lost += (inputs - received) @ others.T
+    if offset is not None:
+        lost -= offset
     return _power(lost)
 
 

@@ -1,4 +1,8 @@
-"""Calibration text that the model writes itself, from built-in prompts: no data, no network.
+"""Calibration text that the model writes itself, from what is built in: no data, no network.
+
+Conversations are answered as the chat template has it. Between them stand short texts of other
+kinds (encyclopedia, news, worked problems, code, Chinese prose), which the model carries on a
+little: its answers alone do not show what such text does to its activations.
 
 Many documents grow at once, one per slot (see `generating_ops.py`): at every step a slot is fed
 the next token of its prompt or, after the prompt, the token just sampled. A finished document is
@@ -11,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
-from itertools import cycle
+from itertools import cycle, zip_longest
 
 import torch
 
@@ -23,18 +27,28 @@ from ..convert.json_file import parse_json
 from ..convert.parallel import Workers, single_threaded_libraries
 from ..errors import InputError
 from .chat import Message, chat_template, render_chat
-from .sampling import CANDIDATE_GROWTH, FIRST_CANDIDATES, Sampling, from_generation_config
+from .sampling import Sampling, from_generation_config
 from .thinking import CLOSE, OPEN, opens_thinking
 from .tokenizer import TextTokenizer
 
 PROMPTS = "calibration_prompts.jsonl"
+TEXTS = "calibration_texts.jsonl"
+CONTINUATION = 64  # tokens that the model adds to a text
 FALLBACK_TEMPERATURE, FALLBACK_TOP_P = 0.6, 0.95  # for a model that recommends nothing
 MAX_SLOTS = 64  # more would hardly raise the rate, and cost memory
 MAX_DOCUMENT = 1024  # tokens
 MAX_CACHE_BYTES = 2**30
-MAX_HELD_BYTES = 4 * 2**30  # of weights; those of larger models are read again for every step
+MAX_HELD_BYTES = 2**30  # of weights; those of larger models are read again for every step
 
 Advance = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """How a document begins, and how many tokens it has at most; None: as the layout says."""
+
+    tokens: tuple[int, ...]
+    limit: int | None = None
 
 
 @dataclass(frozen=True)
@@ -117,13 +131,40 @@ def built_in_prompts() -> list[list[Message]]:
     ]
 
 
-def prompts_of(checkpoint: Checkpoint, tokenizer: TextTokenizer) -> list[list[int]]:
-    """The built-in prompts as the model wants them: by its chat template, with `<think>` opened.
+def built_in_texts() -> list[str]:
+    text = resources.files("dsconv.runtime").joinpath(TEXTS).read_text("utf-8")
+    return [str(parse_json(line, TEXTS)["text"]) for line in text.splitlines()]
 
-    Without a chat template they are plain text.
+
+def prompts_of(checkpoint: Checkpoint, tokenizer: TextTokenizer) -> list[Prompt]:
+    """Texts and conversations by turns, then the conversations that are left.
 
     Raises:
         InputError: the template fails, or the model lacks tokens of its tokenizer.
+    """
+    conversations = [Prompt(tuple(tokens)) for tokens in conversations_of(checkpoint, tokenizer)]
+    texts = [tuple(tokenizer.encode_prompt(text)) for text in built_in_texts()]
+    prompts = []
+    for text, conversation in zip_longest(texts, conversations):
+        if text:
+            prompts.append(Prompt(text, len(text) + CONTINUATION))
+        if conversation:
+            prompts.append(conversation)
+    vocabulary = checkpoint.decoder.config.vocab_size
+    wrong = [token for prompt in prompts for token in prompt.tokens if token >= vocabulary]
+    if wrong or not all(prompt.tokens for prompt in prompts):
+        what = f"gives token {wrong[0]}" if wrong else "gives no tokens for the prompts"
+        raise InputError(
+            f"{checkpoint.origin}: tokenizer.json {what}, the model has {vocabulary}",
+            "tokenizer.json belongs to another model; copy it from the original",
+        )
+    return prompts
+
+
+def conversations_of(checkpoint: Checkpoint, tokenizer: TextTokenizer) -> list[list[int]]:
+    """The built-in ones as the model wants them: by its chat template, with `<think>` opened.
+
+    Without a chat template they are plain text.
     """
     template = chat_template(checkpoint.side_files)
     prompts = []
@@ -137,14 +178,6 @@ def prompts_of(checkpoint: Checkpoint, tokenizer: TextTokenizer) -> list[list[in
                 text += f"{OPEN}\n"
             tokens = tokenizer.encode_chat(text)
         prompts.append(tokens)
-    vocabulary = checkpoint.decoder.config.vocab_size
-    wrong = [token for tokens in prompts for token in tokens if token >= vocabulary]
-    if wrong or not all(prompts):
-        what = f"gives token {wrong[0]}" if wrong else "gives no tokens for the prompts"
-        raise InputError(
-            f"{checkpoint.origin}: tokenizer.json {what}, the model has {vocabulary}",
-            "tokenizer.json belongs to another model; copy it from the original",
-        )
     return prompts
 
 
@@ -170,7 +203,7 @@ class Writer:
 
 def write_streams(
     writer: Writer,
-    prompts: Sequence[Sequence[int]],
+    prompts: Sequence[Prompt],
     sampling: Sampling,
     threads: int,
     advance: Advance = lambda tokens: None,
@@ -184,13 +217,13 @@ def write_streams(
     endless = cycle(prompts)
     slots = [_Slot(endless, layout, writer.stop_ids) for _ in range(layout.slots)]
     streams: list[list[int]] = [[] for _ in slots]
-    sampler = SlotSampler(sampling)
+    sampler = SlotSampler(sampling, layout.slots)
     cache = SlotCache(decoder.config, layout.slots, layout.document_tokens, writer.weights.dtype)
     with single_threaded_libraries(), Workers(threads) as workers, torch.inference_mode():
         for _ in range(layout.slot_tokens):
             tokens, positions = [slot.token for slot in slots], [slot.position for slot in slots]
             ops = GeneratingOps(tokens, positions, writer.weights, cache, workers)
-            sampled = sampler.choose(decoder.forward(ops)[:, 0].float())
+            sampled = sampler.choose(decoder.forward(ops)[:, 0].float(), workers)
             for slot, stream, token in zip(slots, streams, sampled, strict=True):
                 stream.append(slot.token)
                 slot.go_on(token)
@@ -202,15 +235,17 @@ class _Slot:
     """One growing document: the token to feed next, and its position in the document."""
 
     def __init__(
-        self, prompts: Iterator[Sequence[int]], layout: Layout, stop_ids: Collection[int]
+        self, prompts: Iterator[Prompt], layout: Layout, stop_ids: Collection[int]
     ) -> None:
         self._prompts = prompts
-        self._limit = layout.document_tokens
+        self._most = layout.document_tokens
         self._stop_ids = stop_ids
         self._begin()
 
     def _begin(self) -> None:
-        self._prompt = next(self._prompts)
+        prompt = next(self._prompts)
+        self._prompt = prompt.tokens
+        self._limit = self._most if prompt.limit is None else min(prompt.limit, self._most)
         self.position = 0
         self.token = self._prompt[0]
 
@@ -229,52 +264,52 @@ class _Slot:
 class SlotSampler:
     """Draws a token for every slot; the same seed and the same logits give the same tokens."""
 
-    def __init__(self, sampling: Sampling) -> None:
+    def __init__(self, sampling: Sampling, slots: int) -> None:
         self._sampling = sampling
-        self._random = torch.Generator().manual_seed(sampling.seed)
+        seeds = range(sampling.seed, sampling.seed + slots)
+        self._random = [torch.Generator().manual_seed(seed) for seed in seeds]
 
-    def choose(self, logits: torch.Tensor) -> list[int]:
+    def choose(self, logits: torch.Tensor, workers: Workers) -> list[int]:
         """Tokens for logits [slots, vocabulary], float32.
 
         Raises:
             InputError: the logits hold NaN or infinity.
         """
-        if not torch.isfinite(logits.amax(-1)).all():  # NaN is greater than every number
-            raise InputError(
-                "the model produced NaN or infinity while it wrote calibration text",
-                "the weights are damaged; download the checkpoint again",
-            )
-        if self._sampling.temperature == 0:
-            return [int(token) for token in logits.argmax(-1)]
-        tokens, probabilities = candidates(logits, self._sampling)
-        cumulative = probabilities.cumsum(-1)
-        drawn = torch.rand(len(logits), 1, generator=self._random) * cumulative[:, -1:]
-        # Rounding may carry the draw to the last sum: take the last token that has a probability.
-        last = (probabilities > 0).long().cumsum(-1).argmax(-1, keepdim=True)
-        index = torch.searchsorted(cumulative, drawn, right=True).minimum(last)
-        return [int(token) for token in tokens.gather(-1, index)[:, 0]]
+
+        @torch.inference_mode()  # which counts for one thread only
+        def one(slot: int) -> int:
+            return draw(logits[slot], self._sampling, self._random[slot])
+
+        return list(workers.in_order(one, range(len(logits))))
 
 
-def candidates(logits: torch.Tensor, sampling: Sampling) -> tuple[torch.Tensor, torch.Tensor]:
-    """Tokens that may be chosen -> ids and weights [slots, candidates]; weight 0 is never chosen.
+def draw(logits: torch.Tensor, sampling: Sampling, random: torch.Generator) -> int:
+    """One token for logits [vocabulary]: temperature, top-k, then top-p.
 
-    Temperature, top-k, then top-p: the fewest likeliest tokens whose probabilities reach top_p.
+    The nucleus of top-p are the tokens before which, going down from the likeliest, less than top_p
+    lies. Drawing from all tokens until one of them is hit needs no sorting, and 1 / top_p draws.
+
+    Raises:
+        InputError: the logits hold NaN or infinity.
     """
+    if not torch.isfinite(logits.amax()):  # NaN is greater than every number
+        raise InputError(
+            "the model produced NaN or infinity while it wrote calibration text",
+            "the weights are damaged; download the checkpoint again",
+        )
+    if sampling.temperature == 0:
+        return int(logits.argmax())
+    tokens = None
+    if 0 < sampling.top_k < len(logits):
+        logits, tokens = logits.topk(sampling.top_k)
     # The largest comes off before the division: no temperature can overflow it.
-    scaled = (logits - logits.amax(-1, keepdim=True)) / sampling.temperature
-    tokens = torch.arange(scaled.shape[-1]).expand_as(scaled)
-    if 0 < sampling.top_k < scaled.shape[-1]:
-        scaled, tokens = scaled.topk(sampling.top_k)
-    total = scaled.logsumexp(-1, keepdim=True)
-    if sampling.top_p == 1:
-        return tokens, (scaled - total).exp()
-    size = FIRST_CANDIDATES
+    probabilities = ((logits - logits.amax()) / sampling.temperature).softmax(0)
+    sums = probabilities.cumsum(0)
     while True:
-        size = min(size, scaled.shape[-1])
-        best, indices = scaled.topk(size)
-        probabilities = (best - total).exp()
-        if size == scaled.shape[-1] or bool((probabilities.sum(-1) >= sampling.top_p).all()):
-            before = probabilities.cumsum(-1) - probabilities
-            kept = torch.where(before < sampling.top_p, probabilities, 0)
-            return tokens.gather(-1, indices), kept
-        size *= CANDIDATE_GROWTH
+        drawn = torch.rand(1, generator=random) * sums[-1]
+        # Rounding may carry the draw to the last sum: then it is the first token that reaches it.
+        drawn = torch.minimum(drawn, sums[-1].nextafter(torch.tensor(0.0)))
+        index = int(torch.searchsorted(sums, drawn, right=True))
+        likelier = probabilities > probabilities[index]
+        if sampling.top_p >= 1 or float(probabilities[likelier].sum()) < sampling.top_p:
+            return index if tokens is None else int(tokens[index])

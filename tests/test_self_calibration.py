@@ -18,15 +18,20 @@ from tokenizers import AddedToken, Tokenizer
 from dsconv.convert import generating_ops
 from dsconv.convert.checkpoint import Checkpoint, open_checkpoint
 from dsconv.convert.generating_ops import WeightPieces
+from dsconv.convert.parallel import Workers
 from dsconv.convert.torch_ops import KeyValueCache, TorchModel
 from dsconv.errors import InputError
 from dsconv.runtime.sampling import Sampling, filtered
 from dsconv.runtime.self_calibration import (
+    CONTINUATION,
     Layout,
+    Prompt,
     SlotSampler,
     Writer,
     built_in_prompts,
-    candidates,
+    built_in_texts,
+    conversations_of,
+    draw,
     plan_layout,
     prompts_of,
     recommended_sampling,
@@ -42,6 +47,10 @@ def writer_of(
     checkpoint: Checkpoint, layout: Layout, stop_ids: Sequence[int] = (), hold: bool = True
 ) -> Writer:
     return Writer(checkpoint, WeightPieces(checkpoint, torch.float32, hold), layout, stop_ids)
+
+
+def asked(prompts: Sequence[Sequence[int]]) -> list[Prompt]:
+    return [Prompt(tuple(prompt)) for prompt in prompts]
 
 
 def documents_of(
@@ -72,10 +81,10 @@ def test_slots_write_what_the_reference_writes(
     checkpoint = open_checkpoint(str(path))
     prompts = [[20 + i, *random_tokens(2 + i, 160, i)] for i in range(12)]
     layout = Layout(slots=4, slot_tokens=40, document_tokens=25)
-    endless = write_streams(writer_of(checkpoint, layout), prompts, GREEDY, 1)
+    endless = write_streams(writer_of(checkpoint, layout), asked(prompts), GREEDY, 1)
     stop = endless[1][12]
     prompts[0] = [20, stop, 30, 31]  # where it ends nothing
-    streams = write_streams(writer_of(checkpoint, layout, [stop]), prompts, GREEDY, 2)
+    streams = write_streams(writer_of(checkpoint, layout, [stop]), asked(prompts), GREEDY, 2)
     assert [len(stream) for stream in streams] == [40] * 4
     model = TorchModel.load(checkpoint)
     found = [documents_of(model, stream, prompts, stop, 25) for stream in streams]
@@ -93,7 +102,7 @@ def test_a_trained_model_writes_stories_as_the_reference_does() -> None:
     prompts = [tokenizer.encode_prompt(text) for text in starts]
     layout = Layout(slots=3, slot_tokens=300, document_tokens=512)
     writer = writer_of(checkpoint, layout, tokenizer.stop_ids)
-    streams = write_streams(writer, prompts, GREEDY, 1)
+    streams = write_streams(writer, asked(prompts), GREEDY, 1)
     model = TorchModel.load(checkpoint)
     end = tokenizer.stop_ids[0]
     for stream in streams:
@@ -126,10 +135,10 @@ def test_progress_counts_the_tokens(talker: Checkpoint) -> None:
 
 def test_streamed_weights_are_not_kept(talker: Checkpoint) -> None:
     writer = writer_of(talker, Layout(1, 3, 3), hold=False)
-    write_streams(writer, [[1, 2]], GREEDY, 1)
+    write_streams(writer, asked([[1, 2]]), GREEDY, 1)
     assert not writer.weights.held_bytes
     held = writer_of(talker, Layout(1, 3, 3), hold=True)
-    write_streams(held, [[1, 2]], GREEDY, 1)
+    write_streams(held, asked([[1, 2]]), GREEDY, 1)
     matrices = talker.parameter_count - talker.decoder.table.vocabulary * 64
     assert 0.9 * 4 * matrices < held.weights.held_bytes <= 4 * matrices
 
@@ -159,43 +168,61 @@ def test_layouts_fit_into_memory(
     assert plan_layout(changed, count, size, token_bytes) == expected
 
 
+@needs_shared_data
+def test_a_text_is_carried_on_a_little() -> None:
+    checkpoint = open_checkpoint(str(SHARED_DATA / "models" / "tinystories-656k"))
+    layout = Layout(slots=2, slot_tokens=60, document_tokens=512)
+    prompts = [Prompt((5, 6, 7), limit=10), Prompt((8, 9), limit=None)]
+    first, second = write_streams(writer_of(checkpoint, layout), prompts, GREEDY, 1)
+    assert first[:3] == [5, 6, 7]
+    assert first[10:13] == [5, 6, 7]  # ten tokens, then the next prompt of the cycle
+    assert second[:2] == [8, 9]
+
+
 @pytest.mark.parametrize(
     "sampling",
     [
         Sampling(0.6, 0.95),
+        Sampling(1.0, 0.3),
         Sampling(1.0, 0.5, 40),
         Sampling(2.0, 1.0, 7),
-        Sampling(100.0, 0.999),  # more candidates than the first guess
+        Sampling(100.0, 0.999),
         Sampling(0.7),
     ],
     ids=str,
 )
-def test_candidates_are_those_of_the_sampler(sampling: Sampling) -> None:
-    logits = torch.randn(4, 3000, generator=torch.Generator().manual_seed(1)) * 4
-    tokens, weights = candidates(logits, sampling)
-    for row in range(4):
-        expected_tokens, expected = filtered(logits[row].numpy(), sampling)
-        found = np.zeros(3000)
-        found[tokens[row]] = weights[row]
-        wanted = np.zeros(3000)
-        wanted[expected_tokens] = expected
-        assert np.count_nonzero((found > 0) != (wanted > 0)) <= 1  # at the edge of top_p
-        np.testing.assert_allclose(found / found.sum(), wanted, atol=2e-3 * wanted.max())
+def test_draws_follow_the_sampler(sampling: Sampling) -> None:
+    """Against the nucleus that sorting gives, on two kinds of distribution: a few loud tokens..."""
+    for spread in (4.0, 0.1):  # ... and a flat one, whose nucleus is most of the vocabulary
+        logits = torch.randn(60, generator=torch.Generator().manual_seed(1)) * spread
+        tokens, chances = filtered(logits.numpy(), sampling)
+        wanted = np.zeros(60)
+        wanted[tokens] = chances
+        random, count = torch.Generator().manual_seed(2), 4000
+        drawn = [draw(logits, sampling, random) for _ in range(count)]
+        found = np.bincount(drawn, minlength=60) / count
+        assert not found[wanted == 0].any()
+        np.testing.assert_array_less(
+            np.abs(found - wanted), 5 * np.sqrt(wanted / count) + 2 / count
+        )
 
 
-def test_draws_follow_the_probabilities() -> None:
-    sampler = SlotSampler(Sampling(temperature=1.0, seed=5))
-    chances = torch.tensor([0.5, 0.3, 0.2, 0.0])
-    drawn = sampler.choose(chances.log().clamp(min=-1e4).expand(20000, 4))
-    np.testing.assert_allclose(np.bincount(drawn, minlength=4) / 20000, chances, atol=0.015)
+def test_slots_draw_apart_and_the_same_for_any_threads() -> None:
+    logits = torch.zeros(8, 5000)
+    drawn = []
+    for threads in (1, 2):
+        with Workers(threads) as workers:
+            drawn.append(SlotSampler(Sampling(temperature=1.0, seed=5), 8).choose(logits, workers))
+    assert drawn[0] == drawn[1]
+    assert len(set(drawn[0])) == 8
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_broken_logits_are_refused(bad: float) -> None:
     logits = torch.zeros(2, 8)
     logits[1, 3] = bad
-    with pytest.raises(InputError, match="NaN or infinity"):
-        SlotSampler(Sampling(1.0)).choose(logits)
+    with Workers(1) as workers, pytest.raises(InputError, match="NaN or infinity"):
+        SlotSampler(Sampling(1.0), 2).choose(logits, workers)
 
 
 @pytest.mark.parametrize(
@@ -265,7 +292,8 @@ def test_reasoning_models_are_made_to_think(
     template = TEMPLATE.replace("assistant:", ending)
     checkpoint = with_template(tmp_path / "model", template, think)
     tokenizer = TextTokenizer(checkpoint.side_files, checkpoint.config)
-    for tokens, messages in zip(prompts_of(checkpoint, tokenizer), built_in_prompts(), strict=True):
+    conversations = conversations_of(checkpoint, tokenizer)
+    for tokens, messages in zip(conversations, built_in_prompts(), strict=True):
         text = tokenizer.decode(tokens, skip_special=False)
         said = "".join(f"{message.role}: {message.content}\n" for message in messages)
         assert text == f"<s>{said}{expected}"
@@ -274,9 +302,21 @@ def test_reasoning_models_are_made_to_think(
 def test_without_a_template_the_prompts_are_plain(tmp_path: Path) -> None:
     checkpoint = with_template(tmp_path / "model", None, think=True)
     tokenizer = TextTokenizer(checkpoint.side_files, checkpoint.config)
-    first = prompts_of(checkpoint, tokenizer)[0]
+    first = conversations_of(checkpoint, tokenizer)[0]
     assert tokenizer.decode(first, False) == f"<s>{built_in_prompts()[0][0].content}\n"
     assert len(self_windows(checkpoint, 1, 16, 1)[0]) == 16
+
+
+def test_texts_and_conversations_take_turns(talker: Checkpoint) -> None:
+    tokenizer = TextTokenizer(talker.side_files, talker.config)
+    texts, prompts = built_in_texts(), prompts_of(talker, tokenizer)
+    assert len(set(texts)) == len(texts) >= 30
+    assert len(prompts) == len(texts) + len(built_in_prompts())
+    for place, text in enumerate(texts):
+        prompt = prompts[2 * place]
+        assert tokenizer.decode(list(prompt.tokens), False) == f"<s>{text}"
+        assert prompt.limit == len(prompt.tokens) + CONTINUATION
+        assert prompts[2 * place + 1].limit is None
 
 
 def test_a_foreign_tokenizer_is_refused(tmp_path: Path) -> None:
