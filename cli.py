@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -54,8 +55,8 @@ HeadBits = Annotated[
 EmbeddingBits = Annotated[
     int | None,
     typer.Option(
-        help="Bits of the token embedding: 4, 8, 16 = as it is (default: 16; with gptq as --bits, "
-        "one more with scale-min)"
+        help="Bits of the token embedding: 4, 8, 16 = as it is (default: with gptq as --bits, one "
+        "more with scale-min; else 16)"
     ),
 ]
 Activations = Annotated[
@@ -64,8 +65,8 @@ Activations = Annotated[
 Method = Annotated[
     str | None,
     typer.Option(
-        help="search: least squares per group, the default; rtn: to nearest; gptq: calibrated, "
-        "the default with --calibration, a target, or int8 activations"
+        help="gptq: calibrated, the default below 8 bits, and with --calibration, a target or int8 "
+        "activations; search: least squares per group, minutes instead of an hour; rtn: to nearest"
     ),
 ]
 Calibration = Annotated[
@@ -121,6 +122,7 @@ def options(
 
 
 def _quantize_options(
+    can_write: bool,
     method: str | None,
     calibrates: bool,
     bits: int,
@@ -131,11 +133,11 @@ def _quantize_options(
     max_memory: str,
     **others: Any,
 ) -> Any:
-    """QuantizeOptions, with what was left open filled in; calibrates: a text or target is given."""
+    """QuantizeOptions, with what was left open filled in; see `default_method`."""
     from dsconv.convert import quantization_plan as plans
     from dsconv.runtime.console import parse_size
 
-    method = method or plans.default_method(activations, calibrates)
+    method = method or plans.default_method(bits, activations, calibrates, can_write)
     if embedding_bits is None:
         embedding_bits = plans.default_embedding_bits(method, scheme, bits, activations)
     if prefix_correction is None:
@@ -186,13 +188,14 @@ def quantize(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Quantize a checkpoint to int4 or int8, tensor by tensor in bounded memory."""
+    """Quantize a checkpoint to int4 or int8, calibrated, in bounded memory; resumes."""
     from dsconv.convert.quantization_plan import Target
     from dsconv.runtime.calibration import CalibrationOptions, CalibrationSource
     from dsconv.runtime.commands import quantize_command
     from dsconv.runtime.console import parse_size
 
-    chosen = _quantize_options(
+    chosen = partial(
+        _quantize_options,
         method=method,
         calibrates=bool(calibration) or (target_bpw or target_size or max_kl) is not None,
         bits=bits,
@@ -247,6 +250,7 @@ def plan(
     from dsconv.runtime.plan import predict
 
     chosen = _quantize_options(
+        can_write=True,
         method=method,
         calibrates=bool(calibration) or target_bpw is not None,
         bits=bits,

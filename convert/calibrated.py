@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,6 +32,7 @@ from ..quant.sqnr import decibels, error_power, output_power
 from .activations import ActivationStore, StoredWindows
 from .calibrating_ops import CalibratingOps
 from .checkpoint import Checkpoint, module_of
+from .divergence import mean_divergence
 from .families.base import Linear, Norm, Table
 from .families.inventory import Role
 from .head_moments import tied_moments
@@ -68,8 +70,12 @@ def quantize_calibrated(
     journal: Journal,
     advance: Advance,
     report: Report,
-) -> list[MatrixReport]:
+) -> tuple[list[MatrixReport], float | None]:
     """Quantize and write all matrices of `jobs`, calibrating on windows of token ids.
+
+    Returns:
+        How it went for every matrix; and the mean KL from the original on some of the windows, in
+        nats per token (None without a correction of the prefix, which shows the original).
 
     The bytes do not depend on the number of threads, but on the machine: see `forward_dtype`.
 
@@ -88,7 +94,7 @@ def quantize_calibrated(
         if not calibration.complete:
             checkpoint.decoder.forward(ops)
             calibration.close()
-    return calibration.reports
+    return calibration.reports, calibration.divergence
 
 
 def forward_dtype() -> torch.dtype:
@@ -144,6 +150,8 @@ class _Calibration:
             MatrixReport(**entry) for record in journal.records for entry in record["reports"]
         ]
         self._reported = len(self.reports)
+        known = [record["divergence"] for record in journal.records if "divergence" in record]
+        self.divergence: float | None = known[0] if known else None
         for module in self._done:
             writer.skip(self._jobs[module])
             advance(self._jobs[module].parameter.size)
@@ -259,6 +267,20 @@ class _Calibration:
         scales = self._smoother.find(jobs, torch.cat(samples).float().numpy(), squares)
         return self._smoother.divide(source, scales)
 
+    def judge(self, original: torch.Tensor, quantized: torch.Tensor) -> None:
+        job = self._jobs.get(self._head) or self._jobs[self._checkpoint.decoder.table.name]
+
+        @torch.inference_mode()
+        def block(bounds: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+            before = torch.from_numpy(self._rows(job, *bounds)).to(self._dtype)
+            if job.scheme is None:
+                return before, before
+            after = dequantize(self._writer.read_quantized(job, *bounds))
+            return before, torch.from_numpy(after).to(self._dtype)
+
+        blocks = self._workers.in_order(block, chunks_of(job.parameter))
+        self.divergence = mean_divergence(original, quantized, blocks)
+
     def commit(self, addition: int, residual: Sequence[StoredWindows]) -> None:
         """Keep the residual and all matrices so far, unless the last time is too short ago."""
         if not self._journal.due():
@@ -276,8 +298,11 @@ class _Calibration:
 
     @property
     def complete(self) -> bool:
-        """Has every matrix been quantized?"""
-        return all(job.scheme is None or name in self._done for name, job in self._jobs.items())
+        """Has every matrix been quantized, and the result judged?"""
+        judged = self.divergence is not None or not self._with_original
+        return judged and all(
+            job.scheme is None or name in self._done for name, job in self._jobs.items()
+        )
 
     def close(self) -> None:
         """Everything is written; nothing will be calibrated again."""
@@ -286,11 +311,13 @@ class _Calibration:
 
     def _append_to_journal(self, addition: int, files: list[Path]) -> None:
         self._writer.flush()
-        record = {
+        record: dict[str, Any] = {
             "modules": self._since_commit,
             "addition": addition,
             "reports": [asdict(entry) for entry in self.reports[self._reported :]],
         }
+        if self.divergence is not None:
+            record["divergence"] = self.divergence
         self._journal.append(record, [*files, *self._writer.paths])
         self._since_commit, self._reported = [], len(self.reports)
 

@@ -27,6 +27,7 @@ from .parallel import Workers
 from .torch_ops import KeyValueCache, Predicate, TorchOps
 
 BATCH = 512  # positions of one product of second moments
+JUDGED_WINDOWS = 8  # at most, spread over all
 
 Result = TypeVar("Result")
 
@@ -100,6 +101,10 @@ class Calibrator(Protocol):
         Returns:
             What `source` was divided by, and with it the inputs [features]; None for nothing.
         """
+        ...
+
+    def judge(self, original: torch.Tensor, quantized: torch.Tensor) -> None:
+        """The inputs of the head of both models at some positions [positions, hidden]."""
         ...
 
     def commit(self, addition: int, residual: Sequence[StoredWindows]) -> None:
@@ -214,8 +219,16 @@ class CalibratingOps:
         return Streams([*sums])
 
     def head(self, x: Streams, linear: Linear, tied_to: Table | None) -> Streams:
-        """The head is quantized on its inputs; nobody needs the logits."""
-        self._quantize(x, [linear])
+        """The head is quantized on its inputs; the logits are looked at for some windows only."""
+        inputs = self._quantize(x, [linear])
+        if len(inputs) > 1:
+            step = -(-len(self._windows) // JUDGED_WINDOWS)
+            quantized, original = (
+                torch.cat([part.get(index)[0] for index in range(0, len(self._windows), step)])
+                for part in inputs
+            )
+            self._calibrator.judge(original, quantized)
+        self._forget_weights()
         return Streams([])
 
     def _each_window(

@@ -85,6 +85,9 @@ class _HeadObserver:
     ) -> torch.Tensor | None:
         return None
 
+    def judge(self, original: torch.Tensor, quantized: torch.Tensor) -> None:
+        return None
+
     def commit(self, addition: int, residual: Sequence[StoredWindows]) -> None:
         return None
 

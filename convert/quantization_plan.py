@@ -139,9 +139,15 @@ class QuantizeOptions:
         return {key: value for key, value in vars(self).items() if key != "threads"}
 
 
-def default_method(activations: str, calibrates: bool) -> str:
-    """calibrates: a calibration text or a target is given."""
-    return CALIBRATED if calibrates or activations == INT8_ACTIVATIONS else "search"
+def default_method(bits: int, activations: str, calibrates: bool, can_write: bool) -> str:
+    """Calibrated, but for 8-bit weights alone, which lose little without (docs/calibration.md).
+
+    calibrates: a calibration text or a target is given; can_write: the model has a tokenizer, so
+    that it can write a text itself.
+    """
+    if calibrates or activations == INT8_ACTIVATIONS:
+        return CALIBRATED
+    return CALIBRATED if bits != 8 and can_write else "search"
 
 
 def default_embedding_bits(method: str, scheme_name: str, bits: int, activations: str) -> int:

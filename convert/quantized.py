@@ -5,12 +5,11 @@ Without calibration: tensor by tensor in row chunks. With it: layer by layer, se
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ from .json_file import ConfigReader
 from .layout import SHAPE, encode, has_shape_tensor, read_quantized
 from .manifest import Provenance, sha256_file, write_manifest
 from .parallel import Workers
+from .preparation import GivenWindows, Preparation, forget, prepared
 from .quantization_plan import CALIBRATED, Job, QuantizeOptions, plan, shards_of, tensors_of
 from .safetensors_file import DTYPES, SafetensorsWriter, TensorInfo, read_tensor_infos
 from .sources import INDEX, SafetensorsSource
@@ -51,6 +51,7 @@ class QuantizeResult:
     weight_bytes: int
     source_bytes: int
     doubtful: tuple[str, ...] = ()  # matrices that a guard has marked
+    calibration_kl: float | None = None  # nats per token, see `quantize_calibrated`
 
     @property
     def bits_per_weight(self) -> float:
@@ -105,6 +106,7 @@ def quantize_checkpoint(
     windows: Sequence[Sequence[int]] = (),
     report: Report = lambda matrix: None,
     say: Callable[[str], None] = lambda line: None,
+    preparation: Preparation | None = None,
 ) -> QuantizeResult:
     """Write the quantized checkpoint to the folder `output`, or finish what a crash has cut off.
 
@@ -113,6 +115,7 @@ def quantize_checkpoint(
         windows: token ids to calibrate on, for the method that does.
         report: told of every calibrated matrix.
         say: told how the tuning goes.
+        preparation: gives the windows, and bits per matrix, instead.
 
     Raises:
         InputError: weights that are not finite, or too large for float16 scales.
@@ -122,23 +125,30 @@ def quantize_checkpoint(
         UsageError: options that contradict each other for this checkpoint.
     """
     refuse_quantized(checkpoint)
-    config, jobs = plan(checkpoint, options)
-    shards = shards_of(jobs)
-    if options.method == CALIBRATED and not windows:
+    plan(checkpoint, options)  # refuses contradictions before anything is written
+    if options.method == CALIBRATED and not windows and preparation is None:
         raise UsageError(f"method {CALIBRATED} without calibration text", "give windows")
+    preparation = preparation or GivenWindows(windows)
     purpose = {
         "versions": _versions(options),
         "options": options.recipe(),
         "inputs": {path.name: _stamp(path) for path in checkpoint.source.files()},
-        "calibration": _digest(windows),
+        "calibration": preparation.purpose,
     }
     with (
         output_folder(output, overwrite, resume=True) as folder,
         Journal(folder, purpose, discard=overwrite) as journal,
         ThreadPoolExecutor(1) as hasher,
     ):
+        made = prepared(folder, preparation)
+        if made.allocation:
+            options = replace(options, allocation=made.allocation)
+        windows = made.windows if options.method == CALIBRATED else ()
+        config, jobs = plan(checkpoint, options)
+        shards = shards_of(jobs)
         inputs = hasher.submit(_provenance, checkpoint)
         reports: list[MatrixReport] = []
+        divergence = None
         with QuantizedWriter(folder, shards, journal.resumed) as writer:
             for job in jobs:
                 if job.scheme is not None:
@@ -151,7 +161,7 @@ def quantize_checkpoint(
             if windows:
                 from .calibrated import quantize_calibrated
 
-                reports = quantize_calibrated(
+                reports, divergence = quantize_calibrated(
                     checkpoint, jobs, windows, writer, options, journal, advance, report
                 )
                 if options.tuning_epochs:
@@ -172,15 +182,19 @@ def quantize_checkpoint(
             weight_bytes,
             sum(checkpoint.source.nbytes(job.source) for job in jobs),
             tuple(entry.module for entry in reports if entry.doubtful),
+            divergence,
         )
         facts: dict[str, Any] = {
             "parameters": result.parameters,
             "bits_per_weight": result.bits_per_weight,
         }
         if windows:
+            facts["calibration"] = dict(preparation.purpose)
             facts["calibration_tokens"] = sum(map(len, windows))
+            facts["calibration_kl"] = divergence
             facts["matrices"] = {entry.module: entry.facts() for entry in reports}
         provenance = inputs.result()
+        forget(folder)
         journal.remove()
         write_manifest(folder, "quantized-checkpoint", provenance, options.recipe(), facts)
     return result
@@ -210,10 +224,6 @@ def _stamp(path: Path) -> list[int]:
     """What changes when a file does, without reading it."""
     status = path.stat()
     return [status.st_size, status.st_mtime_ns]
-
-
-def _digest(windows: Sequence[Sequence[int]]) -> str:
-    return hashlib.sha256(json.dumps([list(window) for window in windows]).encode()).hexdigest()
 
 
 class QuantizedWriter:

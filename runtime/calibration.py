@@ -8,6 +8,7 @@ plain text.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 from bisect import bisect_left
@@ -78,6 +79,26 @@ class CalibrationOptions:
                 "calibration tokens and window must be positive", "give larger numbers"
             )
 
+    def purpose(self) -> dict[str, Any]:
+        """What the windows depend on besides the model; files by their content."""
+        sources = self.sources or (CalibrationSource(),)
+        return {
+            "sources": [
+                {
+                    "name": source.path.name if source.path else SELF,
+                    "sha256": _hash(source.path) if source.path else None,
+                    "weight": source.weight,
+                }
+                for source in sources
+            ],
+            "tokens": self.tokens,
+            "window": self.window,
+        }
+
+
+def _hash(path: Path) -> str:
+    return hashlib.sha256(read_text_file(path).encode()).hexdigest()
+
 
 @dataclass(frozen=True)
 class _Text:
@@ -137,7 +158,13 @@ def _own(checkpoint: Checkpoint, count: int, size: int, threads: int) -> list[li
     from .self_calibration import self_windows
 
     with progress("calibration text", count * size, "tokens") as advance:
-        return self_windows(checkpoint, count, size, threads, advance)
+        windows = self_windows(checkpoint, count, size, threads, advance)
+    if len(windows) < count:
+        say(
+            f"note: the model is too large to write text here; calibrating on "
+            f"{sum(map(len, windows))} built-in tokens; --calibration FILE gives more"
+        )
+    return windows
 
 
 def _spread(text: _Text, count: int, size: int) -> list[list[int]]:

@@ -6,7 +6,8 @@ import os
 import sys
 import time
 from collections import Counter
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from ..convert.gguf_export import GgufResult, export_gguf, is_single_file
 from ..convert.gguf_vocabulary import TextSettings
 from ..convert.inspect import Description
 from ..convert.onnx.export import ExportOptions, ExportResult, export_onnx
+from ..convert.preparation import Prepared
 from ..convert.quantization_plan import (
     CALIBRATED,
     FLOAT_ACTIVATIONS,
@@ -58,6 +60,7 @@ class QuantizeReport:
             "source_bytes_per_second": self.result.source_bytes / max(self.seconds, 1e-9),
             "peak_rss_bytes": peak_rss_bytes(),
             "doubtful_matrices": list(self.result.doubtful),
+            "calibration_kl": self.result.calibration_kl,
         }
 
     def show(self) -> None:
@@ -67,6 +70,8 @@ class QuantizeReport:
                 f"warning: {len(r.doubtful)} matrices lost much, {r.doubtful[0]} first: see "
                 f"facts.matrices in {self.output / MANIFEST}"
             )
+        if r.calibration_kl is not None:
+            say(f"KL from the original on calibration text: {r.calibration_kl:.4f} nats per token")
         say(
             f"{self.output}: {quantity(r.parameters)}parameters, {r.bits_per_weight:.2f} bits per "
             f"weight, {size_text(r.weight_bytes)}, {self.seconds:.1f} s "
@@ -85,13 +90,19 @@ def _check_output(model: str, output: Path, overwrite: bool, single_file: bool =
 
 def quantize_command(
     model: str,
-    options: QuantizeOptions,
+    choose: Callable[[bool], QuantizeOptions],
     output: Path,
     overwrite: bool,
     calibration: CalibrationOptions,
     target: Target | None = None,
     recipe: Path | None = None,
 ) -> QuantizeReport:
+    """Quantize, calibrated where that was asked for or is the default and the model can write.
+
+    Args:
+        choose: gives the options for a model that can write its calibration text, or cannot.
+    """
+    options = choose(True)
     if target is not None and recipe is not None:
         raise UsageError("a target and a recipe", "give one of the two")
     if target is not None and options.activations != FLOAT_ACTIVATIONS:
@@ -107,14 +118,19 @@ def quantize_command(
     _check_output(model, output, overwrite)
     start = time.perf_counter()
     checkpoint = open_checkpoint(model)
+    if calibrates and choose(False).method != CALIBRATED:  # nobody asked for it
+        from .self_calibration import why_it_cannot_write
+
+        reason = why_it_cannot_write(checkpoint)
+        if reason is not None:
+            say(f"warning: no calibration text, so weights are rounded by search: {reason}")
+            options, calibrates = choose(False), False
     if recipe is not None:
         options = replace(options, allocation=read_allocation(recipe))
     refuse_what_cannot_fit(checkpoint, options, output, calibration, target)
-    windows: list[list[int]] = []
+    preparation = None
     if calibrates or target is not None:
-        windows = calibration_windows(checkpoint, calibration, options.threads)
-    if target is not None:
-        options = _with_target(checkpoint, options, target, windows)
+        preparation = TextAndBits(checkpoint, options, calibration, target)
     show = _show_matrix if sys.stderr.isatty() else lambda matrix: None
     try:
         with progress("quantize", checkpoint.parameter_count, "weights") as advance:
@@ -124,9 +140,9 @@ def quantize_command(
                 output,
                 overwrite,
                 advance,
-                windows if calibrates else (),
-                show,
-                say,
+                report=show,
+                say=say,
+                preparation=preparation,
             )
     except (KeyboardInterrupt, SystemExit):
         say(f"interrupted; the same command goes on from {partial_of(output)}")
@@ -134,20 +150,35 @@ def quantize_command(
     return QuantizeReport(result, output, time.perf_counter() - start)
 
 
-def _with_target(
-    checkpoint: Checkpoint,
-    options: QuantizeOptions,
-    target: Target,
-    windows: list[list[int]],
-) -> QuantizeOptions:
-    from ..convert.allocating import choose_bits
+@dataclass(frozen=True)
+class TextAndBits:
+    """The calibration text and, with a target, the bits per matrix (a `Preparation`)."""
 
-    with progress("measure", sum(map(len, windows)), "tokens") as advance:
-        chosen = choose_bits(checkpoint, options, target, windows, advance)
-    counts = Counter(chosen.labels.values())
-    kinds = ", ".join(f"{count} as {label}" for label, count in sorted(counts.items()))
-    say(f"matrices: {kinds}; estimated KL {chosen.estimated_kl:.3g} nats per token")
-    return replace(options, allocation=chosen.labels)
+    checkpoint: Checkpoint
+    options: QuantizeOptions
+    calibration: CalibrationOptions
+    target: Target | None
+
+    @property
+    def purpose(self) -> dict[str, Any]:
+        wanted = None if self.target is None else asdict(self.target)
+        return {**self.calibration.purpose(), "target": wanted}
+
+    def make(self) -> Prepared:
+        windows = calibration_windows(self.checkpoint, self.calibration, self.options.threads)
+        if self.target is None:
+            return Prepared(windows)
+        return Prepared(windows, self._choose(self.target, windows))
+
+    def _choose(self, target: Target, windows: list[list[int]]) -> Mapping[str, str]:
+        from ..convert.allocating import choose_bits
+
+        with progress("measure", sum(map(len, windows)), "tokens") as advance:
+            chosen = choose_bits(self.checkpoint, self.options, target, windows, advance)
+        counts = Counter(chosen.labels.values())
+        kinds = ", ".join(f"{count} as {label}" for label, count in sorted(counts.items()))
+        say(f"matrices: {kinds}; estimated KL {chosen.estimated_kl:.3g} nats per token")
+        return chosen.labels
 
 
 def _show_matrix(matrix: MatrixReport) -> None:

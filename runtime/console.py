@@ -13,6 +13,7 @@ from rich.progress import (
     Progress,
     ProgressColumn,
     Task,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -79,7 +80,7 @@ def time_text(seconds: float) -> str:
 
 @contextmanager
 def progress(title: str, total: int, unit: str) -> Iterator[Advance]:
-    """Show a bar on a terminal; yield the function that moves it by a number of units."""
+    """Yield the function that moves a bar by a number of units; shown from its first call on."""
     console = Console(stderr=True)
     if not console.is_terminal:
         yield lambda count: None
@@ -93,9 +94,20 @@ def progress(title: str, total: int, unit: str) -> Iterator[Advance]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(title, total=total)
-        yield lambda count: bar.advance(task, count)
+    bar = Progress(*columns, console=console, transient=True)
+    tasks: list[TaskID] = []
+
+    def advance(count: int) -> None:
+        if not tasks:
+            bar.start()
+            tasks.append(bar.add_task(title, total=total))
+        bar.advance(tasks[0], count)
+
+    try:
+        yield advance
+    finally:
+        if tasks:
+            bar.stop()
 
 
 def say(message: str) -> None:

@@ -25,7 +25,7 @@ from ..convert.families.base import DecoderConfig
 from ..convert.generating_ops import GeneratingOps, SlotCache, WeightPieces
 from ..convert.json_file import parse_json
 from ..convert.parallel import Workers, single_threaded_libraries
-from ..errors import InputError
+from ..errors import DsconvError, InputError
 from .chat import Message, chat_template, render_chat
 from .sampling import Sampling, from_generation_config
 from .thinking import CLOSE, OPEN, opens_thinking
@@ -39,6 +39,7 @@ MAX_SLOTS = 64  # more would hardly raise the rate, and cost memory
 MAX_DOCUMENT = 1024  # tokens
 MAX_CACHE_BYTES = 2**30
 MAX_HELD_BYTES = 2**30  # of weights; those of larger models are read again for every step
+MAX_WRITER_BYTES = 9 * 2**30  # of weights; larger models would write for hours
 
 Advance = Callable[[int], None]
 
@@ -67,8 +68,12 @@ def self_windows(
     threads: int,
     advance: Advance = lambda tokens: None,
     max_held_bytes: int = MAX_HELD_BYTES,
+    max_writer_bytes: int = MAX_WRITER_BYTES,
 ) -> list[list[int]]:
     """`count` windows of `size` tokens, sampled with the settings that the model recommends.
+
+    Models above `max_writer_bytes` write nothing: the built-in texts and conversations stand alone,
+    which may be fewer windows.
 
     They do not depend on the number of threads nor on `max_held_bytes`, but on the machine.
 
@@ -81,6 +86,8 @@ def self_windows(
     """
     tokenizer = TextTokenizer(checkpoint.side_files, checkpoint.config)
     dtype = forward_dtype()
+    if checkpoint.parameter_count * dtype.itemsize > max_writer_bytes:
+        return built_in_windows(checkpoint, tokenizer, count, size)
     token_bytes = SlotCache.bytes_per_token(checkpoint.decoder.config, dtype)
     layout = plan_layout(checkpoint.decoder.config, count, size, token_bytes)
     hold = checkpoint.parameter_count * dtype.itemsize <= max_held_bytes
@@ -97,6 +104,24 @@ def self_windows(
         for start in range(0, layout.slot_tokens, size)
     ]
     return windows[:count]
+
+
+def built_in_windows(
+    checkpoint: Checkpoint, tokenizer: TextTokenizer, count: int, size: int
+) -> list[list[int]]:
+    """What the prompts hold, document after document: at most `count` windows, at least one."""
+    stream = [token for prompt in prompts_of(checkpoint, tokenizer) for token in prompt.tokens]
+    whole = max(1, min(count, len(stream) // size))
+    return [stream[index * size : (index + 1) * size] for index in range(whole)]
+
+
+def why_it_cannot_write(checkpoint: Checkpoint) -> str | None:
+    """What is wrong with the tokenizer or the chat template; None for nothing."""
+    try:
+        prompts_of(checkpoint, TextTokenizer(checkpoint.side_files, checkpoint.config))
+    except DsconvError as error:
+        return error.message
+    return None
 
 
 def plan_layout(config: DecoderConfig, count: int, size: int, token_bytes: int) -> Layout:

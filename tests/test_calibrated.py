@@ -311,7 +311,8 @@ def test_activations_that_overflow_are_named(strength: float, tmp_path: Path) ->
 def test_original_activations_that_overflow_are_named() -> None:
     difference = np.zeros((8, 8), np.float32)
     difference[3] = np.inf
-    statistics = InputStatistics([np.eye(8, dtype=np.float32)], [difference])
+    zeros = np.zeros(8, np.float32)
+    statistics = InputStatistics([np.eye(8, dtype=np.float32)], [difference], zeros, zeros)
     with pytest.raises(InputError, match="inputs of lm_head are not finite"):
         calibrated_module._require_finite(statistics, "lm_head")
 

@@ -387,8 +387,12 @@ def test_some_matrices_may_keep_float_activations(tmp_path: Path) -> None:
 
 
 def test_the_default_method_calibrates() -> None:
-    assert default_method("int8", calibrates=False) == "gptq"
-    assert default_method("float", calibrates=False) == "search"
+    for can_write in (False, True):
+        assert default_method(8, "int8", calibrates=False, can_write=can_write) == "gptq"
+        assert default_method(8, "float", calibrates=False, can_write=can_write) == "search"
+        assert default_method(8, "float", calibrates=True, can_write=can_write) == "gptq"
+    assert default_method(4, "float", calibrates=False, can_write=True) == "gptq"
+    assert default_method(4, "float", calibrates=False, can_write=False) == "search"
     assert default_embedding_bits("gptq", "integer", 8, "int8") == 16
     assert default_prefix_correction(8) == 0
     assert default_prefix_correction(4) > 0
