@@ -95,6 +95,29 @@ def test_every_scheme_can_be_calibrated(options: dict[str, Any], tmp_path: Path)
     assert torch.isfinite(logits).all()
 
 
+def test_a_bias_takes_back_what_is_lost_on_average(tmp_path: Path) -> None:
+    """On the first layer, whose inputs the reference knows exactly."""
+    source = tiny_checkpoint(tmp_path / "model", "qwen2")
+    output = calibrated(source, tmp_path / "out", bits=4, group_size=-1)
+    before = load_file(source / "model.safetensors")
+    after = open_checkpoint(str(output))
+    norm = before["model.layers.0.input_layernorm.weight"].double()
+    table = before["model.embed_tokens.weight"].double()
+    rows = table[torch.tensor([token for window in WINDOWS for token in window])]
+    epsilon = after.decoder.config.rms_norm_eps
+    inputs = rows / (rows.square().mean(-1, keepdim=True) + epsilon).sqrt() * norm
+    for name in ("q_proj", "k_proj", "v_proj"):
+        module = f"model.layers.0.self_attn.{name}"
+        lost = before[f"{module}.weight"].double() - torch.from_numpy(
+            after.rows(f"{module}.weight", 0, len(before[f"{module}.weight"])).astype(np.float64)
+        )
+        moved = after.rows(f"{module}.bias", 0, len(lost)) - before[f"{module}.bias"].numpy()
+        wanted = (lost @ inputs.mean(0)).numpy()
+        assert np.abs(wanted).max() > 1e-3
+        np.testing.assert_allclose(moved, wanted, atol=0.05 * np.abs(wanted).max())
+    assert after.source.dtype("model.layers.0.self_attn.k_proj.bias") == "F32"
+
+
 @needs_shared_data
 def test_calibration_pays_on_a_real_model(tmp_path: Path) -> None:
     source = SHARED_DATA / "models" / "tinystories-656k"

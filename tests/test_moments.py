@@ -39,9 +39,10 @@ def statistics(
     blocks: Blocks,
     two_streams: bool = True,
     threads: int = 2,
+    centred: bool = False,
 ) -> InputStatistics:
     with Workers(threads) as workers, single_threaded_libraries():
-        sums = MomentSum(blocks, two_streams, workers)
+        sums = MomentSum(blocks, two_streams, workers, centred)
         for x, original in parts:
             sums.add(x, original if two_streams else None)
         return sums.finish()
@@ -73,6 +74,30 @@ def test_the_mean_outer_product(
     size = np.sqrt(np.diagonal(wanted))
     error = np.abs(found.differences[0] - (original - x).T @ x / len(x))
     assert (error <= limit * np.outer(size, size)).all()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "limit"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)], ids=str
+)
+@pytest.mark.parametrize("blocks", [[(0, 60)], [(0, 32), (32, 60)]], ids=str)
+def test_about_the_mean(dtype: torch.dtype, limit: float, blocks: Blocks) -> None:
+    """Means a hundred times the deviation, which the products must not round away."""
+    shift = 100 * torch.randn(60, generator=torch.Generator().manual_seed(3))
+    parts = [((x + shift).to(dtype), (y + shift).to(dtype)) for x, y in batches(60, torch.float32)]
+    x = torch.cat([part[0] for part in parts]).double().numpy()
+    # What the sums are given: a difference in the type of the streams.
+    difference = torch.cat([y - x for x, y in parts]).double().numpy()
+    found = statistics(parts, blocks, centred=True)
+    assert found.centred
+    assert (np.abs(found.mean - x.mean(0)) <= limit * x.std(0) + 1e-4).all()
+    np.testing.assert_allclose(found.mean_difference, difference.mean(0), atol=1e-5)
+    covariance = np.cov(x.T, bias=True)
+    mixed = (difference - difference.mean(0)).T @ (x - x.mean(0)) / len(x)
+    for (start, stop), moment, cross in zip(blocks, found.moments, found.differences, strict=True):
+        square = np.s_[start:stop, start:stop]
+        assert_close(moment, covariance[square], limit)
+        size = np.sqrt(np.diagonal(covariance))[start:stop]
+        assert (np.abs(cross - mixed[square]) <= limit * np.outer(size, size)).all()
 
 
 @pytest.mark.parametrize("two_streams", [False, True])
