@@ -14,7 +14,10 @@ import sys
 from pathlib import Path
 
 STEPS = (
-    ("quantize --bits 4", ["quantize", "{model}", "--bits", "4", "-o", "{scratch}/int4"]),
+    (
+        "quantize --method search",
+        ["quantize", "{model}", "--method", "search", "-o", "{scratch}/int4"],
+    ),
     ("quantize --bits 8", ["quantize", "{model}", "--bits", "8", "-o", "{scratch}/int8"]),
     ("export int4 (contrib)", ["export", "{scratch}/int4", "-o", "{scratch}/int4-contrib"]),
     (

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..quant.gptq import COLUMNS_AT_A_TIME, undivided
+from .allocating import WINDOWS as SENSITIVITY_WINDOWS
 from .calibrated import ACTIVATION_SHARE, ROWS_AT_A_TIME
 from .cost import Step, Work, Workload, forward_operations, rounding_step
 from .families.inventory import Role
@@ -32,7 +33,6 @@ SLICES = 10
 # Resident bytes per byte of a stored window: the heap does not give everything back at once
 # (measured on SmolLM2-135M with 4096 and 33280 tokens).
 HEAP = 1.5
-SENSITIVITY_WINDOWS = 15  # at most; see choose_bits
 BACKWARD = 3  # a backward pass costs two forward passes more
 CANDIDATES = 6  # schemes that a matrix may get
 LESS_MEMORY = (
@@ -167,7 +167,9 @@ def _rounding(workload: Workload, groups: Sequence[Group], held: int) -> Step:
 
 def sensitivity_step(workload: Workload, jobs: Sequence[Job]) -> Step:
     """The whole model in memory, one window per thread with all that its backward pass needs."""
-    tokens = min(workload.windows.count, SENSITIVITY_WINDOWS) * workload.windows.size
+    count = workload.windows.count
+    windows = len(range(0, count, max(1, count // SENSITIVITY_WINDOWS)))
+    tokens = windows * workload.windows.size
     matrices = [job for job in jobs if job.parameter.role is not Role.VECTOR]
     sampled = sum(
         min(SAMPLED_ROWS, job.parameter.shape[0]) * job.parameter.shape[1] for job in matrices

@@ -23,7 +23,7 @@ from .families.rope import Rope
 from .parallel import Workers
 from .torch_ops import KeyValueCache, TorchOps
 
-PIECE_WEIGHTS = 1 << 19  # of matrices that share an input, multiplied by one thread
+PIECE_WEIGHTS = 1 << 20  # of matrices that share an input, multiplied by one thread
 ATTENTION_SLOTS = 4  # attended by one thread
 
 

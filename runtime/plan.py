@@ -165,9 +165,15 @@ def workload_of(
 def full_cost(workload: Workload) -> Cost:
     """With the writing of the calibration text."""
     cost = cost_of(workload)
-    if not workload.windows.own:
+    if not workload.windows.own or not _writes(workload):
         return cost
     return replace(cost, steps=(_writing(workload), *cost.steps))
+
+
+def _writes(workload: Workload) -> bool:
+    from .self_calibration import MAX_WRITER_BYTES
+
+    return workload.checkpoint.parameter_count * workload.itemsize <= MAX_WRITER_BYTES
 
 
 def _writing(workload: Workload) -> Step:

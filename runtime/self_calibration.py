@@ -13,30 +13,33 @@ whole number of windows.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib import resources
 from itertools import cycle, zip_longest
 
 import torch
 
 from ..convert.calibrated import forward_dtype
-from ..convert.checkpoint import Checkpoint, generation_config
+from ..convert.checkpoint import Checkpoint
 from ..convert.families.base import DecoderConfig
 from ..convert.generating_ops import GeneratingOps, SlotCache, WeightPieces
 from ..convert.json_file import parse_json
 from ..convert.parallel import Workers, single_threaded_libraries
 from ..errors import DsconvError, InputError
 from .chat import Message, chat_template, render_chat
-from .sampling import Sampling, from_generation_config
+from .sampling import Sampling
 from .thinking import CLOSE, OPEN, opens_thinking
 from .tokenizer import TextTokenizer
 
 PROMPTS = "calibration_prompts.jsonl"
 TEXTS = "calibration_texts.jsonl"
 CONTINUATION = 64  # tokens that the model adds to a text
-FALLBACK_TEMPERATURE, FALLBACK_TOP_P = 0.6, 0.95  # for a model that recommends nothing
+# The model's own distribution. What models recommend (0.6, top-p 0.95 for the R1 distills) leaves
+# out the rarer tokens that real text has: SmolLM2-135M at 4.5 bits, KL 0.081 against 0.076.
+SAMPLING = Sampling(temperature=1.0)
 MAX_SLOTS = 64  # more would hardly raise the rate, and cost memory
 MAX_DOCUMENT = 1024  # tokens
+SAMPLED_TOGETHER = 8  # slots, by one thread
 MAX_CACHE_BYTES = 2**30
 MAX_HELD_BYTES = 2**30  # of weights; those of larger models are read again for every step
 MAX_WRITER_BYTES = 9 * 2**30  # of weights; larger models would write for hours
@@ -70,7 +73,7 @@ def self_windows(
     max_held_bytes: int = MAX_HELD_BYTES,
     max_writer_bytes: int = MAX_WRITER_BYTES,
 ) -> list[list[int]]:
-    """`count` windows of `size` tokens, sampled with the settings that the model recommends.
+    """`count` windows of `size` tokens.
 
     Models above `max_writer_bytes` write nothing: the built-in texts and conversations stand alone,
     which may be fewer windows.
@@ -94,7 +97,7 @@ def self_windows(
     streams = write_streams(
         Writer(checkpoint, WeightPieces(checkpoint, dtype, hold), layout, tokenizer.stop_ids),
         prompts_of(checkpoint, tokenizer),
-        recommended_sampling(checkpoint),
+        SAMPLING,
         threads,
         advance,
     )
@@ -133,14 +136,6 @@ def plan_layout(config: DecoderConfig, count: int, size: int, token_bytes: int) 
         if slots == 1 or slots * document * token_bytes <= MAX_CACHE_BYTES:
             return Layout(slots, depth * size, document)
         depth += 1
-
-
-def recommended_sampling(checkpoint: Checkpoint) -> Sampling:
-    """The model's own settings; greedy text would repeat itself, so never those."""
-    own = from_generation_config(generation_config(checkpoint.side_files))
-    if own.temperature:
-        return own
-    return replace(own, temperature=FALLBACK_TEMPERATURE, top_p=FALLBACK_TOP_P)
 
 
 def built_in_prompts() -> list[list[Message]]:
@@ -291,8 +286,8 @@ class SlotSampler:
 
     def __init__(self, sampling: Sampling, slots: int) -> None:
         self._sampling = sampling
-        seeds = range(sampling.seed, sampling.seed + slots)
-        self._random = [torch.Generator().manual_seed(seed) for seed in seeds]
+        starts = range(0, slots, SAMPLED_TOGETHER)
+        self._random = {s: torch.Generator().manual_seed(sampling.seed + s) for s in starts}
 
     def choose(self, logits: torch.Tensor, workers: Workers) -> list[int]:
         """Tokens for logits [slots, vocabulary], float32.
@@ -302,14 +297,15 @@ class SlotSampler:
         """
 
         @torch.inference_mode()  # which counts for one thread only
-        def one(slot: int) -> int:
-            return draw(logits[slot], self._sampling, self._random[slot])
+        def some(start: int) -> list[int]:
+            rows = logits[start : start + SAMPLED_TOGETHER]
+            return draw(rows, self._sampling, self._random[start])
 
-        return list(workers.in_order(one, range(len(logits))))
+        return [token for part in workers.in_order(some, self._random) for token in part]
 
 
-def draw(logits: torch.Tensor, sampling: Sampling, random: torch.Generator) -> int:
-    """One token for logits [vocabulary]: temperature, top-k, then top-p.
+def draw(logits: torch.Tensor, sampling: Sampling, random: torch.Generator) -> list[int]:
+    """A token for each of logits [rows, vocabulary]: temperature, top-k, then top-p.
 
     The nucleus of top-p are the tokens before which, going down from the likeliest, less than top_p
     lies. Drawing from all tokens until one of them is hit needs no sorting, and 1 / top_p draws.
@@ -317,24 +313,32 @@ def draw(logits: torch.Tensor, sampling: Sampling, random: torch.Generator) -> i
     Raises:
         InputError: the logits hold NaN or infinity.
     """
-    if not torch.isfinite(logits.amax()):  # NaN is greater than every number
+    largest = logits.amax(-1, keepdim=True)
+    if not torch.isfinite(largest).all():  # NaN is greater than every number
         raise InputError(
             "the model produced NaN or infinity while it wrote calibration text",
             "the weights are damaged; download the checkpoint again",
         )
     if sampling.temperature == 0:
-        return int(logits.argmax())
+        return [int(token) for token in logits.argmax(-1)]
     tokens = None
-    if 0 < sampling.top_k < len(logits):
+    if 0 < sampling.top_k < logits.shape[-1]:
         logits, tokens = logits.topk(sampling.top_k)
     # The largest comes off before the division: no temperature can overflow it.
-    probabilities = ((logits - logits.amax()) / sampling.temperature).softmax(0)
-    sums = probabilities.cumsum(0)
-    while True:
-        drawn = torch.rand(1, generator=random) * sums[-1]
+    probabilities = ((logits - largest) / sampling.temperature).softmax(-1)
+    sums = probabilities.cumsum(-1)
+    chosen = torch.empty(len(logits), 1, dtype=torch.int64)
+    rows = torch.arange(len(logits))
+    while len(rows):
+        last = sums[rows, -1:]
         # Rounding may carry the draw to the last sum: then it is the first token that reaches it.
-        drawn = torch.minimum(drawn, sums[-1].nextafter(torch.tensor(0.0)))
-        index = int(torch.searchsorted(sums, drawn, right=True))
-        likelier = probabilities > probabilities[index]
-        if sampling.top_p >= 1 or float(probabilities[likelier].sum()) < sampling.top_p:
-            return index if tokens is None else int(tokens[index])
+        drawn = torch.rand(len(rows), 1, generator=random) * last
+        drawn = torch.minimum(drawn, last.nextafter(torch.zeros(())))
+        chosen[rows] = torch.searchsorted(sums[rows], drawn, right=True)
+        if sampling.top_p >= 1:
+            break
+        of_row = probabilities[rows]
+        likelier = of_row * (of_row > of_row.gather(-1, chosen[rows]))
+        rows = rows[likelier.sum(-1) >= sampling.top_p]
+    found = chosen if tokens is None else tokens.gather(-1, chosen)
+    return [int(token) for token in found[:, 0]]

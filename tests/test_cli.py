@@ -26,6 +26,7 @@ QUANTIZE = {
     "seconds",
     "source_bytes_per_second",
     "doubtful_matrices",
+    "calibration_kl",
     "peak_rss_bytes",
 }
 EXPORT = {"output", "bytes_written", "bytes_linked", "files", "seconds", "peak_rss_bytes"}
