@@ -278,7 +278,9 @@ def export(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Folder to write; for gguf also FILE.gguf")
     ],
-    format: Annotated[str, typer.Option(help="onnx, or gguf (llama.cpp)")] = "onnx",
+    format: Annotated[
+        str, typer.Option(help="onnx, gguf (llama.cpp), compressed-tensors (transformers, vLLM)")
+    ] = "onnx",
     target: Annotated[str, typer.Option(help="cpu")] = "cpu",
     dialect: Annotated[
         str, typer.Option(help="contrib (ONNX Runtime's operators), std24 or std17 (standard)")
@@ -293,15 +295,24 @@ def export(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Export a checkpoint (quantized or not): a folder for ONNX Runtime, a file for llama.cpp."""
+    """Export a checkpoint: a folder for ONNX Runtime or transformers, a file for llama.cpp."""
     from dsconv.convert.onnx.export import ExportOptions
-    from dsconv.runtime.commands import export_command, export_gguf_command
+    from dsconv.runtime.commands import (
+        export_command,
+        export_compressed_tensors_command,
+        export_gguf_command,
+    )
 
-    if format not in ("onnx", "gguf") or target != "cpu":
-        what = f"target {target!r}" if format in ("onnx", "gguf") else f"format {format!r}"
+    formats = ("onnx", "gguf", "compressed-tensors")
+    if format not in formats or target != "cpu":
+        what = f"target {target!r}" if format in formats else f"format {format!r}"
         raise UnsupportedError(
-            f"{what} is not supported yet", "use --format onnx or gguf, --target cpu"
+            f"{what} is not supported yet", f"use --format {', '.join(formats)}, --target cpu"
         )
+    if format == "compressed-tensors":
+        folder = export_compressed_tensors_command(model, output, copy, overwrite)
+        _print_json(folder.to_json()) if as_json else folder.show()
+        return
     if format == "gguf":
         file = export_gguf_command(model, output, overwrite)
         _print_json(file.to_json()) if as_json else file.show()

@@ -178,13 +178,14 @@ def _read_scale_min(weights: ConfigReader) -> ScaleMin:
 
 
 def build_quantization_config(
-    schemes: Mapping[str, AnyScheme | None], embeddings: Iterable[str]
+    schemes: Mapping[str, AnyScheme | None], embeddings: Iterable[str], head: str
 ) -> dict[str, Any]:
     """The JSON for modules with these schemes (None: kept in float).
 
-    With one scheme the targets are class names, the widest understood form. With several, patterns
-    name the modules, never overlapping. `dequantize` tells transformers to unpack while loading:
-    without it, it can read neither a quantized embedding nor packed zero points.
+    With one scheme the targets are class names, the widest understood form, and the head by name:
+    vLLM's is no Linear. With several, patterns name the modules, never overlapping. `dequantize`
+    tells transformers to unpack while loading: without it, it can read neither a quantized
+    embedding nor packed zero points.
     """
     quantized = {name: scheme for name, scheme in schemes.items() if scheme is not None}
     embedding_names = set(embeddings)
@@ -194,6 +195,8 @@ def build_quantization_config(
     quantized_embedding = bool(embedding_names & set(quantized))
     if len(by_scheme) == 1:
         targets = [["Linear", "Embedding"] if quantized_embedding else ["Linear"]]
+        if head in quantized:  # first: compressed-tensors warns of targets that come too late
+            targets[0].insert(0, _exactly(head))
     else:
         patterns = {name: _pattern(name) for name in schemes}
         users: dict[str, set[AnyScheme | None]] = {}

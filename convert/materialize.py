@@ -1,4 +1,4 @@
-"""Write a checkpoint's float tensors as one safetensors folder (for sources such as GGUF)."""
+"""What exports do with a whole checkpoint: float tensors to one file, side files beside weights."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
+from ..atomic import link_or_copy
 from .checkpoint import CONFIG, Checkpoint
 from .safetensors_file import DTYPES, PlannedTensor, SafetensorsWriter
 
 WEIGHTS = "model.safetensors"
 CHUNK_WEIGHTS = 1 << 22
+LINKED_SIDE_FILE_BYTES = 1 << 18  # tokenizer.json of a large vocabulary is linked like weights
 
 
 def write_float_checkpoint(
@@ -40,3 +42,14 @@ def write_float_checkpoint(
     for name, content in checkpoint.side_files.items():
         (folder / name).write_bytes(content)
     return sum(tensor.nbytes for tensor in planned)
+
+
+def place_side_files(checkpoint: Checkpoint, folder: Path, copy: bool) -> int:
+    """Put the tokenizer's files of a folder into another -> bytes that are links."""
+    linked = 0
+    for name, content in checkpoint.side_files.items():
+        if len(content) < LINKED_SIDE_FILE_BYTES:  # small ones are edited by people: no links
+            (folder / name).write_bytes(content)
+        elif not link_or_copy(checkpoint.origin / name, folder / name, copy):
+            linked += len(content)
+    return linked

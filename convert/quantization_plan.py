@@ -276,7 +276,9 @@ def plan(checkpoint: Checkpoint, options: QuantizeOptions) -> tuple[dict[str, An
     # A tied head is a module too, though it has no tensor of its own.
     schemes.setdefault(decoder.head_linear.name, schemes[decoder.table.name])
     if any(schemes.values()):
-        config["quantization_config"] = build_quantization_config(schemes, [decoder.table.name])
+        config["quantization_config"] = build_quantization_config(
+            schemes, [decoder.table.name], decoder.head_linear.name
+        )
     if options.method == CALIBRATED:
         jobs = [_with_room_for_correction(job, schemes.get(job.module)) for job in jobs]
     return config, jobs

@@ -13,6 +13,7 @@ from typing import Any
 
 from ..atomic import MANIFEST, partial_of, refuse_existing
 from ..convert.checkpoint import Checkpoint, generation_config, open_checkpoint
+from ..convert.compressed_tensors_export import CompressedTensorsResult, export_compressed_tensors
 from ..convert.gguf_export import GgufResult, export_gguf, is_single_file
 from ..convert.gguf_vocabulary import TextSettings
 from ..convert.inspect import Description
@@ -222,6 +223,44 @@ def export_command(
     with progress("export", checkpoint.parameter_count, "weights") as advance:
         result = export_onnx(checkpoint, options, output, overwrite, advance)
     return ExportReport(result, output, time.perf_counter() - start)
+
+
+@dataclass(frozen=True)
+class CompressedTensorsReport:
+    result: CompressedTensorsResult
+    output: Path
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "output": str(self.output),
+            "bytes_written": self.result.bytes_written,
+            "bytes_linked": self.result.bytes_linked,
+            "files": list(self.result.files),
+            "notes": list(self.result.notes),
+            "seconds": self.seconds,
+            "peak_rss_bytes": peak_rss_bytes(),
+        }
+
+    def show(self) -> None:
+        r = self.result
+        say(
+            f"{self.output}: {size_text(r.bytes_written)} written, {size_text(r.bytes_linked)} "
+            f"linked to the checkpoint's own files, {self.seconds:.1f} s"
+        )
+        for note in r.notes:
+            say(f"note: {note}")
+
+
+def export_compressed_tensors_command(
+    model: str, output: Path, copy: bool, overwrite: bool
+) -> CompressedTensorsReport:
+    _check_output(model, output, overwrite)
+    start = time.perf_counter()
+    checkpoint = open_checkpoint(model)
+    with progress("export", checkpoint.parameter_count, "weights") as advance:
+        result = export_compressed_tensors(checkpoint, output, copy, overwrite, advance)
+    return CompressedTensorsReport(result, output, time.perf_counter() - start)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from ...atomic import link_or_copy, output_folder
 from ...errors import UsageError
 from ..checkpoint import CONFIG, Checkpoint, open_folder
 from ..manifest import Provenance, write_manifest
-from ..materialize import write_float_checkpoint
+from ..materialize import place_side_files, write_float_checkpoint
 from ..sources import INDEX, SafetensorsSource
 from .contrib import Contrib, contrib_for
 from .dialect import Dialect, GraphOptions
@@ -26,7 +26,6 @@ from .std17 import Std17
 from .std24 import Std24
 from .weights import DataFile, GraphWeights
 
-LINKED_SIDE_FILE_BYTES = 1 << 18  # tokenizer.json of a large vocabulary is linked like weights
 DIALECTS: dict[str, type[Dialect]] = {d.name: d for d in (Contrib, Std24, Std17)}
 
 
@@ -103,22 +102,14 @@ def _place_weights(
     if not isinstance(checkpoint.source, SafetensorsSource):
         write_float_checkpoint(checkpoint, folder, advance)
         return 0
-    large = [
-        checkpoint.origin / name
-        for name, content in checkpoint.side_files.items()
-        if len(content) >= LINKED_SIDE_FILE_BYTES
-    ]
-    linked = 0
-    for path in [*checkpoint.source.files(), *large]:
+    linked = place_side_files(checkpoint, folder, copy)
+    for path in checkpoint.source.files():
         copied = link_or_copy(path, folder / path.name, copy)
         linked += 0 if copied else path.stat().st_size
     index = checkpoint.origin / INDEX
     if index.exists():
         (folder / INDEX).write_bytes(index.read_bytes())
     _write_json(folder / CONFIG, dict(checkpoint.config))
-    for name, content in checkpoint.side_files.items():
-        if len(content) < LINKED_SIDE_FILE_BYTES:  # small ones are edited by people: no links
-            (folder / name).write_bytes(content)
     return linked
 
 
