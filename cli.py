@@ -123,12 +123,14 @@ def options(
 
 def _quantize_options(
     can_write: bool,
+    tied: bool,
     method: str | None,
     calibrates: bool,
     bits: int,
     scheme: str,
     activations: str,
     embedding_bits: int | None,
+    head_bits: int | None,
     prefix_correction: float | None,
     max_memory: str,
     **others: Any,
@@ -140,6 +142,8 @@ def _quantize_options(
     method = method or plans.default_method(bits, activations, calibrates, can_write)
     if embedding_bits is None:
         embedding_bits = plans.default_embedding_bits(method, scheme, bits, activations)
+        if tied and head_bits is not None and embedding_bits != plans.FLOAT_BITS:
+            embedding_bits = head_bits  # one matrix
     if prefix_correction is None:
         prefix_correction = plans.default_prefix_correction(bits)
     return plans.QuantizeOptions(
@@ -148,6 +152,7 @@ def _quantize_options(
         scheme_name=scheme,
         activations=activations,
         embedding_bits=embedding_bits,
+        head_bits=head_bits,
         prefix_correction=prefix_correction,
         max_memory=parse_size(max_memory),
         **others,
@@ -249,8 +254,9 @@ def plan(
     from dsconv.runtime.calibration import CalibrationOptions, CalibrationSource
     from dsconv.runtime.plan import predict
 
-    chosen = _quantize_options(
-        can_write=True,
+    chosen = partial(
+        _quantize_options,
+        True,
         method=method,
         calibrates=bool(calibration) or target_bpw is not None,
         bits=bits,

@@ -2,13 +2,15 @@
 
 Both streams of activations have arrived at the head. The vocabulary passes by in blocks of rows, so
 no table of logits is held: per position only running sums of exp(logit - largest so far), and of
-the same times the logits' difference, for Σ p (log p - log q).
+the same times the logits' difference, for Σ p (log p - log q). NumPy does the sums: torch's exp may
+depend on where in memory its input lies, and the figure is part of the output.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
+import numpy as np
 import torch
 
 
@@ -21,18 +23,18 @@ class Divergence:
     def __init__(self, original: torch.Tensor, quantized: torch.Tensor) -> None:
         self._inputs = original, quantized
         count = len(original)
-        self._largest = [torch.full((count,), -torch.inf) for _ in range(2)]
-        self._sums = [torch.zeros(count) for _ in range(2)]
-        self._weighted = torch.zeros(count)  # Σ exp(a - largest a) (a - b)
+        self._largest = [np.full(count, -np.inf, np.float32) for _ in range(2)]
+        self._sums = [np.zeros(count, np.float32) for _ in range(2)]
+        self._weighted = np.zeros(count, np.float32)  # Σ exp(a - largest a) (a - b)
 
     def add(self, original: torch.Tensor, quantized: torch.Tensor) -> None:
         """Rows of the two heads for the same tokens [tokens, hidden]."""
         pairs = zip(self._inputs, (original, quantized), strict=True)
-        logits = [torch.nn.functional.linear(x, rows).float() for x, rows in pairs]
+        logits = [torch.nn.functional.linear(x, rows).float().numpy() for x, rows in pairs]
         for index, part in enumerate(logits):
-            largest = torch.maximum(self._largest[index], part.amax(-1))
-            shrink = (self._largest[index] - largest).exp()
-            powers = (part - largest[:, None]).exp()
+            largest = np.maximum(self._largest[index], part.max(-1))
+            shrink = np.exp(self._largest[index] - largest)
+            powers = np.exp(part - largest[:, None])
             self._sums[index] = self._sums[index] * shrink + powers.sum(-1)
             self._largest[index] = largest
             if index == 0:
@@ -42,9 +44,10 @@ class Divergence:
     def mean(self) -> float:
         """Nats per position: Σ p (a - b) - log Z_a + log Z_b."""
         totals = [
-            largest + sums.log() for largest, sums in zip(self._largest, self._sums, strict=True)
+            largest + np.log(sums) for largest, sums in zip(self._largest, self._sums, strict=True)
         ]
-        return float((self._weighted / self._sums[0] - totals[0] + totals[1]).double().mean())
+        terms = self._weighted / self._sums[0] - totals[0] + totals[1]
+        return float(terms.mean(dtype=np.float64))
 
 
 def mean_divergence(

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as functional
 
+from ..errors import InputError
 from .checkpoint import Checkpoint
 from .families.base import Attention, DecoderConfig, Linear, Norm, Table
 from .families.rope import Rope
@@ -35,6 +36,7 @@ class WeightPieces:
         self.dtype = dtype
         self._hold = hold
         self._pieces: dict[tuple[str, int], torch.Tensor] = {}
+        self._checked: set[tuple[str, int]] = set()
         self._vectors: dict[str, torch.Tensor] = {}
 
     @property
@@ -82,6 +84,22 @@ class WeightPieces:
         return torch.cat([self._read(f"{table.name}.weight", t, t + 1) for t in tokens])
 
     def _read(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Rows of a parameter.
+
+        Raises:
+            InputError: values that are not finite, seen when they are read first.
+        """
+        rows = self._read_rows(name, start, stop)
+        if (name, start) not in self._checked:
+            self._checked.add((name, start))
+            if not torch.isfinite(rows).all():
+                raise InputError(
+                    f"tensor {name!r}: values among rows {start} to {stop} are NaN or infinite",
+                    "the checkpoint is damaged; download it again",
+                )
+        return rows
+
+    def _read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
         if self._checkpoint.scheme(name) is None:
             stored = self._checkpoint.source.rows(name, start, stop)
             if stored.dtype == ml_dtypes.bfloat16:  # which torch does not take from NumPy

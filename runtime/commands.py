@@ -71,13 +71,12 @@ class QuantizeReport:
                 f"warning: {len(r.doubtful)} matrices lost much, {r.doubtful[0]} first: see "
                 f"facts.matrices in {self.output / MANIFEST}"
             )
-        if r.calibration_kl is not None:
-            say(f"KL from the original on calibration text: {r.calibration_kl:.4f} nats per token")
         say(
             f"{self.output}: {quantity(r.parameters)}parameters, {r.bits_per_weight:.2f} bits per "
             f"weight, {size_text(r.weight_bytes)}, {self.seconds:.1f} s "
             f"({size_text(r.source_bytes / max(self.seconds, 1e-9))}/s), "
             f"peak memory {size_text(peak_rss_bytes())}"
+            + ("" if r.calibration_kl is None else f", KL {r.calibration_kl:.3g} while calibrating")
         )
 
 
@@ -91,7 +90,7 @@ def _check_output(model: str, output: Path, overwrite: bool, single_file: bool =
 
 def quantize_command(
     model: str,
-    choose: Callable[[bool], QuantizeOptions],
+    choose: Callable[[bool, bool], QuantizeOptions],
     output: Path,
     overwrite: bool,
     calibration: CalibrationOptions,
@@ -101,9 +100,10 @@ def quantize_command(
     """Quantize, calibrated where that was asked for or is the default and the model can write.
 
     Args:
-        choose: gives the options for a model that can write its calibration text, or cannot.
+        choose: gives the options for a model that can write its calibration text, and whose head
+            is its embedding.
     """
-    options = choose(True)
+    options = choose(True, False)
     if target is not None and recipe is not None:
         raise UsageError("a target and a recipe", "give one of the two")
     if target is not None and options.activations != FLOAT_ACTIVATIONS:
@@ -119,13 +119,15 @@ def quantize_command(
     _check_output(model, output, overwrite)
     start = time.perf_counter()
     checkpoint = open_checkpoint(model)
-    if calibrates and choose(False).method != CALIBRATED:  # nobody asked for it
+    tied = checkpoint.decoder.config.tie_word_embeddings
+    options = choose(True, tied)
+    if calibrates and choose(False, tied).method != CALIBRATED:  # nobody asked for it
         from .self_calibration import why_it_cannot_write
 
         reason = why_it_cannot_write(checkpoint)
         if reason is not None:
             say(f"warning: no calibration text, so weights are rounded by search: {reason}")
-            options, calibrates = choose(False), False
+            options, calibrates = choose(False, tied), False
     if recipe is not None:
         options = replace(options, allocation=read_allocation(recipe))
     refuse_what_cannot_fit(checkpoint, options, output, calibration, target)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -102,13 +103,18 @@ class Prediction:
 
 def predict(
     model: str,
-    options: QuantizeOptions,
+    choose: Callable[[bool], QuantizeOptions],
     output: Path,
     calibration: CalibrationOptions,
     target: Target | None = None,
 ) -> Prediction:
-    """Raises what opening the model and planning its quantization raise."""
-    workload = workload_of(open_for_planning(model), options, calibration, target)
+    """choose: gives the options for a model whose head is its embedding, or not.
+
+    Raises what opening the model and planning its quantization raise.
+    """
+    checkpoint = open_for_planning(model)
+    options = choose(checkpoint.decoder.config.tie_word_embeddings)
+    workload = workload_of(checkpoint, options, calibration, target)
     cost = full_cost(workload)
     machine = Machine.at(output)
     rates = measure(workload)

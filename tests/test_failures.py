@@ -241,8 +241,17 @@ def test_a_damaged_checkpoint_is_refused(call: Call, tmp_path: Path, name: str) 
     folder = write_checkpoint(tmp_path / "in" / "model", shards=shards)
     damage(folder)
     (tmp_path / "out").mkdir()
-    assert_refused(call("quantize", folder, "-o", tmp_path / "out" / "q"), code, *words)
+    rounded = call("quantize", folder, "--method", "search", "-o", tmp_path / "out" / "q")
+    assert_refused(rounded, code, *words)
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_calibrating_names_what_is_not_finite(call: Call, tmp_path: Path) -> None:
+    damage, shards, code, _ = DAMAGES["NaN"]
+    folder = write_checkpoint(tmp_path / "in" / "model", shards=shards)
+    damage(folder)
+    assert_refused(call("quantize", folder, "-o", tmp_path / "q"), code, "tensor 'model.", "NaN")
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
 @pytest.mark.parametrize("command", ["export", "run", "inspect"])
@@ -351,14 +360,15 @@ def on_small_disk(tmp_path: Path, size: str, script: str) -> Outcome:
 
 @needs_unshare
 @pytest.mark.parametrize("size", ["4k", "40k", "80k", "96k"])
-@pytest.mark.parametrize("command", ["quantize", "export --copy"])
+@pytest.mark.parametrize("command", ["quantize --method search", "export --copy"])
 def test_a_full_disk(model: Path, tmp_path: Path, command: str, size: str) -> None:
     """What can be gone on with stays, everything else is removed; what surely cannot fit is refused
     before anything is written."""
     script = f'$PYTHON -m dsconv {command} "{model}" -o "$DISK/out"; code=$?; ls -A "$DISK"; exit '
     outcome = on_small_disk(tmp_path, size, script + "$code")
-    begun = command != "quantize" or size in ("80k", "96k")
-    assert outcome.out == ("out.partial\n" if begun and command == "quantize" else "")
+    quantizes = command.startswith("quantize")
+    begun = not quantizes or size in ("80k", "96k")
+    assert outcome.out == ("out.partial\n" if begun and quantizes else "")
     cause = "No space left" if begun else "are free"
     assert_refused(Outcome(outcome.code, "", outcome.err), 6, cause, "-o")
 
@@ -366,9 +376,9 @@ def test_a_full_disk(model: Path, tmp_path: Path, command: str, size: str) -> No
 @needs_unshare
 def test_a_full_disk_that_is_enlarged(model: Path, tmp_path: Path) -> None:
     script = (
-        f'$PYTHON -m dsconv quantize "{model}" -o "$DISK/out"; code=$?; '
+        f'$PYTHON -m dsconv quantize --method search "{model}" -o "$DISK/out"; code=$?; '
         '[ $code = 6 ] && mount -o remount,size=400k "$DISK" && '
-        f'$PYTHON -m dsconv quantize "{model}" -o "$DISK/out" && ls -A "$DISK"'
+        f'$PYTHON -m dsconv quantize --method search "{model}" -o "$DISK/out" && ls -A "$DISK"'
     )
     outcome = on_small_disk(tmp_path, "80k", script)
     assert (outcome.code, outcome.out) == (0, "out\n")
@@ -376,7 +386,7 @@ def test_a_full_disk_that_is_enlarged(model: Path, tmp_path: Path) -> None:
 
 @needs_unshare
 def test_a_disk_that_is_just_large_enough(model: Path, tmp_path: Path) -> None:
-    script = f'$PYTHON -m dsconv quantize "{model}" -o "$DISK/out" --json && ls -A "$DISK" >&2'
+    script = f'$PYTHON -m dsconv quantize --method search "{model}" -o "$DISK/out" --json && ls -A "$DISK" >&2'
     outcome = on_small_disk(tmp_path, "300k", script)
     assert (outcome.code, outcome.err) == (0, "out\n")
 
@@ -385,7 +395,7 @@ def test_a_disk_that_is_just_large_enough(model: Path, tmp_path: Path) -> None:
 def test_a_read_only_disk(model: Path, tmp_path: Path) -> None:
     script = (
         'mount -o remount,ro "$DISK" && '
-        f'$PYTHON -m dsconv quantize "{model}" -o "$DISK/out"; code=$?; ls -A "$DISK"; exit $code'
+        f'$PYTHON -m dsconv quantize --method search "{model}" -o "$DISK/out"; code=$?; ls -A "$DISK"; exit $code'
     )
     assert_refused(on_small_disk(tmp_path, "300k", script), 6, "Read-only", "read-only")
 
@@ -394,7 +404,7 @@ def test_a_read_only_disk(model: Path, tmp_path: Path) -> None:
 def test_a_read_only_input_is_no_obstacle(model: Path, tmp_path: Path) -> None:
     script = (
         f'cp -r "{model}" "$DISK/m" && mount -o remount,ro "$DISK" && '
-        f'$PYTHON -m dsconv quantize "$DISK/m" -o "{tmp_path}/out" --json'
+        f'$PYTHON -m dsconv quantize --method search "$DISK/m" -o "{tmp_path}/out" --json'
     )
     outcome = on_small_disk(tmp_path, "1m", script)
     assert outcome.code == 0, outcome.err
@@ -516,7 +526,8 @@ def test_a_signal_leaves_nothing_under_the_final_name(
 ) -> None:
     output = tmp_path / "work" / "out"
     with subprocess.Popen(
-        [sys.executable, "-c", SLOW_QUANTIZE, "quantize", str(model), "-o", str(output)],
+        [sys.executable, "-c", SLOW_QUANTIZE, "quantize", str(model), "--method", "search"]
+        + ["-o", str(output)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -544,7 +555,7 @@ def test_a_bug_of_ours_is_exit_code_70_with_the_traceback_in_a_file(
 
     monkeypatch.setattr("dsconv.convert.quantized._quantize_freely", fail)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    outcome = call("quantize", model, "-o", tmp_path / "out")
+    outcome = call("quantize", model, "--method", "search", "-o", tmp_path / "out")
     assert_refused(outcome, 70, "ZeroDivisionError: the unexpected")
     found = re.search(r"report it with (\S+)", outcome.err)
     assert found is not None
@@ -562,7 +573,8 @@ def test_too_little_memory_is_no_bug_of_ours(
         raise MemoryError
 
     monkeypatch.setattr("dsconv.convert.quantized._quantize_freely", fail)
-    assert_refused(call("quantize", model, "-o", tmp_path / "out"), 4, "not enough memory")
+    outcome = call("quantize", model, "--method", "search", "-o", tmp_path / "out")
+    assert_refused(outcome, 4, "not enough memory")
 
 
 def test_a_reader_that_goes_away_is_no_failure_of_ours(model: Path) -> None:

@@ -85,6 +85,7 @@ def test_the_output_is_predicted_to_the_byte(
         pytest.skip("a tied matrix has the same bits as embedding and as head")
     model = write_checkpoint(tmp_path / "model", tie_word_embeddings=tied)
     monkeypatch.setattr("dsconv.runtime.speed.MOMENT", 0.001)
+    options = [*options, *([] if "--method" in options else ["--method", "search"])]
     planned = call_main(monkeypatch, capsys, "plan", model, *options, "--json")
     assert planned.code == 0, planned.err
     output = tmp_path / "output"
@@ -233,7 +234,11 @@ def test_a_full_disk_is_refused_before_any_work(
 
 @pytest.mark.parametrize(
     ("options", "cure"),
-    [([], "threads"), (["--method", "gptq"], "--max-memory"), (["--max-kl", 1], "--threads")],
+    [
+        (["--method", "search"], "threads"),
+        (["--method", "gptq"], "--max-memory"),
+        (["--max-kl", 1], "--threads"),
+    ],
 )
 def test_too_little_memory_is_refused_before_any_work(
     monkeypatch: pytest.MonkeyPatch,
@@ -245,7 +250,7 @@ def test_too_little_memory_is_refused_before_any_work(
     model, output = write_checkpoint(tmp_path / "model"), tmp_path / "output"
     text = tmp_path / "text.txt"
     text.write_text("some text " * 1000, encoding="utf-8")
-    given = [*options, "--calibration", text] if options else []
+    given = [*options, *([] if "search" in options else ["--calibration", text])]
     monkeypatch.setattr(planning, "machine_memory_bytes", lambda: 30_000_000)
     outcome = call_main(monkeypatch, capsys, "quantize", model, "-o", output, *given)
     assert_refused(outcome, 4, "of memory", "the machine has 30 MB", cure)
