@@ -339,6 +339,8 @@ def unshare_works() -> bool:
     return subprocess.run(probe, capture_output=True, timeout=20).returncode == 0
 
 
+SEARCH = "$PYTHON -m dsconv quantize --method search"
+
 needs_unshare = pytest.mark.skipif(
     not unshare_works(), reason="unshare -rm cannot mount a tmpfs here"
 )
@@ -376,9 +378,9 @@ def test_a_full_disk(model: Path, tmp_path: Path, command: str, size: str) -> No
 @needs_unshare
 def test_a_full_disk_that_is_enlarged(model: Path, tmp_path: Path) -> None:
     script = (
-        f'$PYTHON -m dsconv quantize --method search "{model}" -o "$DISK/out"; code=$?; '
+        f'{SEARCH} "{model}" -o "$DISK/out"; code=$?; '
         '[ $code = 6 ] && mount -o remount,size=400k "$DISK" && '
-        f'$PYTHON -m dsconv quantize --method search "{model}" -o "$DISK/out" && ls -A "$DISK"'
+        f'{SEARCH} "{model}" -o "$DISK/out" && ls -A "$DISK"'
     )
     outcome = on_small_disk(tmp_path, "80k", script)
     assert (outcome.code, outcome.out) == (0, "out\n")
@@ -386,7 +388,7 @@ def test_a_full_disk_that_is_enlarged(model: Path, tmp_path: Path) -> None:
 
 @needs_unshare
 def test_a_disk_that_is_just_large_enough(model: Path, tmp_path: Path) -> None:
-    script = f'$PYTHON -m dsconv quantize --method search "{model}" -o "$DISK/out" --json && ls -A "$DISK" >&2'
+    script = f'{SEARCH} "{model}" -o "$DISK/out" --json && ls -A "$DISK" >&2'
     outcome = on_small_disk(tmp_path, "300k", script)
     assert (outcome.code, outcome.err) == (0, "out\n")
 
@@ -395,7 +397,7 @@ def test_a_disk_that_is_just_large_enough(model: Path, tmp_path: Path) -> None:
 def test_a_read_only_disk(model: Path, tmp_path: Path) -> None:
     script = (
         'mount -o remount,ro "$DISK" && '
-        f'$PYTHON -m dsconv quantize --method search "{model}" -o "$DISK/out"; code=$?; ls -A "$DISK"; exit $code'
+        f'{SEARCH} "{model}" -o "$DISK/out"; code=$?; ls -A "$DISK"; exit $code'
     )
     assert_refused(on_small_disk(tmp_path, "300k", script), 6, "Read-only", "read-only")
 
@@ -404,7 +406,7 @@ def test_a_read_only_disk(model: Path, tmp_path: Path) -> None:
 def test_a_read_only_input_is_no_obstacle(model: Path, tmp_path: Path) -> None:
     script = (
         f'cp -r "{model}" "$DISK/m" && mount -o remount,ro "$DISK" && '
-        f'$PYTHON -m dsconv quantize --method search "$DISK/m" -o "{tmp_path}/out" --json'
+        f'{SEARCH} "$DISK/m" -o "{tmp_path}/out" --json'
     )
     outcome = on_small_disk(tmp_path, "1m", script)
     assert outcome.code == 0, outcome.err
@@ -525,9 +527,9 @@ def test_a_signal_leaves_nothing_under_the_final_name(
     model: Path, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
     output = tmp_path / "work" / "out"
+    python = [sys.executable, "-c", SLOW_QUANTIZE]
     with subprocess.Popen(
-        [sys.executable, "-c", SLOW_QUANTIZE, "quantize", str(model), "--method", "search"]
-        + ["-o", str(output)],
+        [*python, "quantize", str(model), "--method", "search", "-o", str(output)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
