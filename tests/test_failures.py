@@ -545,7 +545,7 @@ def test_a_signal_leaves_nothing_under_the_final_name(
     assert "Traceback" not in error
     assert not output.exists()
     assert [path.name for path in output.parent.iterdir()] == ["out.partial"]
-    assert dsconv("quantize", model, "-o", output).code == 0
+    assert dsconv("quantize", model, "--method", "search", "-o", output).code == 0
     assert list(output.parent.iterdir()) == [output]
 
 
