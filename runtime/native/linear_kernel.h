@@ -394,14 +394,16 @@ template <class L> struct Linear {
         }
     }
 
-    template <int width, int tokens, int blocks>
-    static void compute(const Call& call, int64_t block, int64_t tile, int64_t first,
-                        Floats (&totals)[blocks][tokens]) {
+    static constexpr int blocks = L::row_blocks;
+
+    // `stride` is 0 where only one block is left: it is then computed `blocks` times.
+    template <int width, int tokens>
+    static void compute(const Call& call, int64_t block, int64_t stride, int64_t tile,
+                        int64_t first, Floats (&totals)[blocks][tokens]) {
         int64_t group_size = call.x.shape.group_size;
         int64_t groups = tile * tile_tokens * call.activations.groups + first;
         int64_t inputs = tile * tile_tokens * call.activations.padded_cols + first * 4;
         const uint8_t* data = call.view.data + block * call.geometry.block_bytes;
-        int64_t stride = call.geometry.block_bytes;
         TileActivations x{call.x.high + inputs, call.x.low ? call.x.low + inputs : nullptr,
                           call.x.scales + groups, call.x.sums + groups,
                           call.x.two + tile * call.activations.groups, group_size};
@@ -433,30 +435,23 @@ template <class L> struct Linear {
         }
     }
 
-    template <int width, int blocks>
-    static void tile(const Call& call, int64_t block, int64_t tile) {
+    // Blocks from `block` on, up to `blocks` of them, for the tokens of a tile.
+    template <int width>
+    static void tile(const Call& call, int64_t block, int64_t last_block, int64_t tile) {
         constexpr int tokens = width < L::tokens ? width : L::tokens;
+        bool all = block + blocks <= last_block;
         for (int64_t first = 0; first < width; first += tokens) {
             Floats totals[blocks][tokens];
             for (int b = 0; b < blocks; b++) {
                 for (int t = 0; t < tokens; t++) totals[b][t] = L::set_floats(0);
             }
-            compute<width>(call, block, tile, first, totals);
+            compute<width>(call, block, all ? call.geometry.block_bytes : 0, tile, first, totals);
             for (int t = 0; t < tokens; t++) {
                 int64_t token = tile * tile_tokens + first + t;
                 if (token >= call.x.shape.tokens) return;
-                for (int b = 0; b < blocks; b++) store(call, block + b, token, totals[b][t]);
-            }
-        }
-    }
-
-    template <int blocks> static void all_tiles(const Call& call, int64_t block) {
-        for (int64_t t = 0; t < call.activations.tiles; t++) {
-            switch (tile_width(call.x.shape.tokens, t)) {
-                case 8: tile<8, blocks>(call, block, t); break;
-                case 4: tile<4, blocks>(call, block, t); break;
-                case 2: tile<2, blocks>(call, block, t); break;
-                default: tile<1, blocks>(call, block, t);
+                for (int b = 0; b < (all ? blocks : 1); b++) {
+                    store(call, block + b, token, totals[b][t]);
+                }
             }
         }
     }
@@ -467,11 +462,16 @@ template <class L> struct Linear {
         if (!linear_geometry(view, geometry)) return;
         ActivationGeometry activations(x.shape);
         Call call{view, geometry, x, activations, out, ld_out, epilogue};
-        int64_t block = first_block;
-        for (; block + L::row_blocks <= last_block; block += L::row_blocks) {
-            all_tiles<L::row_blocks>(call, block);
+        for (int64_t block = first_block; block < last_block; block += blocks) {
+            for (int64_t t = 0; t < activations.tiles; t++) {
+                switch (tile_width(x.shape.tokens, t)) {
+                    case 8: tile<8>(call, block, last_block, t); break;
+                    case 4: tile<4>(call, block, last_block, t); break;
+                    case 2: tile<2>(call, block, last_block, t); break;
+                    default: tile<1>(call, block, last_block, t);
+                }
+            }
         }
-        for (; block < last_block; block++) all_tiles<1>(call, block);
     }
 };
 

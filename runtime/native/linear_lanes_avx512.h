@@ -11,7 +11,7 @@ struct Avx512Vnni {
     using Codes = __m512i;   // a vector: 16 rows x 4 inputs x uint8
     using Quad = __m512i;    // 4 activations, for all rows
     static constexpr int tokens = 8;      // in registers at once
-    static constexpr int row_blocks = 2;  // with the most tokens
+    static constexpr int row_blocks = 2;
     template <int bits> static constexpr int code_offset = 0;
 
     static Codes load_codes(const uint8_t* p) { return _mm512_loadu_si512(p); }

@@ -23,9 +23,10 @@ struct Scalar {
         std::memcpy(v.lane, p, 64);
         return v;
     }
-    template <int shift, int mask> static Codes field(Codes v) {
+    template <int shift, int mask> [[gnu::noinline]] static Codes field(Codes v) {
         for (uint8_t& code : v.lane) {
-            code = static_cast<uint8_t>((shift >= 0 ? code >> (shift & 7) : code << (-shift & 7)) & mask);
+            int moved = shift >= 0 ? code >> (shift & 7) : code << (-shift & 7);
+            code = static_cast<uint8_t>(moved & mask);
         }
         return v;
     }
@@ -35,7 +36,9 @@ struct Scalar {
     }
 
     static Quad load_quad(const int8_t* p) { return {{p[0], p[1], p[2], p[3]}}; }
-    template <int bits> static Ints dot(Ints sum, const Codes& codes, const Quad& x) {
+    // Not inlined: compilers would unroll it a thousand times.
+    template <int bits>
+    [[gnu::noinline]] static Ints dot(Ints sum, const Codes& codes, const Quad& x) {
         for (int row = 0; row < 16; row++) {
             const uint8_t* c = codes.lane + 4 * row;
             sum.lane[row] += c[0] * x.lane[0] + c[1] * x.lane[1] + c[2] * x.lane[2] + c[3] * x.lane[3];
