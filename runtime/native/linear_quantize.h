@@ -14,7 +14,6 @@ template <class L> struct Quantizer {
     struct Group {
         float scale;
         int32_t sum;
-        bool two;
         int8_t high[max_group];
         int8_t low[max_group];
     };
@@ -30,7 +29,7 @@ template <class L> struct Quantizer {
         return bits;
     }
 
-    // As the bits of positive floats order like the floats, infinities and NaN are the largest.
+    // As bits. They order like the magnitudes; infinities and NaN are the largest.
     static int32_t largest_magnitude(const float* x) {
         int32_t largest = 0;
         for (int i = 0; i < max_group; i++) {
@@ -40,39 +39,37 @@ template <class L> struct Quantizer {
         return largest;
     }
 
-    // integers[i] = x[i] * factor rounded to nearest, ties to even: adding 1.5 * 2^23 leaves the
-    // integer in the low bits.
-    static void round(const float* x, float factor, int32_t* integers) {
+    // x: max_group values, padded with zeros, and what their largest_magnitude is.
+    template <bool two> static void quantize(const float* x, int32_t largest, Group& group) {
+        constexpr int32_t infinity = 0x7f800000, tiny = 0x0d800000;  // tiny: 2^-100
+        constexpr float steps = two ? 32512.0f : 127.0f;
+        if (largest < tiny || largest >= infinity) {
+            // Too small to have a scale, or a value that is not finite: makes everything NaN.
+            group = Group{};
+            if (largest >= infinity) group.scale = from_bits(0x7fc00000);
+            return;
+        }
+        float magnitude = from_bits(largest);
+        float factor = steps / magnitude;
+        group.scale = magnitude / steps;
+        group.sum = 0;
+        // Adding 1.5 * 2^23 rounds to nearest, ties to even, and leaves the integer in the low bits.
         constexpr float magic = 12582912.0f;
+        constexpr int32_t magic_bits = 0x4b400000;
+        int32_t high[max_group], low[max_group];
         for (int i = 0; i < max_group; i++) {
             float product = x[i] * factor;
-            integers[i] = to_bits(product + magic) - to_bits(magic);
+            high[i] = to_bits(product + magic) - magic_bits;
         }
-    }
-
-    // x: max_group values, padded with zeros.
-    static void quantize(const float* x, bool two, Group& group) {
-        constexpr int32_t infinity = 0x7f800000, tiny = 0x0d800000;  // tiny: 2^-100
-        int32_t largest = largest_magnitude(x);
-        bool usable = largest >= tiny && largest < infinity;
-        float magnitude = from_bits(usable ? largest : to_bits(1.0f));
-        float steps = two ? 32512.0f : 127.0f;
-        // A value that is not finite makes everything NaN; below tiny all is zero.
-        group.scale = usable ? magnitude / steps : largest >= infinity ? from_bits(0x7fc00000) : 0;
-        group.two = two;
-        int32_t integers[max_group];
-        round(x, steps / magnitude, integers);
-        int32_t sum = 0;
-        for (int i = 0; i < max_group; i++) {
-            int32_t value = usable ? integers[i] : 0;
-            int32_t high = two ? (value + 128) >> 8 : value;
-            int32_t low = two ? value - 256 * high : 0;
-            low = low < -127 ? -127 : low;  // where -128 times 255 would saturate
-            group.high[i] = static_cast<int8_t>(high);
-            group.low[i] = static_cast<int8_t>(low);
-            sum += (two ? 256 * high : high) + low;
+        for (int i = 0; two && i < max_group; i++) {
+            int32_t value = high[i];
+            high[i] = (value + 128) >> 8;
+            low[i] = value - 256 * high[i];
+            low[i] = low[i] < -127 ? -127 : low[i];  // 2 * 128 * 255 would saturate
         }
-        group.sum = sum;
+        for (int i = 0; i < max_group; i++) group.high[i] = static_cast<int8_t>(high[i]);
+        for (int i = 0; i < max_group; i++) group.low[i] = two ? static_cast<int8_t>(low[i]) : 0;
+        for (int i = 0; i < max_group; i++) group.sum += two ? 256 * high[i] + low[i] : high[i];
     }
 
     // Where one term is so coarse that its error matters for the whole token: groups whose largest
@@ -107,11 +104,14 @@ template <class L> struct Quantizer {
         Group group;
         for (int64_t g = 0, i = 0; i < shape.cols; g++, i += shape.group_size) {
             const float* values = group_at(x, shape, i, padded);
-            float largest = from_bits(largest_magnitude(values));
-            quantize(values, always || (sometimes && largest * largest > limit), group);
+            int32_t largest = largest_magnitude(values);
+            float magnitude = from_bits(largest);
+            bool both = always || (sometimes && magnitude * magnitude > limit);
+            if (both) quantize<true>(values, largest, group);
+            else quantize<false>(values, largest, group);
             to.scales[groups + g * width] = group.scale;
             to.sums[groups + g * width] = group.sum;
-            two[g] = static_cast<uint8_t>(two[g] | group.two << token);
+            two[g] = static_cast<uint8_t>(two[g] | both << token);
             for (int64_t quad = 0; quad < shape.group_size / 4; quad++) {
                 int64_t at = inputs + (i / 4 + quad) * width * 4;
                 __builtin_memcpy(to.high + at, group.high + 4 * quad, 4);
