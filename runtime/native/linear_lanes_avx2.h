@@ -76,6 +76,9 @@ template <bool vnni> struct Avx2 {
         v = _mm_unpacklo_epi64(v, _mm_srli_epi16(v, 4));
         return widen(_mm_and_si128(v, _mm_set1_epi8(15)));
     }
+    static Ints add(Ints a, Ints b) {
+        return {_mm256_add_epi32(a.low, b.low), _mm256_add_epi32(a.high, b.high)};
+    }
     static Ints subtract(Ints a, Ints b) {
         return {_mm256_sub_epi32(a.low, b.low), _mm256_sub_epi32(a.high, b.high)};
     }

@@ -41,6 +41,7 @@ struct Avx512Vnni {
         v = _mm_unpacklo_epi64(v, _mm_srli_epi16(v, 4));
         return _mm512_cvtepu8_epi32(_mm_and_si128(v, _mm_set1_epi8(15)));
     }
+    static Ints add(Ints a, Ints b) { return _mm512_add_epi32(a, b); }
     static Ints subtract(Ints a, Ints b) { return _mm512_sub_epi32(a, b); }
     static Ints multiply(Ints a, Ints b) { return _mm512_mullo_epi32(a, b); }
     template <int shift> static Ints shift_left(Ints v) { return _mm512_slli_epi32(v, shift); }

@@ -58,6 +58,9 @@ struct NeonDotprod {
         uint8x8_t v = vld1_u8(p);
         return widen(vcombine_u8(vand_u8(v, vdup_n_u8(15)), vshr_n_u8(v, 4)));
     }
+    static Ints add(const Ints& a, const Ints& b) {
+        return ints([&](int i) { return vaddq_s32(a.part[i], b.part[i]); });
+    }
     static Ints subtract(const Ints& a, const Ints& b) {
         return ints([&](int i) { return vsubq_s32(a.part[i], b.part[i]); });
     }

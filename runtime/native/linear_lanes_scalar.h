@@ -51,6 +51,9 @@ struct Scalar {
     static Ints load_nibbles(const uint8_t* p) {
         return each([=](int i) { return i < 8 ? p[i] & 15 : p[i - 8] >> 4; });
     }
+    static Ints add(const Ints& a, const Ints& b) {
+        return each([&](int i) { return a.lane[i] + b.lane[i]; });
+    }
     static Ints subtract(const Ints& a, const Ints& b) {
         return each([&](int i) { return a.lane[i] - b.lane[i]; });
     }
