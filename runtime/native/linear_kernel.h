@@ -13,7 +13,7 @@ namespace dsconv {
 
 // Weights come from memory in one stream; with few tokens nothing else takes time. Processors
 // prefetch too, but not across pages.
-constexpr int64_t prefetch_distance = 4096;
+constexpr int64_t prefetch_distance = 8192;
 
 // A tile's view of Activations: pointers to its first token.
 struct TileActivations {
@@ -44,7 +44,13 @@ template <class L, int bits, int width, int tokens, int blocks> struct IntegerTi
         for (int q = 0; q < 2; q++) {
             for (int t = 0; t < tokens; t++) {
                 for (int term = 0; term < terms; term++) {
-                    auto quad = L::load_quad(x[term] + ((2 * pair + q) * width + t) * 4);
+                    const int8_t* p = x[term] + ((2 * pair + q) * width + t) * 4;
+                    if constexpr (blocks == 1) {
+                        sums[term][0][t] =
+                            L::template dot<bits>(sums[term][0][t], codes[q][0], p);
+                        continue;
+                    }
+                    auto quad = L::load_quad(p);
                     for (int b = 0; b < blocks; b++) {
                         sums[term][b][t] =
                             L::template dot<bits>(sums[term][b][t], codes[q][b], quad);

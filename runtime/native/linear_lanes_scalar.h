@@ -45,6 +45,9 @@ struct Scalar {
         }
         return sum;
     }
+    template <int bits> static Ints dot(Ints sum, const Codes& codes, const int8_t* p) {
+        return dot<bits>(sum, codes, load_quad(p));
+    }
 
     static Ints set_ints(int32_t v) { return each([=](int) { return v; }); }
     static Ints load_bytes(const uint8_t* p) { return each([=](int i) { return p[i]; }); }
