@@ -318,6 +318,10 @@ def run(
     top_p: Annotated[float | None, typer.Option(help="Nucleus sampling")] = None,
     top_k: Annotated[int | None, typer.Option(help="Keep the k likeliest; 0 is off")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the sampling")] = 0,
+    speculate: Annotated[
+        int,
+        typer.Option(help="Tokens to guess ahead from the text so far; 0 is off", min=0, max=64),
+    ] = 0,
     provider: Provider = "cpu",
     dtype: Annotated[str, typer.Option(help="Torch reference: float32 or bfloat16")] = "float32",
     threads: Threads = 0,
@@ -329,7 +333,7 @@ def run(
 
     loaded = load(artifact, provider, threads, dtype)
     overrides = (temperature, top_p, top_k, seed)
-    reply = run_command(loaded, prompt, system, raw, max_tokens, overrides, stream=not as_json)
+    reply = run_command(loaded, prompt, system, raw, max_tokens, overrides, not as_json, speculate)
     if as_json:
         _print_json(reply.to_json())
 
