@@ -366,6 +366,47 @@ def verify(
         raise VerdictFailed("; ".join(report.verdict.failures), report.hint)
 
 
+@app.command(
+    epilog="Example: dsconv bench r1-onnx --against onnxruntime-genai --checkpoint "
+    "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B"
+)
+def bench(
+    artifacts: Annotated[list[str], typer.Argument(help="Exported folders, files, checkpoints")],
+    prefill: Annotated[int, typer.Option(help="Tokens of the prompt")] = 512,
+    decode: Annotated[int, typer.Option(help="Tokens of a burst of decoding")] = 64,
+    context: Annotated[
+        list[int] | None,
+        typer.Option(help="Tokens before the burst; several (default: 0, 2048, 8192 that fit)"),
+    ] = None,
+    rounds: Annotated[int, typer.Option(help="Rounds over all artifacts")] = 5,
+    max_foreign_load: Annotated[
+        float, typer.Option(help="Share of the machine that others may use in a round")
+    ] = 0.1,
+    against: Annotated[
+        list[str] | None, typer.Option(help="llama.cpp, onnxruntime-genai, openvino; several")
+    ] = None,
+    checkpoint: Annotated[
+        str | None, typer.Option(help="Unquantized model that --against quantizes for itself")
+    ] = None,
+    bits: Annotated[int, typer.Option(help="Bits of what --against makes: 4 or 8")] = 4,
+    peers: Annotated[
+        Path | None, typer.Option(help="Folder that keeps what --against makes, for the next time")
+    ] = None,
+    provider: Provider = "cpu",
+    threads: Threads = 0,
+    as_json: Json = False,
+) -> None:
+    """Measure speed, memory and load time of artifacts side by side, each in its own process."""
+    from dsconv.runtime.bench import BenchOptions
+    from dsconv.runtime.bench_command import Against, bench_command
+
+    contexts = {} if context is None else {"contexts": tuple(context)}
+    chosen = BenchOptions(prefill, decode, rounds=rounds, max_foreign=max_foreign_load, **contexts)
+    others = Against(tuple(against or ()), checkpoint, bits, peers)
+    report = bench_command(artifacts, _threads(threads), provider, others, chosen)
+    _print_json(report.to_json()) if as_json else report.show()
+
+
 @app.command(epilog="Example: dsconv inspect r1-int4 --json")
 def inspect(model: Model, as_json: Json = False) -> None:
     """Show what is in a checkpoint, GGUF file or artifact: family, bits, sizes, tensors."""
