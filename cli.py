@@ -39,6 +39,9 @@ Overwrite = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout")]
 Threads = Annotated[int, typer.Option(help="Threads; 0 is one per core", min=0)]
+Kv = Annotated[
+    str, typer.Option("--kv", help="Keys and values of a .dsq: fp16, or int8 (half the memory)")
+]
 Provider = Annotated[str, typer.Option(help="Execution provider: cpu, cuda, openvino, …")]
 Bits = Annotated[int, typer.Option(help="Bits per weight: 4, 8; scale-min 3 to 6")]
 SchemeName = Annotated[
@@ -272,9 +275,12 @@ def plan(
 def export(
     model: Model,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder to write; for gguf also FILE.gguf")
+        Path,
+        typer.Option(
+            "--output", "-o", help="Folder to write; gguf also FILE.gguf; native FILE.dsq"
+        ),
     ],
-    format: Annotated[str, typer.Option(help="onnx, or gguf (llama.cpp)")] = "onnx",
+    format: Annotated[str, typer.Option(help="onnx, gguf (llama.cpp), or native")] = "onnx",
     target: Annotated[str, typer.Option(help="cpu")] = "cpu",
     dialect: Annotated[
         str, typer.Option(help="contrib (ONNX Runtime's operators), std24 or std17 (standard)")
@@ -289,17 +295,19 @@ def export(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Export a checkpoint (quantized or not): a folder for ONNX Runtime, a file for llama.cpp."""
+    """Export a checkpoint (quantized or not): for ONNX Runtime, llama.cpp, or the native engine."""
     from dsconv.convert.onnx.export import ExportOptions
-    from dsconv.runtime.commands import export_command, export_gguf_command
+    from dsconv.runtime.commands import export_command, export_gguf_command, export_native_command
 
-    if format not in ("onnx", "gguf") or target != "cpu":
-        what = f"target {target!r}" if format in ("onnx", "gguf") else f"format {format!r}"
+    formats = ("onnx", "gguf", "native")
+    if format not in formats or target != "cpu":
+        what = f"target {target!r}" if format in formats else f"format {format!r}"
         raise UnsupportedError(
-            f"{what} is not supported yet", "use --format onnx or gguf, --target cpu"
+            f"{what} is not supported yet", "use --format onnx, gguf or native, --target cpu"
         )
-    if format == "gguf":
-        file = export_gguf_command(model, output, overwrite)
+    if format != "onnx":
+        to_file = export_gguf_command if format == "gguf" else export_native_command
+        file = to_file(model, output, overwrite)
         _print_json(file.to_json()) if as_json else file.show()
         return
     chosen = ExportOptions(dialect, accuracy_level, context_length, copy)
@@ -309,7 +317,9 @@ def export(
 
 @app.command(epilog='Example: dsconv run r1-onnx -p "How many primes are below 50?"')
 def run(
-    artifact: Annotated[str, typer.Argument(help="Exported folder, or a checkpoint (torch)")],
+    artifact: Annotated[
+        str, typer.Argument(help="Exported folder, .dsq file, or checkpoint (torch)")
+    ],
     prompt: Annotated[str, typer.Option("--prompt", "-p", help="What to ask")],
     system: Annotated[str | None, typer.Option(help="System prompt")] = None,
     raw: Annotated[bool, typer.Option("--raw", help="No chat template")] = False,
@@ -325,13 +335,14 @@ def run(
     provider: Provider = "cpu",
     dtype: Annotated[str, typer.Option(help="Torch reference: float32 or bfloat16")] = "float32",
     threads: Threads = 0,
+    kv: Kv = "fp16",
     as_json: Json = False,
 ) -> None:
     """Generate text; thoughts go to stderr, the answer to stdout."""
     from dsconv.runtime.commands import run_command
     from dsconv.runtime.load import load
 
-    loaded = load(artifact, provider, threads, dtype)
+    loaded = load(artifact, provider, threads, dtype, kv)
     overrides = (temperature, top_p, top_k, seed)
     reply = run_command(loaded, prompt, system, raw, max_tokens, overrides, not as_json, speculate)
     if as_json:
@@ -343,7 +354,9 @@ def run(
     "--max-kl 0.03 --min-top1 0.93"
 )
 def verify(
-    artifact: Annotated[str, typer.Argument(help="Exported folder, run in its own runtime")],
+    artifact: Annotated[
+        str, typer.Argument(help="Exported folder or .dsq file, in its own runtime")
+    ],
     reference: Annotated[str, typer.Option(help="The model it was made from")],
     text: Annotated[Path | None, typer.Option(help="Text to verify on (default: built-in)")] = None,
     max_kl: Annotated[float | None, typer.Option(help="Mean KL per token, nats")] = None,
@@ -353,6 +366,7 @@ def verify(
     provider: Provider = "cpu",
     dtype: Annotated[str, typer.Option(help="Reference: float32 or bfloat16")] = "float32",
     threads: Threads = 0,
+    kv: Kv = "fp16",
     as_json: Json = False,
 ) -> None:
     """Compare an artifact with its model; exit code 1 when a threshold is not met."""
@@ -360,7 +374,7 @@ def verify(
     from dsconv.runtime.verify import VerifyOptions
 
     chosen = VerifyOptions(window, max_tokens, max_kl, min_top1)
-    report = verify_command(artifact, reference, text, chosen, provider, dtype, threads)
+    report = verify_command(artifact, reference, text, chosen, provider, dtype, threads, kv)
     _print_json(report.verdict.to_json()) if as_json else report.show()
     if not report.verdict.passed:
         raise VerdictFailed("; ".join(report.verdict.failures), report.hint)

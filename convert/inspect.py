@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..errors import InputError
 from ..quant.int8_rows import Int8Rows
 from ..quant.scale_min import ScaleMin
 from ..quant.scheme import WHOLE_ROW
@@ -15,6 +17,9 @@ from .families import read_family
 from .families.inventory import Parameter, parameters_of
 from .json_file import ConfigReader, read_json_object
 from .layout import stored_tensors
+from .native.file import open_native_file
+from .native.format import SUFFIX
+from .native.linear_layout import LinearLayout
 from .onnx.names import GENAI_CONFIG
 
 DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
@@ -70,6 +75,8 @@ def describe(model: str) -> Description:
     folder = Path(model).expanduser()
     if is_lone_config(folder):
         return _announced(folder / CONFIG)
+    if folder.suffix == SUFFIX and folder.is_file():
+        return _native(folder)
     checkpoint = open_checkpoint(model)
     rows = tuple(_row(checkpoint, parameter) for parameter in checkpoint.parameters.values())
     return Description(
@@ -118,3 +125,34 @@ def _announced(config: Path) -> Description:
     parameters = sum(parameter.size for parameter in parameters_of(decoder))
     size = sum(row.size_bytes for row in rows)
     return Description("config", decoder.model_type, parameters, size, rows)
+
+
+def _native(path: Path) -> Description:
+    file = open_native_file(path)
+    damaged = file.damaged_tensors()
+    if damaged:
+        raise InputError(
+            f"{path}: tensor {damaged[0]!r} is not what was written (its sha256 differs)",
+            "copy or download the file again",
+        )
+    matrices = file.metadata.matrices
+    rows = []
+    for info in file.weights:
+        layout = matrices.get(info.name)
+        shape = info.shape if layout is None else (layout.rows, layout.cols)
+        storage = info.dtype if layout is None else _native_storage(layout)
+        rows.append(TensorRow(info.name, shape, storage, info.nbytes))
+    return Description(
+        "native",
+        str(file.metadata.config.get("model_type", "unknown")),
+        sum(math.prod(row.shape) for row in rows),
+        sum(row.size_bytes for row in rows),
+        tuple(rows),
+    )
+
+
+def _native_storage(layout: LinearLayout) -> str:
+    if not layout.kind.startswith("int"):
+        return layout.kind.replace("scale_min", "scale-min ")
+    group = f"g{layout.group_size}" if layout.group_size else "row"
+    return f"{layout.kind} {group} {'asymmetric' if layout.zero_points else 'symmetric'}"

@@ -15,6 +15,7 @@ from ..convert.checkpoint import Checkpoint, generation_config, open_checkpoint
 from ..convert.gguf_export import GgufResult, export_gguf, is_single_file
 from ..convert.gguf_vocabulary import TextSettings
 from ..convert.inspect import Description
+from ..convert.native.export import NativeResult, export_native
 from ..convert.onnx.export import ExportOptions, ExportResult, export_onnx
 from ..convert.quantization_plan import (
     CALIBRATED,
@@ -231,6 +232,38 @@ def export_gguf_command(model: str, output: Path, overwrite: bool) -> GgufReport
     return GgufReport(result, output, time.perf_counter() - start)
 
 
+@dataclass(frozen=True)
+class NativeReport:
+    result: NativeResult
+    output: Path
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "output": str(self.output),
+            "bytes_written": self.result.bytes_written,
+            "bits_per_weight": self.result.bits_per_weight,
+            "seconds": self.seconds,
+            "peak_rss_bytes": peak_rss_bytes(),
+        }
+
+    def show(self) -> None:
+        r = self.result
+        say(
+            f"{self.output}: {size_text(r.bytes_written)}, {r.bits_per_weight:.2f} bits per "
+            f"weight, {self.seconds:.1f} s"
+        )
+
+
+def export_native_command(model: str, output: Path, overwrite: bool) -> NativeReport:
+    _check_output(model, output, overwrite, single_file=True)
+    start = time.perf_counter()
+    checkpoint = open_checkpoint(model)
+    with progress("export", checkpoint.parameter_count, "weights") as advance:
+        result = export_native(checkpoint, output, overwrite, advance)
+    return NativeReport(result, output, time.perf_counter() - start)
+
+
 def _text_settings(checkpoint: Checkpoint) -> TextSettings:
     tokenizer = TextTokenizer(checkpoint.side_files, checkpoint.config)
     return TextSettings(
@@ -317,9 +350,10 @@ def verify_command(
     provider: str,
     dtype: str,
     threads: int,
+    kv: str,
 ) -> VerifyReport:
     content = read_text(text)
-    tested = load(artifact, provider, threads)
+    tested = load(artifact, provider, threads, kv=kv)
     judge = load(reference, "cpu", threads, dtype)
     total = sum(map(len, plan_windows(tested, judge, content, options)))
     with progress("verify", total, "tokens") as advance:

@@ -13,6 +13,7 @@ from .providers import refuse_unknown
 from .session import Session
 
 DTYPES = ("float32", "bfloat16")
+DEFAULT_CACHE = "fp16"
 
 
 @dataclass(frozen=True)
@@ -26,16 +27,27 @@ class Loaded:
     provider: str
 
 
+def is_native_file(path: Path) -> bool:
+    return path.suffix == ".dsq" and os.path.isfile(path)
+
+
 def is_onnx_artifact(path: Path) -> bool:
     return os.path.isfile(path / GENAI_CONFIG)
 
 
-def load(path: str, provider: str = "cpu", threads: int = 0, dtype: str = "float32") -> Loaded:
+def load(
+    path: str,
+    provider: str = "cpu",
+    threads: int = 0,
+    dtype: str = "float32",
+    kv: str = DEFAULT_CACHE,
+) -> Loaded:
     """Open an artifact or a checkpoint for running.
 
     Args:
         threads: 0 leaves the choice to the runtime (one per core).
         dtype: of the torch reference, float32 or bfloat16.
+        kv: what the native engine keeps keys and values in, fp16 or int8.
 
     Raises:
         UsageError, InputError, UnsupportedError, ProviderError, DownloadError: with the cure.
@@ -44,6 +56,10 @@ def load(path: str, provider: str = "cpu", threads: int = 0, dtype: str = "float
     if dtype not in DTYPES:
         raise UsageError(f"dtype: {dtype!r} is not known", f"choose {' or '.join(DTYPES)}")
     folder = Path(path).expanduser()
+    if is_native_file(folder):
+        return _load_native(folder, provider, threads, kv)
+    if kv != DEFAULT_CACHE:
+        raise UsageError(f"--kv {kv}: {path} is no native file", "leave out --kv")
     if is_onnx_artifact(folder):
         from ..convert.checkpoint import CONFIG, open_side_files
         from ..convert.json_file import read_json_object
@@ -63,3 +79,18 @@ def load(path: str, provider: str = "cpu", threads: int = 0, dtype: str = "float
     checkpoint = open_checkpoint(path)
     torch_session = TorchSession(checkpoint, dtype, threads=threads)
     return Loaded(torch_session, checkpoint.side_files, checkpoint.config, "torch", "cpu")
+
+
+def _load_native(path: Path, provider: str, threads: int, kv: str) -> Loaded:
+    from ..convert.native.file import open_native_file
+    from .native_session import NativeOptions, NativeSession
+
+    if provider != "cpu":
+        raise UnsupportedError(
+            f"{path}: the native engine runs on the CPU, not on provider {provider!r}",
+            "leave out --provider, or export with --format onnx",
+        )
+    options = NativeOptions(threads=threads, cache=kv)
+    file = open_native_file(path)
+    session = NativeSession(file, options)
+    return Loaded(session, file.side_files, file.metadata.config, "native", provider)

@@ -1,0 +1,1 @@
+"""The native format: one file that is mapped into memory and run as it is."""

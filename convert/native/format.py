@@ -1,0 +1,129 @@
+"""What the `__metadata__` of a `.dsq` file holds, and its text form.
+
+The file is a safetensors container: matrices as bytes in the kernels' order, vectors as float32,
+large side files (tokenizer.json) as bytes. Everything else is here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ...errors import InputError
+from ..json_file import ConfigReader, parse_json
+from .linear_layout import KINDS, LinearLayout
+from .steps import Program
+
+SUFFIX = ".dsq"
+FORMAT_VERSION = 1
+FORMAT_KEY = "dsq_format_version"
+SIDE_FILE_PREFIX = "side_file:"
+SMALL_SIDE_FILE_BYTES = 1 << 16  # larger ones would make the header slow to parse
+MAX_DIMENSION = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """matrices: name of the tensor -> what its bytes hold; sha256: of every tensor's bytes.
+
+    side_files: the small ones, as text. origin: where it came from and what wrote it.
+    """
+
+    format_version: int
+    config: Mapping[str, Any]
+    context_length: int
+    program: Program
+    matrices: Mapping[str, LinearLayout]
+    side_files: Mapping[str, str]
+    sha256: Mapping[str, str]
+    origin: Mapping[str, str]
+
+    def encode(self) -> dict[str, str]:
+        matrices = {name: asdict(layout) for name, layout in self.matrices.items()}
+        return {
+            FORMAT_KEY: str(self.format_version),
+            "config": _text(self.config),
+            "context_length": str(self.context_length),
+            "program": _text(self.program.to_json()),
+            "matrices": _text(matrices),
+            "side_files": _text(self.side_files),
+            "sha256": _text(self.sha256),
+            "origin": _text(self.origin),
+        }
+
+    @classmethod
+    def decode(cls, found: Mapping[str, str], where: str) -> Metadata:
+        """Parse the texts of a file.
+
+        Raises:
+            InputError: not a `.dsq` file, another version of it, or malformed.
+        """
+        if FORMAT_KEY not in found:
+            raise InputError(
+                f"{where}: a safetensors file, but not a native one: {FORMAT_KEY} is missing",
+                "make one with dsconv export --format native",
+            )
+        if found[FORMAT_KEY] != str(FORMAT_VERSION):
+            raise InputError(
+                f"{where}: format version {found[FORMAT_KEY][:20]!r}, this dsconv reads "
+                f"{FORMAT_VERSION}",
+                "export the model again with this dsconv, or use the dsconv that wrote the file",
+            )
+        length = ConfigReader({"context_length": _number(found, where)}, where)
+        return cls(
+            FORMAT_VERSION,
+            _object(found, "config", where).data,
+            length.integer("context_length"),
+            Program.read(_object(found, "program", where)),
+            _read_matrices(_object(found, "matrices", where)),
+            _texts(_object(found, "side_files", where)),
+            _texts(_object(found, "sha256", where)),
+            _texts(_object(found, "origin", where)),
+        )
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=True)
+
+
+def _number(found: Mapping[str, str], where: str) -> int:
+    text = found.get("context_length", "")
+    if not text.isascii() or not text.isdigit() or len(text) > 12:
+        raise InputError(f"{where}: context_length: {text[:20]!r}", "export the model again")
+    return int(text)
+
+
+def _object(found: Mapping[str, str], key: str, where: str) -> ConfigReader:
+    label = f"{where}: {key}"
+    value = parse_json(found.get(key, ""), label)
+    if not isinstance(value, dict):
+        raise InputError(f"{label}: not an object", "export the model again")
+    return ConfigReader(value, label)
+
+
+def _texts(reader: ConfigReader) -> dict[str, str]:
+    return {key: reader.string(key) for key in reader.data}
+
+
+def _read_matrices(reader: ConfigReader) -> dict[str, LinearLayout]:
+    found = {}
+    for name in reader.data:
+        entry = reader.child(name)
+        if entry is None:
+            raise reader.fail(name, "missing")
+        kind = entry.string("kind")
+        if kind not in KINDS:
+            raise entry.fail("kind", f"{kind!r} is not known to this version of dsconv")
+        group_size = entry.integer("group_size", low=0)
+        if group_size % 16 or (group_size and not kind.startswith("int")):
+            raise entry.fail("group_size", f"{group_size} for {kind}")
+        found[name] = LinearLayout(
+            kind,
+            entry.integer("rows", high=MAX_DIMENSION),
+            entry.integer("cols", high=MAX_DIMENSION),
+            group_size,
+            entry.boolean("zero_points", False),
+        )
+    return found

@@ -1,0 +1,88 @@
+// Runs a program over tokens, with a key-value cache and threads of its own.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "attention.h"
+#include "key_value_cache.h"
+#include "linear.h"
+#include "memory.h"
+#include "program.h"
+#include "thread_team.h"
+#include "vector_kernels.h"
+
+namespace dsconv {
+
+// How activations are rounded, by the kind of pass.
+struct Precisions {
+    Precision decode = Precision::int16;   // a few tokens
+    Precision prefill = Precision::int8;   // many tokens, logits of the last
+    Precision score = Precision::int16;    // logits of every token
+};
+
+struct EngineOptions {
+    int threads = 0;  // 0: physical cores
+    CacheType cache = CacheType::half;
+    const LinearKernels* kernels = nullptr;  // nullptr: the fastest
+    Precisions precisions;
+};
+
+class Engine {
+   public:
+    // Tokens of one pass at most.
+    static constexpr int64_t chunk_tokens = 256;
+
+    // `program` refers to memory (the mapped file) that must outlive the engine.
+    Engine(Program program, const EngineOptions& options);
+
+    int64_t vocabulary() const { return program_.vocabulary; }
+    int64_t position() const { return position_; }
+    int threads() const { return team_.size(); }
+    const char* kernels() const { return linear_.name; }
+
+    // Forgets the sequence.
+    void reset();
+
+    // Appends tokens (1 to chunk_tokens, each below the vocabulary). logits: none, or room for
+    // the last token's [vocabulary], or with `all` for every token's.
+    void forward(const std::vector<int64_t>& tokens, float* logits, bool all);
+
+   private:
+    struct Pass;
+
+    // Makes room for a pass of so many tokens.
+    void reserve(int64_t tokens);
+    // These run on every member of the team at once.
+    void run(const EmbeddingStep& step, const Pass& pass, int member);
+    void run(const NormStep& step, const Pass& pass, int member);
+    void run(const LinearStep& step, const Pass& pass, int member);
+    void run(const AttentionStep& step, const Pass& pass, int member);
+    void run(const HeadStep& step, const Pass& pass, int member);
+    std::vector<Activations> quantize(const std::vector<ActivationShape>& shapes,
+                                      const float* input, int64_t row_width, const Norm* norm,
+                                      float* normed);
+    void norm_row(const Norm& norm, const float* x, float* out) const;
+    int64_t grain(int64_t blocks) const;
+    float* buffer(BufferIndex index) { return buffers_[static_cast<size_t>(index)].as<float>(); }
+    int64_t width(BufferIndex index) const {
+        return program_.buffer_widths[static_cast<size_t>(index)];
+    }
+
+    Program program_;
+    const LinearKernels& linear_;
+    const VectorKernels& vector_;
+    Precisions precisions_;
+    ThreadTeam team_;
+    KeyValueCache cache_;
+    std::vector<std::unique_ptr<Attention>> attentions_;  // by layer
+    std::vector<std::unique_ptr<RotaryTable>> rotary_;
+    std::vector<Memory> buffers_;
+    int64_t room_ = 0;  // tokens that the buffers hold
+    Memory workspace_;  // quantized activations
+    AttentionWorkspace attention_workspace_;
+    int64_t position_ = 0;
+};
+
+}  // namespace dsconv

@@ -1,0 +1,53 @@
+// Where things lie in a packed matrix (convert/native/linear_layout.py) and in activations.
+#pragma once
+
+#include "linear.h"
+
+namespace dsconv {
+
+constexpr int64_t vector_bytes = 64;  // four inputs of 16 rows
+constexpr int64_t tile_tokens = 8;
+
+// A matrix is a sequence of blocks, a block of super-blocks (int4 and int8: one that has no units),
+// a super-block of groups: codes, then what belongs to them.
+struct LinearGeometry {
+    int bits = 0;                // of a code; 16 for floats
+    bool scale_min = false;
+    int64_t groups = 0;          // in a row
+    int64_t group_width = 0;     // inputs of a group, padded
+    int64_t last_width = 0;      // of the last one
+    int64_t super_groups = 0;    // groups of a super-block
+    int64_t padded_cols = 0;     // sum of the widths
+    int64_t parameter_bytes = 0; // that follow the codes of a group
+    int64_t block_bytes = 0;
+
+    int64_t code_bytes(int64_t width) const { return width * bits * block_rows / 8; }
+};
+
+// false if no kernel reads such a matrix. Sizes are bounded before anything is multiplied.
+bool linear_geometry(const LinearView& view, LinearGeometry& geometry);
+
+constexpr int64_t round_up(int64_t value, int64_t multiple) {
+    return (value + multiple - 1) / multiple * multiple;
+}
+
+// Tokens that a tile has room for: 8, or for the last one the next power of two.
+constexpr int64_t tile_width(int64_t tokens, int64_t tile) {
+    int64_t rest = tokens - tile * tile_tokens;
+    return rest > 4 ? 8 : rest > 2 ? 4 : rest;
+}
+
+struct ActivationGeometry {
+    int64_t tiles;
+    int64_t width;        // tokens over all tiles, padding included
+    int64_t padded_cols;
+    int64_t groups;
+
+    explicit ActivationGeometry(const ActivationShape& shape)
+        : tiles((shape.tokens + tile_tokens - 1) / tile_tokens),
+          width(tiles == 0 ? 0 : (tiles - 1) * tile_tokens + tile_width(shape.tokens, tiles - 1)),
+          padded_cols(round_up(shape.cols, 32)),
+          groups(padded_cols / shape.group_size) {}
+};
+
+}  // namespace dsconv

@@ -1,0 +1,478 @@
+// The matrix product, written once for all instruction sets.
+//
+// L is the set of lanes of an instruction set (linear_lanes_*.h): 16 lanes, one for each row of a
+// block. A tile is some tokens x some blocks whose sums stay in registers while one group of
+// inputs after the other is read. Nothing but members of templates on L may be defined here: what
+// is shared between instruction sets must not be compiled for one of them.
+#pragma once
+
+#include "linear_codes.h"
+#include "linear_geometry.h"
+
+namespace dsconv {
+
+// A tile's view of Activations: pointers to its first token.
+struct TileActivations {
+    const int8_t* high;
+    const int8_t* low;
+    const float* scales;
+    const int32_t* sums;
+    const uint8_t* two;
+    int64_t group_size;
+};
+
+// width: tokens that lie side by side in the activations; tokens: how many of them are computed.
+template <class L, int bits, int width, int tokens, int blocks> struct IntegerTile {
+    using Ints = typename L::Ints;
+    using Floats = typename L::Floats;
+    using Codes = typename L::Codes;
+
+    template <int pair>
+    [[gnu::always_inline]] static inline void add_pair(const uint8_t* const* units, const int8_t* x,
+                         Ints (&sums)[blocks][tokens]) {
+        Codes first[blocks], second[blocks];
+        for (int b = 0; b < blocks; b++) {
+            UnitCodes<L, bits>::template load<pair>(units[b], first[b], second[b]);
+        }
+        for (int t = 0; t < tokens; t++) {
+            auto quad = L::load_quad(x + (2 * pair * width + t) * 4);
+            for (int b = 0; b < blocks; b++) {
+                sums[b][t] = L::template dot<bits>(sums[b][t], first[b], quad);
+            }
+        }
+        for (int t = 0; t < tokens; t++) {
+            auto quad = L::load_quad(x + ((2 * pair + 1) * width + t) * 4);
+            for (int b = 0; b < blocks; b++) {
+                sums[b][t] = L::template dot<bits>(sums[b][t], second[b], quad);
+            }
+        }
+    }
+
+    [[gnu::always_inline]] static inline void add_unit(const uint8_t* const* units, const int8_t* x,
+                         Ints (&sums)[blocks][tokens]) {
+        add_pair<0>(units, x, sums);
+        add_pair<1>(units, x, sums);
+        add_pair<2>(units, x, sums);
+        add_pair<3>(units, x, sums);
+    }
+
+    // Part of a unit, for widths that are no multiple of 32: int4 and int8, whose planes are plain.
+    [[gnu::always_inline]] static inline void add_pairs(const uint8_t* const* units, const int8_t* x, int64_t pairs,
+                          Ints (&sums)[blocks][tokens]) {
+        const uint8_t* at[blocks];
+        for (int64_t pair = 0; pair < pairs; pair++) {
+            for (int b = 0; b < blocks; b++) at[b] = units[b] + pair * 16 * bits;
+            add_pair<0>(at, x + pair * 8 * width, sums);
+        }
+    }
+
+    [[gnu::always_inline]] static inline void clear(Ints (&sums)[blocks][tokens]) {
+        for (int b = 0; b < blocks; b++) {
+            for (int t = 0; t < tokens; t++) sums[b][t] = L::set_ints(0);
+        }
+    }
+
+    [[gnu::always_inline]] static inline void times_256(Ints (&sums)[blocks][tokens]) {
+        for (int b = 0; b < blocks; b++) {
+            for (int t = 0; t < tokens; t++) sums[b][t] = L::template shift_left<8>(sums[b][t]);
+        }
+    }
+
+    // Exact sums of code * activation over a unit.
+    template <bool two>
+    [[gnu::always_inline]] static inline void dot_unit(const uint8_t* const* units, const TileActivations& x, int64_t input,
+                         Ints (&sums)[blocks][tokens]) {
+        clear(sums);
+        add_unit(units, x.high + input * width, sums);
+        if constexpr (two) {
+            times_256(sums);
+            add_unit(units, x.low + input * width, sums);
+        }
+    }
+
+    // The same over part of a unit.
+    static void dot_pairs(const uint8_t* const* units, const TileActivations& x, int64_t input,
+                          int64_t inputs, bool two, Ints (&sums)[blocks][tokens]) {
+        clear(sums);
+        add_pairs(units, x.high + input * width, inputs / 8, sums);
+        if (two) {
+            times_256(sums);
+            add_pairs(units, x.low + input * width, inputs / 8, sums);
+        }
+    }
+
+    // What belongs to a group of weights beside its codes.
+    struct Parameters {
+        bool zero_points = false;
+        Ints zeros[blocks];      // integer kinds with zero points
+        Floats scales[blocks];
+        Floats minima[blocks];   // scale and minimum
+    };
+
+    [[gnu::always_inline]] static inline void load_zeros(const uint8_t* zeros, int64_t stride,
+                                                         Parameters& group) {
+        for (int b = 0; b < blocks; b++) {
+            const uint8_t* p = zeros + b * stride;
+            group.zeros[b] = bits == 4 ? L::load_nibbles(p) : L::load_bytes(p);
+            if constexpr (L::template code_offset<bits> != 0) {
+                group.zeros[b] =
+                    L::subtract(group.zeros[b], L::set_ints(L::template code_offset<bits>));
+            }
+        }
+    }
+
+    // Sums of code * activation to sums of (code - zero) * activation.
+    [[gnu::always_inline]] static inline void take_zeros(const Parameters& group, Ints sum, int t,
+                                                         Ints (&sums)[blocks][tokens]) {
+        constexpr int zero = (1 << (bits - 1)) - L::template code_offset<bits>;
+        if (group.zero_points) {
+            for (int b = 0; b < blocks; b++) {
+                sums[b][t] = L::subtract(sums[b][t], L::multiply(group.zeros[b], sum));
+            }
+        } else if constexpr (zero != 0) {
+            Ints offset = L::template shift_left<zero == 8 ? 3 : 7>(sum);
+            for (int b = 0; b < blocks; b++) sums[b][t] = L::subtract(sums[b][t], offset);
+        }
+    }
+
+    // parts += activation scale * integer sum
+    [[gnu::always_inline]] static inline void add_parts(Ints (&sums)[blocks][tokens],
+                                                        const TileActivations& x, int64_t at,
+                                                        const Parameters& group,
+                                                        Floats (&parts)[blocks][tokens]) {
+        for (int t = 0; t < tokens; t++) {
+            Floats scale = L::set_floats(x.scales[at * width + t]);
+            take_zeros(group, L::set_ints(x.sums[at * width + t]), t, sums);
+            for (int b = 0; b < blocks; b++) {
+                parts[b][t] = L::fma(L::to_floats(sums[b][t]), scale, parts[b][t]);
+            }
+        }
+    }
+
+    // totals += scale * (activation scale * integer sum), where a group is one unit
+    [[gnu::always_inline]] static inline void add_scaled(Ints (&sums)[blocks][tokens],
+                                                         const TileActivations& x, int64_t at,
+                                                         const Parameters& group,
+                                                         Floats (&totals)[blocks][tokens]) {
+        for (int t = 0; t < tokens; t++) {
+            Floats scale = L::set_floats(x.scales[at * width + t]);
+            take_zeros(group, L::set_ints(x.sums[at * width + t]), t, sums);
+            for (int b = 0; b < blocks; b++) {
+                Floats part = L::multiply(L::to_floats(sums[b][t]), scale);
+                totals[b][t] = L::fma(part, group.scales[b], totals[b][t]);
+            }
+        }
+    }
+
+    // The same with a minimum instead of a zero.
+    [[gnu::always_inline]] static inline void add_scale_min(Ints (&sums)[blocks][tokens],
+                                                            const TileActivations& x, int64_t at,
+                                                            const Parameters& group,
+                                                            Floats (&totals)[blocks][tokens]) {
+        for (int t = 0; t < tokens; t++) {
+            Floats scale = L::set_floats(x.scales[at * width + t]);
+            Floats sum =
+                L::multiply(L::to_floats(L::set_ints(x.sums[at * width + t])), scale);
+            for (int b = 0; b < blocks; b++) {
+                Floats part = L::multiply(L::to_floats(sums[b][t]), scale);
+                Floats total = L::fma(part, group.scales[b], totals[b][t]);
+                totals[b][t] = L::negative_fma(sum, group.minima[b], total);
+            }
+        }
+    }
+
+    enum class Then { parts, scaled, scale_min };
+
+    template <bool two, Then then>
+    [[gnu::always_inline]] static inline void unit(const uint8_t* const* units,
+                                                   const TileActivations& x, int64_t input,
+                                                   const Parameters& group,
+                                                   Floats (&to)[blocks][tokens]) {
+        Ints sums[blocks][tokens];
+        dot_unit<two>(units, x, input, sums);
+        if constexpr (then == Then::parts) add_parts(sums, x, input / 32, group, to);
+        if constexpr (then == Then::scaled) add_scaled(sums, x, input / 32, group, to);
+        if constexpr (then == Then::scale_min) add_scale_min(sums, x, input / 32, group, to);
+    }
+
+    // With many sums the compiler does better when it sees nothing else.
+    template <bool two, Then then>
+    [[gnu::noinline]] static void unit_apart(const uint8_t* const* units,
+                                             const TileActivations& x, int64_t input,
+                                             const Parameters& group,
+                                             Floats (&to)[blocks][tokens]) {
+        unit<two, then>(units, x, input, group, to);
+    }
+
+    template <Then then>
+    [[gnu::always_inline]] static inline void add_unit_to(const uint8_t* const* units,
+                                                          const TileActivations& x, int64_t input,
+                                                          const Parameters& group,
+                                                          Floats (&to)[blocks][tokens]) {
+        bool two = x.two[input / 32] != 0;
+        if constexpr (blocks * tokens >= 8) {
+            if (two) unit_apart<true, then>(units, x, input, group, to);
+            else unit_apart<false, then>(units, x, input, group, to);
+        } else {
+            if (two) unit<true, then>(units, x, input, group, to);
+            else unit<false, then>(units, x, input, group, to);
+        }
+    }
+
+    // totals += weights of the blocks * activations; `stride` bytes from block to block.
+    static void integers(const LinearGeometry& geometry, bool zero_points, const uint8_t* data,
+                         int64_t stride, const TileActivations& x,
+                         Floats (&totals)[blocks][tokens]) {
+        Parameters group;
+        group.zero_points = zero_points;
+        int64_t input = 0;
+        for (int64_t g = 0; g < geometry.groups; g++) {
+            int64_t inputs = g + 1 < geometry.groups ? geometry.group_width : geometry.last_width;
+            const uint8_t* parameters = data + inputs * bits * 2;
+            const uint8_t* units[blocks];
+            for (int b = 0; b < blocks; b++) {
+                units[b] = data + b * stride;
+                group.scales[b] = L::load_float16(parameters + b * stride);
+            }
+            if (zero_points) load_zeros(parameters + 2 * block_rows, stride, group);
+            if (inputs == 32 && x.group_size == 32) {
+                add_unit_to<Then::scaled>(units, x, input, group, totals);
+            } else {
+                add_group(units, x, input, inputs, group, totals);
+            }
+            input += inputs;
+            data = parameters + geometry.parameter_bytes;
+        }
+    }
+
+    static void add_group(const uint8_t** units, const TileActivations& x, int64_t input,
+                          int64_t inputs, const Parameters& group,
+                          Floats (&totals)[blocks][tokens]) {
+        Floats parts[blocks][tokens];
+        for (int b = 0; b < blocks; b++) {
+            for (int t = 0; t < tokens; t++) parts[b][t] = L::set_floats(0);
+        }
+        int64_t end = input + inputs;
+        for (; x.group_size == 32 && input + 32 <= end; input += 32) {
+            add_unit_to<Then::parts>(units, x, input, group, parts);
+            for (int b = 0; b < blocks; b++) units[b] += 64 * bits;
+        }
+        if (input < end) add_rest(units, x, input, end, group, parts);
+        for (int b = 0; b < blocks; b++) {
+            for (int t = 0; t < tokens; t++) {
+                totals[b][t] = L::fma(parts[b][t], group.scales[b], totals[b][t]);
+            }
+        }
+    }
+
+    // Inputs that fill no unit, and activations in groups of 16.
+    [[gnu::noinline]] static void add_rest(const uint8_t** units, const TileActivations& x,
+                                           int64_t input, int64_t end, const Parameters& group,
+                                           Floats (&parts)[blocks][tokens]) {
+        while (input < end) {
+            int64_t some = end - input < x.group_size ? end - input : x.group_size;
+            int64_t at = input / x.group_size;
+            Ints sums[blocks][tokens];
+            dot_pairs(units, x, input, some, x.two[at] != 0, sums);
+            add_parts(sums, x, at, group, parts);
+            for (int b = 0; b < blocks; b++) units[b] += some * bits * 2;
+            input += some;
+        }
+    }
+
+    // Scales and minima of a group, from their steps.
+    [[gnu::always_inline]] static inline void load_steps(const uint8_t* const* steps,
+                                                         const Floats* scale_units,
+                                                         const Floats* minimum_units,
+                                                         Parameters& group) {
+        for (int b = 0; b < blocks; b++) {
+            Ints low = L::load_bytes(steps[b]);
+            Ints high = L::load_nibbles(steps[b] + block_rows);
+            Ints minimum = L::or_ints(L::template shift_right<6>(low),
+                                      L::template shift_left<2>(high));
+            group.scales[b] = L::multiply(L::to_floats(L::low_bits(low, 63)), scale_units[b]);
+            group.minima[b] = L::multiply(L::to_floats(minimum), minimum_units[b]);
+        }
+    }
+
+    // As `integers`, for scale and minimum.
+    static void scale_min(const LinearGeometry& geometry, const uint8_t* data, int64_t stride,
+                          const TileActivations& x, Floats (&totals)[blocks][tokens]) {
+        constexpr int64_t code_bytes = 32 * bits * 2;
+        Floats scale_units[blocks], minimum_units[blocks];
+        Parameters group;
+        for (int64_t g = 0, left = 0; g < geometry.groups; g++, left--) {
+            if (left == 0) {
+                left = geometry.super_groups;
+                for (int b = 0; b < blocks; b++) {
+                    scale_units[b] = L::load_float16(data + b * stride);
+                    minimum_units[b] = L::load_float16(data + b * stride + 2 * block_rows);
+                }
+                data += 4 * block_rows;
+            }
+            const uint8_t *units[blocks], *steps[blocks];
+            for (int b = 0; b < blocks; b++) {
+                units[b] = data + b * stride;
+                steps[b] = units[b] + code_bytes;
+            }
+            load_steps(steps, scale_units, minimum_units, group);
+            add_unit_to<Then::scale_min>(units, x, g * 32, group, totals);
+            data += code_bytes + geometry.parameter_bytes;
+        }
+    }
+};
+
+// Float weights; even and odd inputs are summed apart and then added.
+template <class L, bool bfloat, int width, int tokens, int blocks> struct FloatTile {
+    using Floats = typename L::Floats;
+
+    static Floats weights(const uint8_t* p) {
+        return bfloat ? L::load_bfloat16(p) : L::load_float16(p);
+    }
+
+    static void step(const uint8_t* data, int64_t stride, const float* x,
+                     Floats (&totals)[blocks][tokens]) {
+        for (int b = 0; b < blocks; b++) {
+            Floats w = weights(data + b * stride);
+            for (int t = 0; t < tokens; t++) {
+                totals[b][t] = L::fma(w, L::set_floats(x[t * 4]), totals[b][t]);
+            }
+        }
+    }
+
+    static void floats(int64_t cols, const uint8_t* data, int64_t stride, const float* x,
+                       Floats (&totals)[blocks][tokens]) {
+        Floats odd[blocks][tokens];
+        for (int b = 0; b < blocks; b++) {
+            for (int t = 0; t < tokens; t++) odd[b][t] = L::set_floats(0);
+        }
+        int64_t i = 0;
+        for (; i + 4 <= cols; i += 4, x += 4 * width, data += 8 * block_rows) {
+            step(data, stride, x, totals);
+            step(data + 2 * block_rows, stride, x + 1, odd);
+            step(data + 4 * block_rows, stride, x + 2, totals);
+            step(data + 6 * block_rows, stride, x + 3, odd);
+        }
+        if (i < cols) step(data, stride, x, totals);
+        if (i + 1 < cols) step(data + 2 * block_rows, stride, x + 1, odd);
+        if (i + 2 < cols) step(data + 4 * block_rows, stride, x + 2, totals);
+        for (int b = 0; b < blocks; b++) {
+            for (int t = 0; t < tokens; t++) totals[b][t] = L::add(totals[b][t], odd[b][t]);
+        }
+    }
+};
+
+template <class L> struct Linear {
+    using Floats = typename L::Floats;
+
+    struct Call {
+        const LinearView& view;
+        const LinearGeometry& geometry;
+        const Activations& x;
+        const ActivationGeometry& activations;
+        float* out;
+        int64_t ld_out;
+        const Epilogue& epilogue;
+    };
+
+    static void store(const Call& call, int64_t block, int64_t token, Floats total) {
+        int64_t row = block * block_rows;
+        int64_t rows = call.view.rows - row < block_rows ? call.view.rows - row : block_rows;
+        float* out = call.out + token * call.ld_out + row;
+        const float* bias = call.epilogue.bias ? call.epilogue.bias + row : nullptr;
+        if (rows == block_rows) {
+            if (bias) total = L::add(total, L::load_floats(bias));
+            if (call.epilogue.accumulate) total = L::add(total, L::load_floats(out));
+            L::store_floats(out, total);
+            return;
+        }
+        float values[block_rows];
+        L::store_floats(values, total);
+        for (int64_t i = 0; i < rows; i++) {
+            float value = bias ? values[i] + bias[i] : values[i];
+            out[i] = call.epilogue.accumulate ? value + out[i] : value;
+        }
+    }
+
+    static constexpr int blocks = L::row_blocks;
+
+    // `stride` is 0 where only one block is left: it is then computed `blocks` times.
+    template <int width, int tokens>
+    static void compute(const Call& call, int64_t block, int64_t stride, int64_t tile,
+                        int64_t first, Floats (&totals)[blocks][tokens]) {
+        int64_t group_size = call.x.shape.group_size;
+        int64_t groups = tile * tile_tokens * call.activations.groups + first;
+        int64_t inputs = tile * tile_tokens * call.activations.padded_cols + first * 4;
+        const uint8_t* data = call.view.data + block * call.geometry.block_bytes;
+        TileActivations x{call.x.high + inputs, call.x.low ? call.x.low + inputs : nullptr,
+                          call.x.scales + groups, call.x.sums + groups,
+                          call.x.two + tile * call.activations.groups, group_size};
+        switch (call.view.kind) {
+            case LinearKind::int4:
+                return IntegerTile<L, 4, width, tokens, blocks>::integers(
+                    call.geometry, call.view.zero_points, data, stride, x, totals);
+            case LinearKind::int8:
+                return IntegerTile<L, 8, width, tokens, blocks>::integers(
+                    call.geometry, call.view.zero_points, data, stride, x, totals);
+            case LinearKind::scale_min3:
+                return IntegerTile<L, 3, width, tokens, blocks>::scale_min(
+                    call.geometry, data, stride, x, totals);
+            case LinearKind::scale_min4:
+                return IntegerTile<L, 4, width, tokens, blocks>::scale_min(
+                    call.geometry, data, stride, x, totals);
+            case LinearKind::scale_min5:
+                return IntegerTile<L, 5, width, tokens, blocks>::scale_min(
+                    call.geometry, data, stride, x, totals);
+            case LinearKind::scale_min6:
+                return IntegerTile<L, 6, width, tokens, blocks>::scale_min(
+                    call.geometry, data, stride, x, totals);
+            case LinearKind::float16:
+                return FloatTile<L, false, width, tokens, blocks>::floats(
+                    call.view.cols, data, stride, call.x.floats + inputs, totals);
+            case LinearKind::bfloat16:
+                return FloatTile<L, true, width, tokens, blocks>::floats(
+                    call.view.cols, data, stride, call.x.floats + inputs, totals);
+        }
+    }
+
+    // Blocks from `block` on, up to `blocks` of them, for the tokens of a tile.
+    template <int width>
+    static void tile(const Call& call, int64_t block, int64_t last_block, int64_t tile) {
+        constexpr int tokens = width < L::tokens ? width : L::tokens;
+        bool all = block + blocks <= last_block;
+        for (int64_t first = 0; first < width; first += tokens) {
+            Floats totals[blocks][tokens];
+            for (int b = 0; b < blocks; b++) {
+                for (int t = 0; t < tokens; t++) totals[b][t] = L::set_floats(0);
+            }
+            compute<width>(call, block, all ? call.geometry.block_bytes : 0, tile, first, totals);
+            for (int t = 0; t < tokens; t++) {
+                int64_t token = tile * tile_tokens + first + t;
+                if (token >= call.x.shape.tokens) return;
+                for (int b = 0; b < (all ? blocks : 1); b++) {
+                    store(call, block + b, token, totals[b][t]);
+                }
+            }
+        }
+    }
+
+    static void run(const LinearView& view, const Activations& x, float* out, int64_t ld_out,
+                    int64_t first_block, int64_t last_block, const Epilogue& epilogue) {
+        LinearGeometry geometry;
+        if (!linear_geometry(view, geometry)) return;
+        ActivationGeometry activations(x.shape);
+        Call call{view, geometry, x, activations, out, ld_out, epilogue};
+        for (int64_t block = first_block; block < last_block; block += blocks) {
+            for (int64_t t = 0; t < activations.tiles; t++) {
+                switch (tile_width(x.shape.tokens, t)) {
+                    case 8: tile<8>(call, block, last_block, t); break;
+                    case 4: tile<4>(call, block, last_block, t); break;
+                    case 2: tile<2>(call, block, last_block, t); break;
+                    default: tile<1>(call, block, last_block, t);
+                }
+            }
+        }
+    }
+};
+
+}  // namespace dsconv

@@ -1,0 +1,12 @@
+#include "linear_lanes_scalar.h"
+
+#include "linear_kernel.h"
+#include "linear_quantize.h"
+
+namespace dsconv {
+
+static const LinearKernels kernels{Isa::scalar, "scalar", &Quantizer<Scalar>::run,
+                                   &Linear<Scalar>::run};
+extern const LinearKernels* const scalar_linear_kernels = &kernels;
+
+}  // namespace dsconv
