@@ -408,6 +408,7 @@ def bench(
     ] = None,
     provider: Provider = "cpu",
     threads: Threads = 0,
+    kv: Kv = "fp16",
     as_json: Json = False,
 ) -> None:
     """Measure speed, memory and load time of artifacts side by side, each in its own process."""
@@ -417,7 +418,7 @@ def bench(
     contexts = {} if context is None else {"contexts": tuple(context)}
     chosen = BenchOptions(prefill, decode, rounds=rounds, max_foreign=max_foreign_load, **contexts)
     others = Against(tuple(against or ()), checkpoint, bits, peers)
-    report = bench_command(artifacts, _threads(threads), provider, others, chosen)
+    report = bench_command(artifacts, _threads(threads), provider, kv, others, chosen)
     _print_json(report.to_json()) if as_json else report.show()
 
 

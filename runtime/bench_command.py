@@ -59,16 +59,22 @@ class Against:
 
 
 def bench_command(
-    artifacts: Sequence[str], threads: int, provider: str, against: Against, options: BenchOptions
+    artifacts: Sequence[str],
+    threads: int,
+    provider: str,
+    kv: str,
+    against: Against,
+    options: BenchOptions,
 ) -> Report:
-    """
+    """Measure `artifacts` and whatever they are compared with; kv: cache of the native engine.
+
     Raises:
         DsconvError: what opening, building or running one of them raises.
     """
     for artifact in artifacts:
         if not Path(artifact).expanduser().exists():
             raise InputError(f"{artifact}: no such file or folder", "export it first")
-    ours = [Subject(artifact, threads, provider=provider) for artifact in artifacts]
+    ours = [Subject(artifact, threads, provider=provider, kv=kv) for artifact in artifacts]
     with _folder(against) as folder:
         theirs = [_peer_subject(against, name, folder, threads) for name in against.names]
         with progress("bench", planned_rounds(options), "rounds") as advance:

@@ -24,6 +24,7 @@ import numpy as np
 from .. import errors
 from ..errors import DsconvError, InputError
 from .huge_pages import environment
+from .load import DEFAULT_CACHE, load
 from .memory import peak_rss_bytes
 from .runners import Runner, SessionRunner
 
@@ -41,6 +42,7 @@ class Subject:
     threads: int
     runtime: str = OURS
     provider: str = "cpu"
+    kv: str = DEFAULT_CACHE
 
 
 @dataclass(frozen=True)
@@ -151,15 +153,14 @@ def open_subject(subject: Subject) -> tuple[Runner, Opened]:
     runner: Runner
     runtime, config = subject.runtime, {}
     if subject.runtime == OURS:
-        from .load import load
-
-        loaded = load(subject.path, subject.provider, subject.threads)
+        loaded = load(subject.path, subject.provider, subject.threads, kv=subject.kv)
         runner = SessionRunner(loaded.session)
         runtime, config = loaded.runtime, dict(loaded.config)
     else:
         from .peers import find_peer
 
-        runner = find_peer(subject.runtime).open_runner(subject.path, subject.threads)
+        peer = find_peer(subject.runtime)
+        runner = peer.open_runner(subject.path, subject.threads, subject.kv)
     seconds = time.perf_counter() - start
     return runner, Opened(runtime, subject.provider, runner.context_length, seconds, config)
 

@@ -27,7 +27,9 @@ def weight_bytes_per_token(subject: Subject, opened: Opened) -> int:
     roles = {parameter.name: parameter.role for parameter in parameters_of(decoder)}
     rows = describe(subject.path).tensors
     # A tied head that was quantized apart is a matrix that the family does not know.
-    own_head = any(roles.get(row.name, Role.HEAD) is Role.HEAD for row in rows)
+    own_head = any(
+        len(row.shape) == 2 and roles.get(row.name, Role.HEAD) is Role.HEAD for row in rows
+    )
     read = [row for row in rows if not own_head or roles.get(row.name) is not Role.EMBEDDING]
     if opened.runtime == "torch":
         sizes = {parameter.name: parameter.size for parameter in parameters_of(decoder)}

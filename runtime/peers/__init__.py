@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 class Peer:
     """How a runtime is named, installed and found.
 
-    `module` of this package has `build(checkpoint, bits, output)`, `open_runner(path, threads)`
-    and `weight_bytes_per_token(path)`.
+    `module` of this package has `build(checkpoint, bits, output)`, `open_runner(path, threads,
+    kv)` and `weight_bytes_per_token(path)`.
     """
 
     name: str
@@ -46,9 +46,14 @@ class Peer:
         build: Callable[[str, int, Path], None] = self._load().build
         build(checkpoint, bits, output)
 
-    def open_runner(self, path: str, threads: int) -> Runner:
-        opener: Callable[[str, int], Runner] = self._load().open_runner
-        return opener(path, threads)
+    def open_runner(self, path: str, threads: int, kv: str) -> Runner:
+        """kv: type of the cache, fp16 or int8.
+
+        Raises:
+            UnsupportedError: the peer has no such cache.
+        """
+        opener: Callable[[str, int, str], Runner] = self._load().open_runner
+        return opener(path, threads, kv)
 
     def weight_bytes_per_token(self, path: Path) -> int:
         """Bytes of the weights that one decode step reads, as they are stored."""

@@ -9,6 +9,8 @@ from typing import Any
 
 from ...convert.json_file import ConfigReader, read_json_object
 from ...convert.onnx.names import GENAI_CONFIG
+from ...errors import UnsupportedError
+from ..load import DEFAULT_CACHE
 from ..runners import SteppingRunner
 from .building import run_tool
 
@@ -48,7 +50,11 @@ def weight_bytes_per_token(path: Path) -> int:
     return sum(size for tensor, size in sizes.items() if tensor in read_whole)
 
 
-def open_runner(path: str, threads: int) -> GenaiRunner:
+def open_runner(path: str, threads: int, kv: str) -> GenaiRunner:
+    if kv != DEFAULT_CACHE:
+        raise UnsupportedError(
+            f"{path}: onnxruntime-genai has no {kv} cache on a CPU", "leave out the type of cache"
+        )
     return GenaiRunner(path, threads)
 
 

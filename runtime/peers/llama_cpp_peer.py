@@ -18,7 +18,7 @@ MODEL = "model.gguf"
 FILE_TYPES = {4: 2, 8: 7}  # LLAMA_FTYPE_MOSTLY_Q4_0, _Q8_0
 BATCH = 2048  # tokens of a call at most
 EMBEDDING, HEAD = "token_embd.weight", "output.weight"
-KEY_VALUE_TYPES = {"fp16": 1, "int8": 8}  # GGML_TYPE_F16, _Q8_0
+CACHE_TYPES = {"fp16": 1, "int8": 8}  # GGML_TYPE_F16, _Q8_0
 
 
 def build(checkpoint: str, bits: int, output: Path) -> None:
@@ -40,8 +40,8 @@ def weight_bytes_per_token(path: Path) -> int:
     return sum(sizes.values()) - (sizes[EMBEDDING] if HEAD in sizes else 0)
 
 
-def open_runner(path: str, threads: int) -> LlamaCppRunner:
-    return LlamaCppRunner(_file(Path(path)), threads)
+def open_runner(path: str, threads: int, kv: str) -> LlamaCppRunner:
+    return LlamaCppRunner(_file(Path(path)), threads, kv)
 
 
 def _file(path: Path) -> Path:
@@ -49,17 +49,14 @@ def _file(path: Path) -> Path:
 
 
 class LlamaCppRunner(SteppingRunner):
-    """The C interface. The cache is made anew where it is too short, as llama.cpp cannot grow it.
+    """The C interface. A cache that is too short is made anew: llama.cpp cannot grow it."""
 
-    key_value: type of the cache, fp16 or int8.
-    """
-
-    def __init__(self, path: Path, threads: int, key_value: str = "fp16") -> None:
+    def __init__(self, path: Path, threads: int, kv: str) -> None:
         import llama_cpp
 
         super().__init__()
         self._api: Any = llama_cpp
-        self._threads, self._type = threads, KEY_VALUE_TYPES[key_value]
+        self._threads, self._type = threads, CACHE_TYPES[kv]
         llama_cpp.llama_backend_init()
         parameters = llama_cpp.llama_model_default_params()
         parameters.n_gpu_layers = 0

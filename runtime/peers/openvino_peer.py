@@ -16,6 +16,7 @@ from .building import run_tool
 
 MODEL = "openvino_model.xml"
 EMBEDDING = "embed_tokens"  # in the names of its constants
+CACHE_TYPES = {"fp16": "f16", "int8": "u8"}
 WEIGHTS = {
     4: ("int4", "--group-size", "128", "--sym", "--ratio", "1.0"),
     8: ("int8",),
@@ -49,24 +50,26 @@ def weight_bytes_per_token(path: Path) -> int:
     return sum(size for name, size in sizes.items() if EMBEDDING not in name)
 
 
-def open_runner(path: str, threads: int) -> OpenvinoRunner:
-    return OpenvinoRunner(path, threads)
+def open_runner(path: str, threads: int, kv: str) -> OpenvinoRunner:
+    return OpenvinoRunner(path, threads, kv)
 
 
 class OpenvinoRunner:
     """LLMPipeline makes whole texts: it reads the context again for every burst of tokens."""
 
-    def __init__(self, path: str, threads: int) -> None:
+    def __init__(self, path: str, threads: int, kv: str) -> None:
         import openvino_genai
 
         config = json.loads((Path(path) / "config.json").read_text("utf-8"))
         self._context_length = int(config["max_position_embeddings"])
         self._settings = openvino_genai.GenerationConfig()
         self._settings.ignore_eos, self._settings.do_sample = True, False
-        # SDPA: the faster backend for one sequence.
-        self._pipeline = openvino_genai.LLMPipeline(
-            path, "CPU", INFERENCE_NUM_THREADS=threads, ATTENTION_BACKEND="SDPA"
-        )
+        properties = {
+            "INFERENCE_NUM_THREADS": threads,
+            "KV_CACHE_PRECISION": CACHE_TYPES[kv],
+            "ATTENTION_BACKEND": "SDPA",  # made for one sequence
+        }
+        self._pipeline = openvino_genai.LLMPipeline(path, "CPU", properties)
 
     @property
     def context_length(self) -> int:
