@@ -152,14 +152,14 @@ std::pair<double, double> walk(Team& team, const LinearKernels& kernels, const M
     int64_t copies = std::min<int64_t>(most, static_cast<int64_t>(memory.size) / bytes);
     int64_t blocks = linear_blocks_of(c.view);
     double start = now();
-    for (int64_t copy = 0; copy < copies; copy++) {
-        LinearView view = c.view;
-        view.data = memory.data + copy * bytes;
-        team.run([&](int i) {
+    team.run([&](int i) {
+        for (int64_t copy = 0; copy < copies; copy++) {
+            LinearView view = c.view;
+            view.data = memory.data + copy * bytes;
             kernels.linear(view, run.x, run.out.data(), view.rows, blocks * i / team.size(),
                            blocks * (i + 1) / team.size(), Epilogue{});
-        });
-    }
+        }
+    });
     return {static_cast<double>(bytes * copies), now() - start};
 }
 

@@ -99,6 +99,10 @@ class NativeSession:
                 options.score,
             )
         except ValueError as error:
+            if options.kernels and options.kernels not in module.available_kernels():
+                raise UsageError(
+                    str(error), f"choose {', '.join(module.available_kernels())}"
+                ) from error
             raise InputError(
                 f"{file.path}: the engine refuses it: {error}", "export the model again"
             ) from error

@@ -137,15 +137,15 @@ void Attention::store(const float* query, float* key, const float* value, int64_
 }
 
 void Attention::run(const float* query, float* key, const float* value, float* output,
-                    int64_t tokens, int64_t position, int member, KeyValueCache& cache,
-                    const VectorKernels& kernels, ThreadTeam& team,
+                    int64_t tokens, int64_t position, ThreadTeam::Member& member,
+                    KeyValueCache& cache, const VectorKernels& kernels,
                     AttentionWorkspace& workspace) const {
     const Split s = split(tokens, position);
     const int64_t dim = step_.head_dim;
     const auto query_width = dim + static_cast<int64_t>(bias_rows_.size());
     float* queries = workspace.queries.as<float>();
-    float* scratch = workspace.members[static_cast<size_t>(member)].as<float>();
-    team.share(tokens, 4, [&](int64_t begin, int64_t end) {
+    float* scratch = workspace.members[static_cast<size_t>(member.index())].as<float>();
+    member.share(tokens, 4, [&](int64_t begin, int64_t end) {
         for (int64_t token = begin; token < end; ++token) {
             store(query, key, value, token, tokens, position, scratch, cache, kernels, queries);
         }
@@ -162,7 +162,7 @@ void Attention::run(const float* query, float* key, const float* value, float* o
         }
     };
     const int64_t items = s.items(step_.kv_heads);
-    team.share(items, 1, [&](int64_t begin, int64_t end) {
+    member.share(items, 1, [&](int64_t begin, int64_t end) {
         for (int64_t item = begin; item < end; ++item) {
             // The last tiles see the most positions: they come first, so that the end is even.
             const int64_t index = items - 1 - item;
@@ -204,7 +204,7 @@ void Attention::run(const float* query, float* key, const float* value, float* o
     if (s.splits == 1) return;
 
     // Join the parts of every row, in the order of their positions.
-    team.share(step_.kv_heads * s.tiles, 1, [&](int64_t begin, int64_t end) {
+    member.share(step_.kv_heads * s.tiles, 1, [&](int64_t begin, int64_t end) {
         for (int64_t item = begin; item < end; ++item) {
             const int64_t kv = item % step_.kv_heads, first = item / step_.kv_heads * s.tile;
             const int64_t rows = (std::min(first + s.tile, tokens) - first) * s.group;

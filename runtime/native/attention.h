@@ -35,8 +35,8 @@ class Attention {
     // In a pass, on every member: query [tokens][heads * head_dim], key and value
     // [tokens][kv_heads * head_dim] -> output like query. Changes key.
     void run(const float* query, float* key, const float* value, float* output, int64_t tokens,
-             int64_t position, int member, KeyValueCache& cache, const VectorKernels& kernels,
-             ThreadTeam& team, AttentionWorkspace& workspace) const;
+             int64_t position, ThreadTeam::Member& member, KeyValueCache& cache,
+             const VectorKernels& kernels, AttentionWorkspace& workspace) const;
 
    private:
     struct Split;

@@ -9,7 +9,7 @@ namespace {
 // Passes of at most so many tokens round activations as decoding does.
 constexpr int64_t few_tokens = 8;
 // Pieces per thread that a matrix is cut into: enough to even out a disturbed thread.
-constexpr int64_t pieces_per_thread = 4;
+constexpr int64_t pieces_per_thread = 8;
 
 // Activations lie in tiles of so many tokens (linear.h).
 constexpr int64_t tile_tokens = 8;
@@ -137,7 +137,7 @@ void Engine::forward(const std::vector<int64_t>& tokens, float* logits, bool all
                                 : count <= few_tokens ? precisions_.decode
                                                        : precisions_.prefill;
     const Pass pass{tokens, count, position_, logits, all, precision};
-    team_.run([&](int member) {
+    team_.run([&](ThreadTeam::Member& member) {
         for (const Step& step : program_.steps) {
             std::visit([&](const auto& of_kind) { run(of_kind, pass, member); }, step);
         }
@@ -152,9 +152,9 @@ void Engine::norm_row(const Norm& norm, const float* x, float* out) const {
     }
 }
 
-void Engine::run(const EmbeddingStep& step, const Pass& pass, int) {
+void Engine::run(const EmbeddingStep& step, const Pass& pass, Member& member) {
     float* output = buffer(step.output);
-    team_.share(pass.tokens, 1, [&](int64_t begin, int64_t end) {
+    member.share(pass.tokens, 1, [&](int64_t begin, int64_t end) {
         for (int64_t token = begin; token < end; ++token) {
             dequantize_row(step.table, pass.ids[static_cast<size_t>(token)],
                            output + token * width(step.output));
@@ -162,10 +162,10 @@ void Engine::run(const EmbeddingStep& step, const Pass& pass, int) {
     });
 }
 
-void Engine::run(const NormStep& step, const Pass& pass, int) {
+void Engine::run(const NormStep& step, const Pass& pass, Member& member) {
     float* rows = buffer(step.buffer);
     const int64_t row_width = width(step.buffer);
-    team_.share(pass.tokens, 4, [&](int64_t begin, int64_t end) {
+    member.share(pass.tokens, 4, [&](int64_t begin, int64_t end) {
         for (int64_t token = begin; token < end; ++token) {
             norm_row(step.norm, rows + token * row_width, rows + token * row_width);
         }
@@ -175,7 +175,7 @@ void Engine::run(const NormStep& step, const Pass& pass, int) {
 // Quantizes the activations of a linear step, normalised before if `norm` is given.
 std::vector<Activations> Engine::quantize(const std::vector<ActivationShape>& shapes,
                                           const float* input, int64_t row_width, const Norm* norm,
-                                          float* normed) {
+                                          float* normed, Member& member) {
     uint8_t* place = workspace_.as<uint8_t>();
     std::vector<Activations> placed;
     for (const ActivationShape& shape : shapes) {
@@ -183,7 +183,7 @@ std::vector<Activations> Engine::quantize(const std::vector<ActivationShape>& sh
         place += placed_bytes(shape);
     }
     const int64_t tokens = shapes[0].tokens;
-    team_.share(activation_tiles(shapes[0]), 1, [&](int64_t begin, int64_t end) {
+    member.share(activation_tiles(shapes[0]), 1, [&](int64_t begin, int64_t end) {
         const float* values = input;
         if (norm) {
             values = normed;
@@ -199,12 +199,12 @@ std::vector<Activations> Engine::quantize(const std::vector<ActivationShape>& sh
     return placed;
 }
 
-void Engine::run(const LinearStep& step, const Pass& pass, int) {
+void Engine::run(const LinearStep& step, const Pass& pass, Member& member) {
     const ActivationSet set = activation_set(views_of(step), pass.tokens, pass.precision);
     const std::vector<Activations> activations =
         quantize(set.shapes, buffer(step.input), width(step.input),
                  step.has_norm ? &step.norm : nullptr,
-                 step.has_norm ? buffer(step.normed) : nullptr);
+                 step.has_norm ? buffer(step.normed) : nullptr, member);
     auto multiply = [&](size_t index, int64_t first, int64_t last) {
         const Matrix& matrix = step.matrices[index];
         const Epilogue epilogue{matrix.bias, step.combine == Combine::add};
@@ -217,7 +217,7 @@ void Engine::run(const LinearStep& step, const Pass& pass, int) {
         const int64_t gate_width = width(step.matrices[0].output);
         const int64_t up_width = width(step.matrices[1].output);
         float *gate = buffer(step.matrices[0].output), *up = buffer(step.matrices[1].output);
-        team_.share(blocks, grain(blocks), [&](int64_t begin, int64_t end) {
+        member.share(blocks, grain(blocks), [&](int64_t begin, int64_t end) {
             multiply(0, begin, end);
             multiply(1, begin, end);
             const int64_t first = begin * block_rows, last = std::min(end * block_rows, rows);
@@ -230,7 +230,7 @@ void Engine::run(const LinearStep& step, const Pass& pass, int) {
     }
     int64_t blocks = 0;
     for (const Matrix& matrix : step.matrices) blocks += linear_blocks_of(matrix.view);
-    team_.share(blocks, grain(blocks), [&](int64_t begin, int64_t end) {
+    member.share(blocks, grain(blocks), [&](int64_t begin, int64_t end) {
         int64_t start = 0;  // of the matrix in the row of all blocks
         for (size_t index = 0; index < step.matrices.size(); ++index) {
             const int64_t count = linear_blocks_of(step.matrices[index].view);
@@ -242,13 +242,13 @@ void Engine::run(const LinearStep& step, const Pass& pass, int) {
     });
 }
 
-void Engine::run(const AttentionStep& step, const Pass& pass, int member) {
+void Engine::run(const AttentionStep& step, const Pass& pass, Member& member) {
     attentions_[static_cast<size_t>(step.layer)]->run(
         buffer(step.query), buffer(step.key), buffer(step.value), buffer(step.output), pass.tokens,
-        pass.position, member, cache_, vector_, team_, attention_workspace_);
+        pass.position, member, cache_, vector_, attention_workspace_);
 }
 
-void Engine::run(const HeadStep& step, const Pass& pass, int) {
+void Engine::run(const HeadStep& step, const Pass& pass, Member& member) {
     if (!pass.logits) return;
     const int64_t tokens = pass.all ? pass.tokens : 1, row_width = width(step.input);
     const float* input = buffer(step.input) + (pass.tokens - tokens) * row_width;
@@ -256,9 +256,9 @@ void Engine::run(const HeadStep& step, const Pass& pass, int) {
     const Precision precision = pass.all ? precisions_.score : precisions_.decode;
     const ActivationShape shape = activation_shape(step.matrix, tokens, precision);
     const std::vector<Activations> activations =
-        quantize({shape}, input, row_width, &step.norm, buffer(step.normed));
+        quantize({shape}, input, row_width, &step.norm, buffer(step.normed), member);
     const int64_t blocks = linear_blocks_of(step.matrix);
-    team_.share(blocks, grain(blocks), [&](int64_t begin, int64_t end) {
+    member.share(blocks, grain(blocks), [&](int64_t begin, int64_t end) {
         linear_.linear(step.matrix, activations[0], pass.logits, step.matrix.rows, begin, end, {});
     });
 }

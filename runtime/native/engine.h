@@ -53,18 +53,19 @@ class Engine {
 
    private:
     struct Pass;
+    using Member = ThreadTeam::Member;
 
     // Makes room for a pass of so many tokens.
     void reserve(int64_t tokens);
     // These run on every member of the team at once.
-    void run(const EmbeddingStep& step, const Pass& pass, int member);
-    void run(const NormStep& step, const Pass& pass, int member);
-    void run(const LinearStep& step, const Pass& pass, int member);
-    void run(const AttentionStep& step, const Pass& pass, int member);
-    void run(const HeadStep& step, const Pass& pass, int member);
+    void run(const EmbeddingStep& step, const Pass& pass, Member& member);
+    void run(const NormStep& step, const Pass& pass, Member& member);
+    void run(const LinearStep& step, const Pass& pass, Member& member);
+    void run(const AttentionStep& step, const Pass& pass, Member& member);
+    void run(const HeadStep& step, const Pass& pass, Member& member);
     std::vector<Activations> quantize(const std::vector<ActivationShape>& shapes,
                                       const float* input, int64_t row_width, const Norm* norm,
-                                      float* normed);
+                                      float* normed, Member& member);
     void norm_row(const Norm& norm, const float* x, float* out) const;
     int64_t grain(int64_t blocks) const;
     float* buffer(BufferIndex index) { return buffers_[static_cast<size_t>(index)].as<float>(); }

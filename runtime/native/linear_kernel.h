@@ -11,6 +11,10 @@
 
 namespace dsconv {
 
+// Weights come from memory in one stream; with few tokens nothing else takes time. Processors
+// prefetch too, but not across pages.
+constexpr int64_t prefetch_distance = 8192;
+
 // A tile's view of Activations: pointers to its first token.
 struct TileActivations {
     const int8_t* high;
@@ -27,33 +31,43 @@ template <class L, int bits, int width, int tokens, int blocks> struct IntegerTi
     using Floats = typename L::Floats;
     using Codes = typename L::Codes;
 
-    template <int pair>
-    [[gnu::always_inline]] static inline void add_pair(const uint8_t* const* units, const int8_t* x,
-                         Ints (&sums)[blocks][tokens]) {
-        Codes first[blocks], second[blocks];
+    // Codes of a pair of quads times their activations; the terms (high, low) of an activation are
+    // multiplied by the same codes while these are in registers.
+    template <int pair, int terms>
+    [[gnu::always_inline]] static inline void add_pair(const uint8_t* const* units,
+                                                       const int8_t* const* x,
+                                                       Ints (*sums)[blocks][tokens]) {
+        Codes codes[2][blocks];
         for (int b = 0; b < blocks; b++) {
-            UnitCodes<L, bits>::template load<pair>(units[b], first[b], second[b]);
+            UnitCodes<L, bits>::template load<pair>(units[b], codes[0][b], codes[1][b]);
         }
-        for (int t = 0; t < tokens; t++) {
-            auto quad = L::load_quad(x + (2 * pair * width + t) * 4);
-            for (int b = 0; b < blocks; b++) {
-                sums[b][t] = L::template dot<bits>(sums[b][t], first[b], quad);
-            }
-        }
-        for (int t = 0; t < tokens; t++) {
-            auto quad = L::load_quad(x + ((2 * pair + 1) * width + t) * 4);
-            for (int b = 0; b < blocks; b++) {
-                sums[b][t] = L::template dot<bits>(sums[b][t], second[b], quad);
+        for (int q = 0; q < 2; q++) {
+            for (int t = 0; t < tokens; t++) {
+                for (int term = 0; term < terms; term++) {
+                    const int8_t* p = x[term] + ((2 * pair + q) * width + t) * 4;
+                    if constexpr (blocks == 1) {
+                        sums[term][0][t] =
+                            L::template dot<bits>(sums[term][0][t], codes[q][0], p);
+                        continue;
+                    }
+                    auto quad = L::load_quad(p);
+                    for (int b = 0; b < blocks; b++) {
+                        sums[term][b][t] =
+                            L::template dot<bits>(sums[term][b][t], codes[q][b], quad);
+                    }
+                }
             }
         }
     }
 
-    [[gnu::always_inline]] static inline void add_unit(const uint8_t* const* units, const int8_t* x,
-                         Ints (&sums)[blocks][tokens]) {
-        add_pair<0>(units, x, sums);
-        add_pair<1>(units, x, sums);
-        add_pair<2>(units, x, sums);
-        add_pair<3>(units, x, sums);
+    template <int terms>
+    [[gnu::always_inline]] static inline void add_unit(const uint8_t* const* units,
+                                                       const int8_t* const* x,
+                                                       Ints (*sums)[blocks][tokens]) {
+        add_pair<0, terms>(units, x, sums);
+        add_pair<1, terms>(units, x, sums);
+        add_pair<2, terms>(units, x, sums);
+        add_pair<3, terms>(units, x, sums);
     }
 
     // Part of a unit, for widths that are no multiple of 32: int4 and int8, whose planes are plain.
@@ -62,7 +76,8 @@ template <class L, int bits, int width, int tokens, int blocks> struct IntegerTi
         const uint8_t* at[blocks];
         for (int64_t pair = 0; pair < pairs; pair++) {
             for (int b = 0; b < blocks; b++) at[b] = units[b] + pair * 16 * bits;
-            add_pair<0>(at, x + pair * 8 * width, sums);
+            const int8_t* activations = x + pair * 8 * width;
+            add_pair<0, 1>(at, &activations, &sums);
         }
     }
 
@@ -78,21 +93,36 @@ template <class L, int bits, int width, int tokens, int blocks> struct IntegerTi
         }
     }
 
-    // Exact sums of code * activation over a unit.
+    // Exact sums of code * activation over a unit. Where sums are few both terms are taken at once.
     template <bool two>
-    [[gnu::always_inline]] static inline void dot_unit(const uint8_t* const* units, const TileActivations& x, int64_t input,
-                         Ints (&sums)[blocks][tokens]) {
-        clear(sums);
-        add_unit(units, x.high + input * width, sums);
-        if constexpr (two) {
-            times_256(sums);
-            add_unit(units, x.low + input * width, sums);
+    [[gnu::always_inline]] static inline void dot_unit(const uint8_t* const* units,
+                                                       const TileActivations& x, int64_t input,
+                                                       Ints (&sums)[blocks][tokens]) {
+        const int8_t* terms[2] = {x.high + input * width, two ? x.low + input * width : nullptr};
+        if constexpr (two && blocks * tokens <= 4) {
+            Ints both[2][blocks][tokens];
+            clear(both[0]);
+            clear(both[1]);
+            add_unit<2>(units, terms, both);
+            times_256(both[0]);
+            for (int b = 0; b < blocks; b++) {
+                for (int t = 0; t < tokens; t++) sums[b][t] = L::add(both[0][b][t], both[1][b][t]);
+            }
+        } else {
+            clear(sums);
+            add_unit<1>(units, terms, &sums);
+            if constexpr (two) {
+                times_256(sums);
+                add_unit<1>(units, terms + 1, &sums);
+            }
         }
     }
 
     // The same over part of a unit.
-    static void dot_pairs(const uint8_t* const* units, const TileActivations& x, int64_t input,
-                          int64_t inputs, bool two, Ints (&sums)[blocks][tokens]) {
+    [[gnu::always_inline]] static inline void dot_pairs(const uint8_t* const* units,
+                                                        const TileActivations& x, int64_t input,
+                                                        int64_t inputs, bool two,
+                                                        Ints (&sums)[blocks][tokens]) {
         clear(sums);
         add_pairs(units, x.high + input * width, inputs / 8, sums);
         if (two) {
@@ -210,6 +240,11 @@ template <class L, int bits, int width, int tokens, int blocks> struct IntegerTi
                                                           const Parameters& group,
                                                           Floats (&to)[blocks][tokens]) {
         bool two = x.two[input / 32] != 0;
+        if constexpr (width <= 4) {
+            for (int b = 0; b < blocks; b++) {
+                for (int i = 0; i < bits; i++) L::prefetch(units[b] + prefetch_distance + 64 * i);
+            }
+        }
         if constexpr (blocks * tokens >= 8) {
             if (two) unit_apart<true, then>(units, x, input, group, to);
             else unit_apart<false, then>(units, x, input, group, to);
@@ -234,6 +269,7 @@ template <class L, int bits, int width, int tokens, int blocks> struct IntegerTi
                 units[b] = data + b * stride;
                 group.scales[b] = L::load_float16(parameters + b * stride);
             }
+            if constexpr (width <= 4) L::prefetch(parameters + prefetch_distance);
             if (zero_points) load_zeros(parameters + 2 * block_rows, stride, group);
             if (inputs == 32 && x.group_size == 32) {
                 add_unit_to<Then::scaled>(units, x, input, group, totals);
@@ -315,6 +351,7 @@ template <class L, int bits, int width, int tokens, int blocks> struct IntegerTi
                 units[b] = data + b * stride;
                 steps[b] = units[b] + code_bytes;
             }
+            if constexpr (width <= 4) L::prefetch(steps[0] + prefetch_distance);
             load_steps(steps, scale_units, minimum_units, group);
             add_unit_to<Then::scale_min>(units, x, g * 32, group, totals);
             data += code_bytes + geometry.parameter_bytes;
@@ -394,10 +431,8 @@ template <class L> struct Linear {
         }
     }
 
-    static constexpr int blocks = L::row_blocks;
-
     // `stride` is 0 where only one block is left: it is then computed `blocks` times.
-    template <int width, int tokens>
+    template <int width, int tokens, int blocks>
     static void compute(const Call& call, int64_t block, int64_t stride, int64_t tile,
                         int64_t first, Floats (&totals)[blocks][tokens]) {
         int64_t group_size = call.x.shape.group_size;
@@ -436,7 +471,7 @@ template <class L> struct Linear {
     }
 
     // Blocks from `block` on, up to `blocks` of them, for the tokens of a tile.
-    template <int width>
+    template <int width, int blocks>
     static void tile(const Call& call, int64_t block, int64_t last_block, int64_t tile) {
         constexpr int tokens = width < L::tokens ? width : L::tokens;
         bool all = block + blocks <= last_block;
@@ -456,19 +491,32 @@ template <class L> struct Linear {
         }
     }
 
+    // All tokens. With one or two of them memory is the limit, and one block at a time makes the
+    // simplest stream; with more it pays to use an activation for several blocks.
+    template <int width>
+    static void blocks_of_tile(const Call& call, int64_t block, int64_t last_block, int64_t t) {
+        if constexpr (width > 2) {
+            tile<width, L::row_blocks>(call, block, last_block, t);
+        } else {
+            for (int64_t b = block; b < block + L::row_blocks && b < last_block; b++) {
+                tile<width, 1>(call, b, last_block, t);
+            }
+        }
+    }
+
     static void run(const LinearView& view, const Activations& x, float* out, int64_t ld_out,
                     int64_t first_block, int64_t last_block, const Epilogue& epilogue) {
         LinearGeometry geometry;
         if (!linear_geometry(view, geometry)) return;
         ActivationGeometry activations(x.shape);
         Call call{view, geometry, x, activations, out, ld_out, epilogue};
-        for (int64_t block = first_block; block < last_block; block += blocks) {
+        for (int64_t block = first_block; block < last_block; block += L::row_blocks) {
             for (int64_t t = 0; t < activations.tiles; t++) {
                 switch (tile_width(x.shape.tokens, t)) {
-                    case 8: tile<8>(call, block, last_block, t); break;
-                    case 4: tile<4>(call, block, last_block, t); break;
-                    case 2: tile<2>(call, block, last_block, t); break;
-                    default: tile<1>(call, block, last_block, t);
+                    case 8: blocks_of_tile<8>(call, block, last_block, t); break;
+                    case 4: blocks_of_tile<4>(call, block, last_block, t); break;
+                    case 2: blocks_of_tile<2>(call, block, last_block, t); break;
+                    default: blocks_of_tile<1>(call, block, last_block, t);
                 }
             }
         }

@@ -63,6 +63,9 @@ template <bool vnni> struct Avx2 {
 #endif
         return {dot<bits>(sum.low, codes.low, x), dot<bits>(sum.high, codes.high, x)};
     }
+    template <int bits> static Ints dot(Ints sum, Codes codes, const int8_t* p) {
+        return dot<bits>(sum, codes, load_quad(p));
+    }
 
     static Ints set_ints(int32_t v) { return {_mm256_set1_epi32(v), _mm256_set1_epi32(v)}; }
     static Ints widen(__m128i bytes) {
@@ -75,6 +78,9 @@ template <bool vnni> struct Avx2 {
         __m128i v = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
         v = _mm_unpacklo_epi64(v, _mm_srli_epi16(v, 4));
         return widen(_mm_and_si128(v, _mm_set1_epi8(15)));
+    }
+    static Ints add(Ints a, Ints b) {
+        return {_mm256_add_epi32(a.low, b.low), _mm256_add_epi32(a.high, b.high)};
     }
     static Ints subtract(Ints a, Ints b) {
         return {_mm256_sub_epi32(a.low, b.low), _mm256_sub_epi32(a.high, b.high)};
@@ -130,7 +136,8 @@ template <bool vnni> struct Avx2 {
         return {_mm256_fnmadd_ps(a.low, b.low, c.low), _mm256_fnmadd_ps(a.high, b.high, c.high)};
     }
 
-    static void prefetch(const uint8_t* p) {
+    // Inlined at once: as a call GCC takes it for one without effect.
+    [[gnu::always_inline]] static inline void prefetch(const uint8_t* p) {
         _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0);
     }
 };

@@ -44,6 +44,9 @@ struct NeonDotprod {
         }
         return sum;
     }
+    template <int bits> static Ints dot(Ints sum, const Codes& codes, const int8_t* p) {
+        return dot<bits>(sum, codes, load_quad(p));
+    }
 
     static Ints set_ints(int32_t v) { return ints([=](int) { return vdupq_n_s32(v); }); }
     static Ints widen(uint8x16_t bytes) {
@@ -57,6 +60,9 @@ struct NeonDotprod {
     static Ints load_nibbles(const uint8_t* p) {  // value i and i + 8 in a byte
         uint8x8_t v = vld1_u8(p);
         return widen(vcombine_u8(vand_u8(v, vdup_n_u8(15)), vshr_n_u8(v, 4)));
+    }
+    static Ints add(const Ints& a, const Ints& b) {
+        return ints([&](int i) { return vaddq_s32(a.part[i], b.part[i]); });
     }
     static Ints subtract(const Ints& a, const Ints& b) {
         return ints([&](int i) { return vsubq_s32(a.part[i], b.part[i]); });
@@ -107,7 +113,8 @@ struct NeonDotprod {
         return floats([&](int i) { return vfmsq_f32(c.part[i], a.part[i], b.part[i]); });
     }
 
-    static void prefetch(const uint8_t* p) { __builtin_prefetch(p); }
+    // Inlined at once: as a call GCC takes it for one without effect.
+    [[gnu::always_inline]] static inline void prefetch(const uint8_t* p) { __builtin_prefetch(p); }
 
   private:
     template <class Make> static Ints ints(Make make) {

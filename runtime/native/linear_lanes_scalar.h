@@ -45,11 +45,17 @@ struct Scalar {
         }
         return sum;
     }
+    template <int bits> static Ints dot(Ints sum, const Codes& codes, const int8_t* p) {
+        return dot<bits>(sum, codes, load_quad(p));
+    }
 
     static Ints set_ints(int32_t v) { return each([=](int) { return v; }); }
     static Ints load_bytes(const uint8_t* p) { return each([=](int i) { return p[i]; }); }
     static Ints load_nibbles(const uint8_t* p) {
         return each([=](int i) { return i < 8 ? p[i] & 15 : p[i - 8] >> 4; });
+    }
+    static Ints add(const Ints& a, const Ints& b) {
+        return each([&](int i) { return a.lane[i] + b.lane[i]; });
     }
     static Ints subtract(const Ints& a, const Ints& b) {
         return each([&](int i) { return a.lane[i] - b.lane[i]; });

@@ -18,8 +18,9 @@ namespace {
 // About 100 microseconds: longer than sampling a token takes, short enough to leave an idle
 // session's cores to others.
 constexpr int idle_spins = 4000;
-// At a barrier the others are at work, so it pays to wait longer before giving up the core.
-constexpr int barrier_spins = 20000;
+// Others are finishing their pieces, which takes microseconds unless they have lost their core:
+// then it is better to give them ours.
+constexpr int piece_spins = 2000;
 
 inline void pause() {
 #if defined(__x86_64__) || defined(_M_X64)
@@ -28,6 +29,8 @@ inline void pause() {
     __asm__ __volatile__("yield");
 #endif
 }
+
+inline void yield() { std::this_thread::yield(); }
 
 #if defined(__linux__)
 // The number in a file such as topology/core_id, or -1.
@@ -59,56 +62,54 @@ ThreadTeam::~ThreadTeam() {
     for (auto& thread : threads_) thread.join();
 }
 
-void ThreadTeam::run(const std::function<void(int)>& body) {
+void ThreadTeam::run(const std::function<void(Member&)>& body) {
     body_ = &body;
-    next_.store(0, std::memory_order_relaxed);
-    calls_.fetch_add(1);  // sequentially consistent, like the sleepers' count: one sees the other
+    first_ = completed_.load(std::memory_order_relaxed);
+    // Sequentially consistent, like `inside_` and `sleepers_`: one side always sees the other.
+    open_.store(true);
+    calls_.fetch_add(1);
     if (sleepers_.load() > 0) {
         { const std::lock_guard<std::mutex> lock(mutex_); }
         wake_.notify_all();
     }
-    body(0);
-    barrier();
+    Member caller(*this, 0);
+    body(caller);
+    open_.store(false);
+    for (int spin = 0; inside_.load() > 0; ++spin) spin < piece_spins ? pause() : yield();
 }
 
-void ThreadTeam::work(int member) {
+void ThreadTeam::work(int index) {
     uint32_t seen = 0;
     for (;;) {
-        for (int spin = 0; spin < idle_spins && calls_.load(std::memory_order_acquire) == seen;
-             ++spin) {
-            pause();
-        }
-        if (calls_.load(std::memory_order_acquire) == seen) {
+        for (int spin = 0; spin < idle_spins && calls_.load() == seen; ++spin) pause();
+        if (calls_.load() == seen) {
             std::unique_lock<std::mutex> lock(mutex_);
             sleepers_.fetch_add(1);
             wake_.wait(lock, [&] { return calls_.load() != seen; });
             sleepers_.fetch_sub(1);
         }
-        seen = calls_.load(std::memory_order_acquire);
-        if (stopping_.load(std::memory_order_acquire)) return;
-        (*body_)(member);
-        barrier();
+        seen = calls_.load();
+        if (stopping_.load()) return;
+        inside_.fetch_add(1);
+        if (open_.load()) {  // else the others have finished without us
+            Member member(*this, index);
+            (*body_)(member);
+        }
+        inside_.fetch_sub(1);
     }
 }
 
-void ThreadTeam::barrier() {
-    if (size_ == 1) {
-        next_.store(0, std::memory_order_relaxed);
-        return;
+int64_t ThreadTeam::claim(int64_t end) {
+    int64_t piece = claimed_.load(std::memory_order_relaxed);
+    while (piece < end) {
+        if (claimed_.compare_exchange_weak(piece, piece + 1, std::memory_order_acq_rel)) return piece;
     }
-    const uint32_t passed = passed_.load(std::memory_order_relaxed);
-    if (arrived_.fetch_add(1, std::memory_order_acq_rel) == size_ - 1) {
-        arrived_.store(0, std::memory_order_relaxed);
-        next_.store(0, std::memory_order_relaxed);
-        passed_.store(passed + 1, std::memory_order_release);
-        return;
-    }
-    for (int spin = 0; passed_.load(std::memory_order_acquire) == passed; ++spin) {
-        if (spin < barrier_spins) {
-            pause();
-        } else {
-            std::this_thread::yield();
-        }
+    return -1;
+}
+
+void ThreadTeam::wait_for(int64_t end) {
+    for (int spin = 0; completed_.load(std::memory_order_acquire) < end; ++spin) {
+        spin < piece_spins ? pause() : yield();
     }
 }
 
