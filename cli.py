@@ -352,6 +352,10 @@ def run(
     top_p: Annotated[float | None, typer.Option(help="Nucleus sampling")] = None,
     top_k: Annotated[int | None, typer.Option(help="Keep the k likeliest; 0 is off")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the sampling")] = 0,
+    speculate: Annotated[
+        int,
+        typer.Option(help="Tokens to guess ahead from the text so far; 0 is off", min=0, max=64),
+    ] = 0,
     provider: Provider = "cpu",
     dtype: Annotated[str, typer.Option(help="Torch reference: float32 or bfloat16")] = "float32",
     threads: Threads = 0,
@@ -364,7 +368,7 @@ def run(
 
     loaded = load(artifact, provider, threads, dtype, kv)
     overrides = (temperature, top_p, top_k, seed)
-    reply = run_command(loaded, prompt, system, raw, max_tokens, overrides, stream=not as_json)
+    reply = run_command(loaded, prompt, system, raw, max_tokens, overrides, not as_json, speculate)
     if as_json:
         _print_json(reply.to_json())
 
@@ -398,6 +402,48 @@ def verify(
     _print_json(report.verdict.to_json()) if as_json else report.show()
     if not report.verdict.passed:
         raise VerdictFailed("; ".join(report.verdict.failures), report.hint)
+
+
+@app.command(
+    epilog="Example: dsconv bench r1-onnx --against onnxruntime-genai --checkpoint "
+    "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B"
+)
+def bench(
+    artifacts: Annotated[list[str], typer.Argument(help="Exported folders, files, checkpoints")],
+    prefill: Annotated[int, typer.Option(help="Tokens of the prompt")] = 512,
+    decode: Annotated[int, typer.Option(help="Tokens of a burst of decoding")] = 64,
+    context: Annotated[
+        list[int] | None,
+        typer.Option(help="Tokens before the burst; several (default: 0, 2048, 8192 that fit)"),
+    ] = None,
+    rounds: Annotated[int, typer.Option(help="Rounds over all artifacts")] = 5,
+    max_foreign_load: Annotated[
+        float, typer.Option(help="Share of the machine that others may use in a round")
+    ] = 0.1,
+    against: Annotated[
+        list[str] | None, typer.Option(help="llama.cpp, onnxruntime-genai, openvino; several")
+    ] = None,
+    checkpoint: Annotated[
+        str | None, typer.Option(help="Unquantized model that --against quantizes for itself")
+    ] = None,
+    bits: Annotated[int, typer.Option(help="Bits of what --against makes: 4 or 8")] = 4,
+    peers: Annotated[
+        Path | None, typer.Option(help="Folder that keeps what --against makes, for the next time")
+    ] = None,
+    provider: Provider = "cpu",
+    threads: Threads = 0,
+    kv: Kv = "fp16",
+    as_json: Json = False,
+) -> None:
+    """Measure speed, memory and load time of artifacts side by side, each in its own process."""
+    from dsconv.runtime.bench import BenchOptions
+    from dsconv.runtime.bench_command import Against, bench_command
+
+    contexts = {} if context is None else {"contexts": tuple(context)}
+    chosen = BenchOptions(prefill, decode, rounds=rounds, max_foreign=max_foreign_load, **contexts)
+    others = Against(tuple(against or ()), checkpoint, bits, peers)
+    report = bench_command(artifacts, _threads(threads), provider, kv, others, chosen)
+    _print_json(report.to_json()) if as_json else report.show()
 
 
 @app.command(epilog="Example: dsconv inspect r1-int4 --json")

@@ -42,6 +42,12 @@ class KeyValueCache:
         self.keys[layer], self.values[layer] = key, value
         return key, value
 
+    def truncate(self, length: int) -> None:
+        """Keep the first `length` positions."""
+        for tensors in (self.keys, self.values):
+            tensors.update({layer: tensor[:, :, :length] for layer, tensor in tensors.items()})
+        self.length = min(self.length, length)
+
 
 class TorchOps:
     """One forward pass over `tokens` [length], after the `cache.length` positions already seen.

@@ -355,6 +355,7 @@ def run_command(
     max_tokens: int,
     overrides: Overrides,
     stream: bool,
+    speculate: int = 0,
 ) -> Answer:
     """Generate; with `stream`, thoughts go to stderr and the answer to stdout as they come."""
     defaults = from_generation_config(generation_config(loaded.side_files))
@@ -366,14 +367,16 @@ def run_command(
         print(f"\x1b[2m{text}\x1b[0m" if dim else text, end="", file=file, flush=True)
 
     show = emit if stream else lambda kind, text: None
-    reply = answer(loaded, prompt, sampling, max_tokens, system, raw, show)
+    reply = answer(loaded, prompt, sampling, max_tokens, system, raw, show, speculate)
     if stream:
-        g = reply.generation
+        g, guesses = reply.generation, reply.speculation
+        guessed = f", {guesses.accepted} of {guesses.proposed} guesses right" if guesses else ""
         print()
         say(
             f"\n{len(g.tokens)} tokens ({g.stop_reason}), prefill "
             f"{g.prefill_tokens_per_second:.0f} tokens/s, decode "
-            f"{g.decode_tokens_per_second:.1f} tokens/s, {loaded.runtime} on {loaded.provider}"
+            f"{g.decode_tokens_per_second:.1f} tokens/s, {loaded.runtime} on "
+            f"{loaded.provider}{guessed}"
         )
     return reply
 

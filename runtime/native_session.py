@@ -154,6 +154,10 @@ class NativeSession:
         self._engine.forward([token], self._bytes, 0, False)
         return self._logits
 
+    def truncate(self, length: int) -> None:
+        """Keep the first `length` tokens."""
+        self._engine.truncate(length)
+
     def score(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """From an empty cache -> logits [tokens, vocabulary]."""
         self.reset()

@@ -112,9 +112,19 @@ class OnnxSession:
             last = self._run_chunk(tokens[start : start + PREFILL_CHUNK])[-1]
         return last.copy()
 
+    def truncate(self, length: int) -> None:
+        """Keep the first `length` tokens."""
+        if length < self._position:
+            self._cache.truncate(length)
+            self._position = length
+
     def score(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """From an empty cache -> logits [tokens, vocabulary]."""
         self.reset()
+        return self.extend(tokens)
+
+    def extend(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """Append `tokens` -> logits [tokens, vocabulary]."""
         scores = np.empty((len(tokens), self.vocabulary), np.float32)
         for start in range(0, len(tokens), PREFILL_CHUNK):
             chunk = tokens[start : start + PREFILL_CHUNK]
@@ -204,6 +214,9 @@ class _SharedCache:
     def take(self, binding: Any, outputs: list[str]) -> None:
         """Nothing to do: the new positions are already in the buffer."""
 
+    def truncate(self, length: int) -> None:
+        """Nothing to do: positions past the attention mask are not read, and written over."""
+
 
 class _GrowingCache:
     """Every step returns a longer present, which is the next step's past."""
@@ -224,6 +237,10 @@ class _GrowingCache:
     def take(self, binding: Any, outputs: list[str]) -> None:
         # Outputs come in the order in which they were bound: logits first, then the cache.
         self._values = list(binding.get_outputs())[1:]
+
+    def truncate(self, length: int) -> None:
+        kept = [np.ascontiguousarray(value.numpy()[:, :, :length]) for value in self._values]
+        self._values = [_wrap(array) for array in kept]
 
 
 def _check_graph(session: Any, shape: GraphShape, folder: Path) -> None:

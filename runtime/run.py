@@ -11,10 +11,20 @@ from .chat import Message, chat_template, render_chat
 from .generate import Generation, complete
 from .load import Loaded
 from .sampling import Sampler, Sampling
+from .session import Session
+from .speculation import SpeculativeSession
 from .thinking import Kind, ThinkSplitter, opens_thinking
 from .tokenizer import StreamDecoder, TextTokenizer
 
 Emit = Callable[[Kind, str], None]
+
+
+@dataclass(frozen=True)
+class Speculation:
+    """How many tokens were guessed, and how many of them were right."""
+
+    proposed: int
+    accepted: int
 
 
 @dataclass(frozen=True)
@@ -26,6 +36,7 @@ class Answer:
     generation: Generation
     sampling: Sampling
     loaded: Loaded
+    speculation: Speculation | None = None
 
     def to_json(self) -> dict[str, Any]:
         g = self.generation
@@ -39,6 +50,7 @@ class Answer:
             "prefill_tokens_per_second": g.prefill_tokens_per_second,
             "decode_tokens_per_second": g.decode_tokens_per_second,
             "sampling": vars(self.sampling),
+            "speculation": vars(self.speculation) if self.speculation else None,
             "runtime": self.loaded.runtime,
             "provider": self.loaded.provider,
         }
@@ -75,11 +87,13 @@ def answer(
     system: str | None = None,
     raw: bool = False,
     emit: Emit = lambda kind, text: None,
+    speculate: int = 0,
 ) -> Answer:
     """Generate until an end token, `max_tokens`, or the end of the context.
 
     Args:
         emit: told every piece of text as it comes, as "think" or "answer".
+        speculate: tokens to guess ahead at most; 0 guesses none.
     """
     tokenizer = TextTokenizer(loaded.side_files, loaded.config)
     tokens, inside = prepare(tokenizer, loaded, prompt, system, raw)
@@ -91,8 +105,10 @@ def answer(
             texts[kind].append(text)
             emit(kind, text)
 
+    guessing = SpeculativeSession(loaded.session, speculate) if speculate else None
+    session: Session = guessing or loaded.session
     generation = complete(
-        loaded.session,
+        session,
         tokens,
         Sampler(sampling),
         tokenizer.stop_ids,
@@ -101,4 +117,5 @@ def answer(
     )
     keep(decoder.finish(), last=True)
     thinking, text = "".join(texts["think"]), "".join(texts["answer"])
-    return Answer(thinking.strip(), text.strip(), generation, sampling, loaded)
+    counts = Speculation(guessing.proposed, guessing.accepted) if guessing else None
+    return Answer(thinking.strip(), text.strip(), generation, sampling, loaded, counts)

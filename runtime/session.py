@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 
 class Session(Protocol):
-    """One sequence in progress. Tokens are appended to the cache, never taken back one by one."""
+    """One sequence in progress: a cache of tokens that grows at its end and can be cut there."""
 
     @property
     def vocabulary(self) -> int:
@@ -37,6 +37,19 @@ class Session(Protocol):
 
     def decode(self, token: int) -> NDArray[np.float32]:
         """Append one token; logits [vocabulary], in an array that the next call may reuse."""
+        ...
+
+    def extend(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """Append tokens (at least one) in one pass; logits [tokens, vocabulary] after every one.
+
+        Equal to `decode` token by token but for rounding: a runtime whose products do not depend
+        on the number of tokens gives the same bits. The array may be reused by the next call.
+        """
+        ...
+
+    def truncate(self, length: int) -> None:
+        """Forget all but the first `length` tokens, at most `position`; what follows is appended
+        there as if the others had never been."""
         ...
 
     def score(self, tokens: Sequence[int]) -> NDArray[np.float32]:

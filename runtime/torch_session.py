@@ -47,6 +47,12 @@ class TorchSession:
     def decode(self, token: int) -> NDArray[np.float32]:
         return self.prefill([token])
 
+    def extend(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        return self._logits(tokens)
+
+    def truncate(self, length: int) -> None:
+        self._cache.truncate(length)
+
     def score(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         self.reset()
         return self._logits(tokens)

@@ -174,6 +174,18 @@ PyObject* engine_reset(PyObject* object, PyObject*) {
     Py_RETURN_NONE;
 }
 
+PyObject* engine_truncate(PyObject* object, PyObject* argument) {
+    const bool done = guarded([&] {
+        Session& session = session_of(object);
+        if (session.busy) throw std::invalid_argument("the engine is busy");
+        const long long length = PyLong_AsLongLong(argument);
+        if (length < 0) throw std::invalid_argument("the length is no count of tokens");
+        session.engine->truncate(length);
+    });
+    if (!done) return nullptr;
+    Py_RETURN_NONE;
+}
+
 template <class Get>
 PyObject* getter(PyObject* object, Get&& get) {
     PyObject* result = nullptr;
@@ -212,6 +224,7 @@ PyObject* available_kernels(PyObject*, PyObject*) {
 PyMethodDef engine_methods[] = {
     {"forward", engine_forward, METH_VARARGS, "Append tokens; write logits into a bytearray."},
     {"reset", engine_reset, METH_NOARGS, "Forget the sequence."},
+    {"truncate", engine_truncate, METH_O, "Keep the first tokens."},
     {nullptr, nullptr, 0, nullptr},
 };
 

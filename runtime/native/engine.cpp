@@ -102,6 +102,10 @@ void Engine::reset() {
     cache_.clear();
 }
 
+void Engine::truncate(int64_t length) {
+    position_ = std::clamp<int64_t>(length, 0, position_);
+}
+
 void Engine::reserve(int64_t tokens) {
     cache_.reserve(position_ + tokens);
     for (auto& attention : attentions_) {

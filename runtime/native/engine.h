@@ -44,6 +44,8 @@ class Engine {
 
     // Forgets the sequence.
     void reset();
+    // Forgets all but the first `length` tokens; the memory stays.
+    void truncate(int64_t length);
 
     // Appends tokens (1 to chunk_tokens, each below the vocabulary). logits: none, or room for
     // the last token's [vocabulary], or with `all` for every token's.
