@@ -15,6 +15,30 @@ from typing import Annotated, Any
 import typer
 
 from dsconv import __version__
+from dsconv.cli_options import (
+    Activations,
+    Bits,
+    Calibration,
+    CalibrationTokens,
+    EmbeddingBits,
+    GroupSize,
+    HeadBits,
+    Json,
+    Kv,
+    MaxMemory,
+    Method,
+    Model,
+    Output,
+    Overwrite,
+    PrefixCorrection,
+    Provider,
+    SchemeName,
+    Symmetric,
+    TargetBits,
+    Threads,
+    TuningEpochs,
+    quantize_options,
+)
 from dsconv.errors import DsconvError, ProviderError, UnsupportedError, UsageError, VerdictFailed
 
 app = typer.Typer(
@@ -30,74 +54,6 @@ app = typer.Typer(
 _CLICK_ERROR: Any = next(
     base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException"
 )
-
-Model = Annotated[
-    str, typer.Argument(help="Folder, .gguf file, or hub name (org/model, org/model@revision)")
-]
-Output = Annotated[Path, typer.Option("--output", "-o", help="Folder to write")]
-Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Replace the output, or an unfinished other run")
-]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout")]
-Threads = Annotated[int, typer.Option(help="Threads; 0 is one per core", min=0)]
-Kv = Annotated[
-    str, typer.Option("--kv", help="Keys and values of a .dsq: fp16, or int8 (half the memory)")
-]
-Provider = Annotated[str, typer.Option(help="Execution provider: cpu, cuda, openvino, …")]
-Bits = Annotated[int, typer.Option(help="Bits per weight: 4, 8; scale-min 3 to 6")]
-SchemeName = Annotated[
-    str, typer.Option("--scheme", help="integer (ONNX, vLLM, vendors) or scale-min (GGUF, native)")
-]
-GroupSize = Annotated[int, typer.Option(help="Weights per scale: 32, 64, 128, -1 = row")]
-Symmetric = Annotated[
-    bool, typer.Option("--symmetric/--asymmetric", help="Fixed or stored zero points")
-]
-HeadBits = Annotated[
-    int | None, typer.Option(help="Bits of lm_head: 4, 8, 16 (default: as --bits)")
-]
-EmbeddingBits = Annotated[
-    int | None,
-    typer.Option(
-        help="Bits of the token embedding: 4, 8, 16 = as it is (default: with gptq as --bits, one "
-        "more with scale-min; else 16)"
-    ),
-]
-Activations = Annotated[
-    str, typer.Option(help="float, or int8 (with --bits 8): int8 products, as vLLM runs them")
-]
-Method = Annotated[
-    str | None,
-    typer.Option(
-        help="gptq: calibrated, the default below 8 bits, and with --calibration, a target or int8 "
-        "activations; search: least squares per group, minutes instead of an hour; rtn: to nearest"
-    ),
-]
-Calibration = Annotated[
-    list[str] | None,
-    typer.Option(
-        help="Text for gptq: self (the model writes it; the default) or FILE (text or .jsonl); "
-        "several are mixed, self=2 or FILE=2 gives one twice the share"
-    ),
-]
-CalibrationTokens = Annotated[int, typer.Option(help="Tokens to calibrate on")]
-TargetBits = Annotated[
-    float | None,
-    typer.Option(help="Choose bits per matrix: this many per weight, over all parameters"),
-]
-PrefixCorrection = Annotated[
-    float | None,
-    typer.Option(
-        help="0 to 1: how far gptq makes up for the error of earlier layers (default: 0.5; 0 at "
-        "8 bits)"
-    ),
-]
-TuningEpochs = Annotated[
-    int,
-    typer.Option(help="Then train the scales on the original's logits; needs the model in RAM"),
-]
-MaxMemory = Annotated[
-    str, typer.Option(help="For activations and second moments; beyond it they go to disk")
-]
 
 
 def _threads(count: int) -> int:
@@ -122,44 +78,6 @@ def options(
     ] = False,
 ) -> None:
     pass
-
-
-def _quantize_options(
-    can_write: bool,
-    tied: bool,
-    method: str | None,
-    calibrates: bool,
-    bits: int,
-    scheme: str,
-    activations: str,
-    embedding_bits: int | None,
-    head_bits: int | None,
-    prefix_correction: float | None,
-    max_memory: str,
-    **others: Any,
-) -> Any:
-    """QuantizeOptions, with what was left open filled in; see `default_method`."""
-    from dsconv.convert import quantization_plan as plans
-    from dsconv.runtime.console import parse_size
-
-    method = method or plans.default_method(bits, activations, calibrates, can_write)
-    if embedding_bits is None:
-        embedding_bits = plans.default_embedding_bits(method, scheme, bits, activations)
-        if tied and head_bits is not None and embedding_bits != plans.FLOAT_BITS:
-            embedding_bits = head_bits  # one matrix
-    if prefix_correction is None:
-        prefix_correction = plans.default_prefix_correction(bits)
-    return plans.QuantizeOptions(
-        bits=bits,
-        method=method,
-        scheme_name=scheme,
-        activations=activations,
-        embedding_bits=embedding_bits,
-        head_bits=head_bits,
-        prefix_correction=prefix_correction,
-        max_memory=parse_size(max_memory),
-        **others,
-    )
 
 
 @app.command(
@@ -203,7 +121,7 @@ def quantize(
     from dsconv.runtime.console import parse_size
 
     chosen = partial(
-        _quantize_options,
+        quantize_options,
         method=method,
         calibrates=bool(calibration) or (target_bpw or target_size or max_kl) is not None,
         bits=bits,
@@ -258,7 +176,7 @@ def plan(
     from dsconv.runtime.plan import predict
 
     chosen = partial(
-        _quantize_options,
+        quantize_options,
         True,
         method=method,
         calibrates=bool(calibration) or target_bpw is not None,
