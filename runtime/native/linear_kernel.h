@@ -87,6 +87,12 @@ template <class L, int bits, int width, int tokens, int blocks> struct IntegerTi
         }
     }
 
+    [[gnu::always_inline]] static inline void clear(Floats (&sums)[blocks][tokens]) {
+        for (int b = 0; b < blocks; b++) {
+            for (int t = 0; t < tokens; t++) sums[b][t] = L::set_floats(0);
+        }
+    }
+
     [[gnu::always_inline]] static inline void times_256(Ints (&sums)[blocks][tokens]) {
         for (int b = 0; b < blocks; b++) {
             for (int t = 0; t < tokens; t++) sums[b][t] = L::template shift_left<8>(sums[b][t]);
@@ -133,8 +139,9 @@ template <class L, int bits, int width, int tokens, int blocks> struct IntegerTi
 
     // What belongs to a group of weights beside its codes.
     struct Parameters {
-        bool zero_points = false;
-        Ints zeros[blocks];      // integer kinds with zero points
+        bool symmetric = false;    // integer kinds: the zero is the middle code
+        bool zero_points = false;  // it is one of `zeros`
+        Ints zeros[blocks];
         Floats scales[blocks];
         Floats minima[blocks];   // scale and minimum
     };
@@ -159,7 +166,7 @@ template <class L, int bits, int width, int tokens, int blocks> struct IntegerTi
             for (int b = 0; b < blocks; b++) {
                 sums[b][t] = L::subtract(sums[b][t], L::multiply(group.zeros[b], sum));
             }
-        } else if constexpr (zero != 0) {
+        } else if (zero != 0 && group.symmetric) {
             Ints offset = L::template shift_left<zero == 8 ? 3 : 7>(sum);
             for (int b = 0; b < blocks; b++) sums[b][t] = L::subtract(sums[b][t], offset);
         }
@@ -225,6 +232,46 @@ template <class L, int bits, int width, int tokens, int blocks> struct IntegerTi
         if constexpr (then == Then::scale_min) add_scale_min(sums, x, input / 32, group, to);
     }
 
+    // Half a unit, for activations in groups of 16.
+    template <bool two, int half>
+    [[gnu::noinline]] static void half_apart(const uint8_t* const* units,
+                                             const TileActivations& x, int64_t input,
+                                             const Parameters& group,
+                                             Floats (&parts)[blocks][tokens]) {
+        const int8_t* high = x.high + input * width;
+        Ints sums[blocks][tokens];
+        clear(sums);
+        add_pair<2 * half, 1>(units, &high, &sums);
+        add_pair<2 * half + 1, 1>(units, &high, &sums);
+        if constexpr (two) {
+            const int8_t* low = x.low + input * width;
+            times_256(sums);
+            add_pair<2 * half, 1>(units, &low, &sums);
+            add_pair<2 * half + 1, 1>(units, &low, &sums);
+        }
+        add_parts(sums, x, input / 16 + half, group, parts);
+    }
+
+    [[gnu::always_inline]] static inline void add_halves(const uint8_t* const* units,
+                                                         const TileActivations& x, int64_t input,
+                                                         const Parameters& group,
+                                                         Floats (&parts)[blocks][tokens]) {
+        prefetch_unit(units);
+        const uint8_t* two = x.two + input / 16;
+        if (two[0]) half_apart<true, 0>(units, x, input, group, parts);
+        else half_apart<false, 0>(units, x, input, group, parts);
+        if (two[1]) half_apart<true, 1>(units, x, input, group, parts);
+        else half_apart<false, 1>(units, x, input, group, parts);
+    }
+
+    [[gnu::always_inline]] static inline void prefetch_unit(const uint8_t* const* units) {
+        if constexpr (width <= 4) {
+            for (int b = 0; b < blocks; b++) {
+                for (int i = 0; i < bits; i++) L::prefetch(units[b] + prefetch_distance + 64 * i);
+            }
+        }
+    }
+
     // With many sums the compiler does better when it sees nothing else.
     template <bool two, Then then>
     [[gnu::noinline]] static void unit_apart(const uint8_t* const* units,
@@ -239,12 +286,8 @@ template <class L, int bits, int width, int tokens, int blocks> struct IntegerTi
                                                           const TileActivations& x, int64_t input,
                                                           const Parameters& group,
                                                           Floats (&to)[blocks][tokens]) {
+        prefetch_unit(units);
         bool two = x.two[input / 32] != 0;
-        if constexpr (width <= 4) {
-            for (int b = 0; b < blocks; b++) {
-                for (int i = 0; i < bits; i++) L::prefetch(units[b] + prefetch_distance + 64 * i);
-            }
-        }
         if constexpr (blocks * tokens >= 8) {
             if (two) unit_apart<true, then>(units, x, input, group, to);
             else unit_apart<false, then>(units, x, input, group, to);
@@ -260,6 +303,7 @@ template <class L, int bits, int width, int tokens, int blocks> struct IntegerTi
                          Floats (&totals)[blocks][tokens]) {
         Parameters group;
         group.zero_points = zero_points;
+        group.symmetric = !zero_points;
         int64_t input = 0;
         for (int64_t g = 0; g < geometry.groups; g++) {
             int64_t inputs = g + 1 < geometry.groups ? geometry.group_width : geometry.last_width;
@@ -285,12 +329,12 @@ template <class L, int bits, int width, int tokens, int blocks> struct IntegerTi
                           int64_t inputs, const Parameters& group,
                           Floats (&totals)[blocks][tokens]) {
         Floats parts[blocks][tokens];
-        for (int b = 0; b < blocks; b++) {
-            for (int t = 0; t < tokens; t++) parts[b][t] = L::set_floats(0);
-        }
+        clear(parts);
         int64_t end = input + inputs;
-        for (; x.group_size == 32 && input + 32 <= end; input += 32) {
-            add_unit_to<Then::parts>(units, x, input, group, parts);
+        // Groups of weights that start within 32 activations have no whole units.
+        for (; input % 32 == 0 && input + 32 <= end; input += 32) {
+            if (x.group_size == 32) add_unit_to<Then::parts>(units, x, input, group, parts);
+            else add_halves(units, x, input, group, parts);
             for (int b = 0; b < blocks; b++) units[b] += 64 * bits;
         }
         if (input < end) add_rest(units, x, input, end, group, parts);
@@ -331,6 +375,26 @@ template <class L, int bits, int width, int tokens, int blocks> struct IntegerTi
         }
     }
 
+    [[gnu::noinline]] static void scale_min_halves(const uint8_t* const* units,
+                                                   const TileActivations& x, int64_t input,
+                                                   const Parameters& group,
+                                                   Floats (&totals)[blocks][tokens]) {
+        Floats parts[blocks][tokens];
+        clear(parts);
+        add_halves(units, x, input, group, parts);
+        int64_t first = input / 16 * width, second = first + width;
+        for (int t = 0; t < tokens; t++) {
+            Floats sum = L::multiply(L::to_floats(L::set_ints(x.sums[first + t])),
+                                     L::set_floats(x.scales[first + t]));
+            sum = L::fma(L::to_floats(L::set_ints(x.sums[second + t])),
+                         L::set_floats(x.scales[second + t]), sum);
+            for (int b = 0; b < blocks; b++) {
+                Floats total = L::fma(parts[b][t], group.scales[b], totals[b][t]);
+                totals[b][t] = L::negative_fma(sum, group.minima[b], total);
+            }
+        }
+    }
+
     // As `integers`, for scale and minimum.
     static void scale_min(const LinearGeometry& geometry, const uint8_t* data, int64_t stride,
                           const TileActivations& x, Floats (&totals)[blocks][tokens]) {
@@ -353,7 +417,11 @@ template <class L, int bits, int width, int tokens, int blocks> struct IntegerTi
             }
             if constexpr (width <= 4) L::prefetch(steps[0] + prefetch_distance);
             load_steps(steps, scale_units, minimum_units, group);
-            add_unit_to<Then::scale_min>(units, x, g * 32, group, totals);
+            if (x.group_size == 32) {
+                add_unit_to<Then::scale_min>(units, x, g * 32, group, totals);
+            } else {
+                scale_min_halves(units, x, g * 32, group, totals);
+            }
             data += code_bytes + geometry.parameter_bytes;
         }
     }
