@@ -232,14 +232,12 @@ template <class L, int bits, int width, int tokens, int blocks> struct IntegerTi
         if constexpr (then == Then::scale_min) add_scale_min(sums, x, input / 32, group, to);
     }
 
-    // Half a unit, for activations in groups of 16.
+    // Half a unit, for activations in groups of 16: exact sums.
     template <bool two, int half>
-    [[gnu::noinline]] static void half_apart(const uint8_t* const* units,
-                                             const TileActivations& x, int64_t input,
-                                             const Parameters& group,
-                                             Floats (&parts)[blocks][tokens]) {
+    [[gnu::always_inline]] static inline void dot_half(const uint8_t* const* units,
+                                                       const TileActivations& x, int64_t input,
+                                                       Ints (&sums)[blocks][tokens]) {
         const int8_t* high = x.high + input * width;
-        Ints sums[blocks][tokens];
         clear(sums);
         add_pair<2 * half, 1>(units, &high, &sums);
         add_pair<2 * half + 1, 1>(units, &high, &sums);
@@ -249,19 +247,45 @@ template <class L, int bits, int width, int tokens, int blocks> struct IntegerTi
             add_pair<2 * half, 1>(units, &low, &sums);
             add_pair<2 * half + 1, 1>(units, &low, &sums);
         }
-        add_parts(sums, x, input / 16 + half, group, parts);
     }
 
-    [[gnu::always_inline]] static inline void add_halves(const uint8_t* const* units,
-                                                         const TileActivations& x, int64_t input,
-                                                         const Parameters& group,
-                                                         Floats (&parts)[blocks][tokens]) {
-        prefetch_unit(units);
-        const uint8_t* two = x.two + input / 16;
-        if (two[0]) half_apart<true, 0>(units, x, input, group, parts);
-        else half_apart<false, 0>(units, x, input, group, parts);
-        if (two[1]) half_apart<true, 1>(units, x, input, group, parts);
-        else half_apart<false, 1>(units, x, input, group, parts);
+    // As `unit`, for activations in groups of 16.
+    template <bool two, Then then>
+    [[gnu::always_inline]] static inline void halves(const uint8_t* const* units,
+                                                     const TileActivations& x, int64_t input,
+                                                     const Parameters& group,
+                                                     Floats (&to)[blocks][tokens]) {
+        int64_t at = input / 16 * width;
+        Floats values[blocks][tokens];
+        Ints sums[blocks][tokens];
+        dot_half<two, 0>(units, x, input, sums);
+        for (int t = 0; t < tokens; t++) {
+            take_zeros(group, L::set_ints(x.sums[at + t]), t, sums);
+            Floats scale = L::set_floats(x.scales[at + t]);
+            for (int b = 0; b < blocks; b++) {
+                values[b][t] = L::multiply(L::to_floats(sums[b][t]), scale);
+            }
+        }
+        dot_half<two, 1>(units, x, input, sums);
+        for (int t = 0; t < tokens; t++) {
+            Ints sum = L::set_ints(x.sums[at + width + t]);
+            take_zeros(group, sum, t, sums);
+            Floats scale = L::set_floats(x.scales[at + width + t]);
+            Floats weightless = L::multiply(L::to_floats(L::set_ints(x.sums[at + t])),
+                                            L::set_floats(x.scales[at + t]));
+            weightless = L::fma(L::to_floats(sum), scale, weightless);
+            for (int b = 0; b < blocks; b++) {
+                Floats value = L::fma(L::to_floats(sums[b][t]), scale, values[b][t]);
+                if constexpr (then == Then::parts) {
+                    to[b][t] = L::add(to[b][t], value);
+                } else {
+                    to[b][t] = L::fma(value, group.scales[b], to[b][t]);
+                }
+                if constexpr (then == Then::scale_min) {
+                    to[b][t] = L::negative_fma(weightless, group.minima[b], to[b][t]);
+                }
+            }
+        }
     }
 
     [[gnu::always_inline]] static inline void prefetch_unit(const uint8_t* const* units) {
@@ -280,6 +304,13 @@ template <class L, int bits, int width, int tokens, int blocks> struct IntegerTi
                                              Floats (&to)[blocks][tokens]) {
         unit<two, then>(units, x, input, group, to);
     }
+    template <bool two, Then then>
+    [[gnu::noinline]] static void halves_apart(const uint8_t* const* units,
+                                               const TileActivations& x, int64_t input,
+                                               const Parameters& group,
+                                               Floats (&to)[blocks][tokens]) {
+        halves<two, then>(units, x, input, group, to);
+    }
 
     template <Then then>
     [[gnu::always_inline]] static inline void add_unit_to(const uint8_t* const* units,
@@ -287,8 +318,11 @@ template <class L, int bits, int width, int tokens, int blocks> struct IntegerTi
                                                           const Parameters& group,
                                                           Floats (&to)[blocks][tokens]) {
         prefetch_unit(units);
-        bool two = x.two[input / 32] != 0;
-        if constexpr (blocks * tokens >= 8) {
+        bool two = x.two[input / x.group_size] != 0;  // halves of a unit agree
+        if (x.group_size == 16) {
+            if (two) halves_apart<true, then>(units, x, input, group, to);
+            else halves_apart<false, then>(units, x, input, group, to);
+        } else if constexpr (blocks * tokens >= 8) {
             if (two) unit_apart<true, then>(units, x, input, group, to);
             else unit_apart<false, then>(units, x, input, group, to);
         } else {
@@ -315,7 +349,7 @@ template <class L, int bits, int width, int tokens, int blocks> struct IntegerTi
             }
             if constexpr (width <= 4) L::prefetch(parameters + prefetch_distance);
             if (zero_points) load_zeros(parameters + 2 * block_rows, stride, group);
-            if (inputs == 32 && x.group_size == 32) {
+            if (inputs == 32 && input % 32 == 0) {
                 add_unit_to<Then::scaled>(units, x, input, group, totals);
             } else {
                 add_group(units, x, input, inputs, group, totals);
@@ -333,8 +367,7 @@ template <class L, int bits, int width, int tokens, int blocks> struct IntegerTi
         int64_t end = input + inputs;
         // Groups of weights that start within 32 activations have no whole units.
         for (; input % 32 == 0 && input + 32 <= end; input += 32) {
-            if (x.group_size == 32) add_unit_to<Then::parts>(units, x, input, group, parts);
-            else add_halves(units, x, input, group, parts);
+            add_unit_to<Then::parts>(units, x, input, group, parts);
             for (int b = 0; b < blocks; b++) units[b] += 64 * bits;
         }
         if (input < end) add_rest(units, x, input, end, group, parts);
@@ -375,26 +408,6 @@ template <class L, int bits, int width, int tokens, int blocks> struct IntegerTi
         }
     }
 
-    [[gnu::noinline]] static void scale_min_halves(const uint8_t* const* units,
-                                                   const TileActivations& x, int64_t input,
-                                                   const Parameters& group,
-                                                   Floats (&totals)[blocks][tokens]) {
-        Floats parts[blocks][tokens];
-        clear(parts);
-        add_halves(units, x, input, group, parts);
-        int64_t first = input / 16 * width, second = first + width;
-        for (int t = 0; t < tokens; t++) {
-            Floats sum = L::multiply(L::to_floats(L::set_ints(x.sums[first + t])),
-                                     L::set_floats(x.scales[first + t]));
-            sum = L::fma(L::to_floats(L::set_ints(x.sums[second + t])),
-                         L::set_floats(x.scales[second + t]), sum);
-            for (int b = 0; b < blocks; b++) {
-                Floats total = L::fma(parts[b][t], group.scales[b], totals[b][t]);
-                totals[b][t] = L::negative_fma(sum, group.minima[b], total);
-            }
-        }
-    }
-
     // As `integers`, for scale and minimum.
     static void scale_min(const LinearGeometry& geometry, const uint8_t* data, int64_t stride,
                           const TileActivations& x, Floats (&totals)[blocks][tokens]) {
@@ -417,11 +430,7 @@ template <class L, int bits, int width, int tokens, int blocks> struct IntegerTi
             }
             if constexpr (width <= 4) L::prefetch(steps[0] + prefetch_distance);
             load_steps(steps, scale_units, minimum_units, group);
-            if (x.group_size == 32) {
-                add_unit_to<Then::scale_min>(units, x, g * 32, group, totals);
-            } else {
-                scale_min_halves(units, x, g * 32, group, totals);
-            }
+            add_unit_to<Then::scale_min>(units, x, g * 32, group, totals);
             data += code_bytes + geometry.parameter_bytes;
         }
     }

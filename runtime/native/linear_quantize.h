@@ -106,9 +106,9 @@ template <class L> struct Quantizer {
         }
     }
 
-    // Two terms for the groups that would make most of the error: those whose share of it, the mean
-    // over the tokens, is much larger than the mean over groups. The error of a group goes with the
-    // square of its largest magnitude. Shares stand, for the time being, where scales will be.
+    // Two terms for the pairs of groups that would make most of the error: where the share of one,
+    // the mean over the tokens, is much larger than the mean over groups. The error of a group goes
+    // with the square of its largest magnitude. Shares stand for now where scales will be.
     static void choose_terms(const Tile& tile) {
         float* shares = tile.scales;
         for (int64_t g = 0; g < tile.groups; g++) shares[g * tile.width] = 0;
@@ -127,7 +127,10 @@ template <class L> struct Quantizer {
         }
         float limit =
             loud * (static_cast<float>(tile.count) / static_cast<float>(tile.groups));
-        for (int64_t g = 0; g < tile.groups; g++) tile.two[g] = shares[g * tile.width] > limit;
+        for (int64_t g = 0; g < tile.groups; g += 2) {
+            float first = shares[g * tile.width], second = shares[(g + 1) * tile.width];
+            tile.two[g] = tile.two[g + 1] = first > limit || second > limit;
+        }
     }
 
     static float error(const Tile& tile, int64_t group, int64_t token, float factor) {
