@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "engine.h"
+#include "linear_binding.h"
 #include "memory.h"
 #include "program_reader.h"
 
@@ -264,7 +265,8 @@ PyMODINIT_FUNC PyInit__native() {
     PyObject* module = PyModule_Create(&dsconv::module);
     if (!module) return nullptr;
     PyObject* type = PyType_FromSpec(&dsconv::engine_spec);
-    if (!type || PyModule_AddObject(module, "Engine", type) < 0 ||
+    if (!type || PyModule_AddFunctions(module, dsconv::linear_methods) < 0 ||
+        PyModule_AddObject(module, "Engine", type) < 0 ||
         PyModule_AddIntConstant(module, "CHUNK_TOKENS", dsconv::Engine::chunk_tokens) < 0) {
         Py_XDECREF(type);
         Py_DECREF(module);

@@ -25,8 +25,11 @@ struct TileActivations {
     int64_t group_size;
 };
 
+// What is taken off the codes before they are multiplied.
+enum class Zero { none, middle, stored };
+
 // width: tokens that lie side by side in the activations; tokens: how many of them are computed.
-template <class L, int bits, int width, int tokens, int blocks> struct IntegerTile {
+template <class L, int bits, Zero zero, int width, int tokens, int blocks> struct IntegerTile {
     using Ints = typename L::Ints;
     using Floats = typename L::Floats;
     using Codes = typename L::Codes;
@@ -139,9 +142,7 @@ template <class L, int bits, int width, int tokens, int blocks> struct IntegerTi
 
     // What belongs to a group of weights beside its codes.
     struct Parameters {
-        bool symmetric = false;    // integer kinds: the zero is the middle code
-        bool zero_points = false;  // it is one of `zeros`
-        Ints zeros[blocks];
+        Ints zeros[blocks];      // Zero::stored
         Floats scales[blocks];
         Floats minima[blocks];   // scale and minimum
     };
@@ -158,16 +159,16 @@ template <class L, int bits, int width, int tokens, int blocks> struct IntegerTi
         }
     }
 
-    // Sums of code * activation to sums of (code - zero) * activation.
+    // Sums of code * activation to sums of (code - zero) * activation; sum: of the activations.
     [[gnu::always_inline]] static inline void take_zeros(const Parameters& group, Ints sum, int t,
                                                          Ints (&sums)[blocks][tokens]) {
-        constexpr int zero = (1 << (bits - 1)) - L::template code_offset<bits>;
-        if (group.zero_points) {
+        constexpr int middle = (1 << (bits - 1)) - L::template code_offset<bits>;
+        if constexpr (zero == Zero::stored) {
             for (int b = 0; b < blocks; b++) {
                 sums[b][t] = L::subtract(sums[b][t], L::multiply(group.zeros[b], sum));
             }
-        } else if (zero != 0 && group.symmetric) {
-            Ints offset = L::template shift_left<zero == 8 ? 3 : 7>(sum);
+        } else if constexpr (zero == Zero::middle && middle != 0) {
+            Ints offset = L::template shift_left<middle == 8 ? 3 : 7>(sum);
             for (int b = 0; b < blocks; b++) sums[b][t] = L::subtract(sums[b][t], offset);
         }
     }
@@ -332,12 +333,9 @@ template <class L, int bits, int width, int tokens, int blocks> struct IntegerTi
     }
 
     // totals += weights of the blocks * activations; `stride` bytes from block to block.
-    static void integers(const LinearGeometry& geometry, bool zero_points, const uint8_t* data,
-                         int64_t stride, const TileActivations& x,
-                         Floats (&totals)[blocks][tokens]) {
+    static void integers(const LinearGeometry& geometry, const uint8_t* data, int64_t stride,
+                         const TileActivations& x, Floats (&totals)[blocks][tokens]) {
         Parameters group;
-        group.zero_points = zero_points;
-        group.symmetric = !zero_points;
         int64_t input = 0;
         for (int64_t g = 0; g < geometry.groups; g++) {
             int64_t inputs = g + 1 < geometry.groups ? geometry.group_width : geometry.last_width;
@@ -348,7 +346,7 @@ template <class L, int bits, int width, int tokens, int blocks> struct IntegerTi
                 group.scales[b] = L::load_float16(parameters + b * stride);
             }
             if constexpr (width <= 4) L::prefetch(parameters + prefetch_distance);
-            if (zero_points) load_zeros(parameters + 2 * block_rows, stride, group);
+            if constexpr (zero == Zero::stored) load_zeros(parameters + 2 * block_rows, stride, group);
             if (inputs == 32 && input % 32 == 0) {
                 add_unit_to<Then::scaled>(units, x, input, group, totals);
             } else {
@@ -519,24 +517,30 @@ template <class L> struct Linear {
         TileActivations x{call.x.high + inputs, call.x.low ? call.x.low + inputs : nullptr,
                           call.x.scales + groups, call.x.sums + groups,
                           call.x.two + tile * call.activations.groups, group_size};
+        constexpr Zero none = Zero::none, middle = Zero::middle, stored = Zero::stored;
+        bool zeros = call.view.zero_points;
         switch (call.view.kind) {
             case LinearKind::int4:
-                return IntegerTile<L, 4, width, tokens, blocks>::integers(
-                    call.geometry, call.view.zero_points, data, stride, x, totals);
+                return zeros ? IntegerTile<L, 4, stored, width, tokens, blocks>::integers(
+                                   call.geometry, data, stride, x, totals)
+                             : IntegerTile<L, 4, middle, width, tokens, blocks>::integers(
+                                   call.geometry, data, stride, x, totals);
             case LinearKind::int8:
-                return IntegerTile<L, 8, width, tokens, blocks>::integers(
-                    call.geometry, call.view.zero_points, data, stride, x, totals);
+                return zeros ? IntegerTile<L, 8, stored, width, tokens, blocks>::integers(
+                                   call.geometry, data, stride, x, totals)
+                             : IntegerTile<L, 8, middle, width, tokens, blocks>::integers(
+                                   call.geometry, data, stride, x, totals);
             case LinearKind::scale_min3:
-                return IntegerTile<L, 3, width, tokens, blocks>::scale_min(
+                return IntegerTile<L, 3, none, width, tokens, blocks>::scale_min(
                     call.geometry, data, stride, x, totals);
             case LinearKind::scale_min4:
-                return IntegerTile<L, 4, width, tokens, blocks>::scale_min(
+                return IntegerTile<L, 4, none, width, tokens, blocks>::scale_min(
                     call.geometry, data, stride, x, totals);
             case LinearKind::scale_min5:
-                return IntegerTile<L, 5, width, tokens, blocks>::scale_min(
+                return IntegerTile<L, 5, none, width, tokens, blocks>::scale_min(
                     call.geometry, data, stride, x, totals);
             case LinearKind::scale_min6:
-                return IntegerTile<L, 6, width, tokens, blocks>::scale_min(
+                return IntegerTile<L, 6, none, width, tokens, blocks>::scale_min(
                     call.geometry, data, stride, x, totals);
             case LinearKind::float16:
                 return FloatTile<L, false, width, tokens, blocks>::floats(
