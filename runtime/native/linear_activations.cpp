@@ -40,10 +40,10 @@ Activations place(const ActivationShape& shape, Arena& arena) {
 }  // namespace
 
 ActivationShape activation_shape(const LinearView& view, int64_t tokens, Precision precision) {
-    bool halves = (view.kind == LinearKind::int4 || view.kind == LinearKind::int8) &&
-                  view.group_size % 32 != 0;
-    return {tokens, view.cols, halves ? 16 : 32,
-            holds_floats(view.kind) ? Precision::float32 : precision};
+    if (holds_floats(view.kind)) return {tokens, view.cols, 32, Precision::float32};
+    bool integer = view.kind == LinearKind::int4 || view.kind == LinearKind::int8;
+    bool halves = precision == Precision::mixed || (integer && view.group_size % 32 != 0);
+    return {tokens, view.cols, halves ? 16 : 32, precision};
 }
 
 size_t activation_bytes(const ActivationShape& shape) {

@@ -87,6 +87,12 @@ template <class L, int bits, int width, int tokens, int blocks> struct IntegerTi
         }
     }
 
+    [[gnu::always_inline]] static inline void clear(Floats (&sums)[blocks][tokens]) {
+        for (int b = 0; b < blocks; b++) {
+            for (int t = 0; t < tokens; t++) sums[b][t] = L::set_floats(0);
+        }
+    }
+
     [[gnu::always_inline]] static inline void times_256(Ints (&sums)[blocks][tokens]) {
         for (int b = 0; b < blocks; b++) {
             for (int t = 0; t < tokens; t++) sums[b][t] = L::template shift_left<8>(sums[b][t]);
@@ -133,8 +139,9 @@ template <class L, int bits, int width, int tokens, int blocks> struct IntegerTi
 
     // What belongs to a group of weights beside its codes.
     struct Parameters {
-        bool zero_points = false;
-        Ints zeros[blocks];      // integer kinds with zero points
+        bool symmetric = false;    // integer kinds: the zero is the middle code
+        bool zero_points = false;  // it is one of `zeros`
+        Ints zeros[blocks];
         Floats scales[blocks];
         Floats minima[blocks];   // scale and minimum
     };
@@ -159,7 +166,7 @@ template <class L, int bits, int width, int tokens, int blocks> struct IntegerTi
             for (int b = 0; b < blocks; b++) {
                 sums[b][t] = L::subtract(sums[b][t], L::multiply(group.zeros[b], sum));
             }
-        } else if constexpr (zero != 0) {
+        } else if (zero != 0 && group.symmetric) {
             Ints offset = L::template shift_left<zero == 8 ? 3 : 7>(sum);
             for (int b = 0; b < blocks; b++) sums[b][t] = L::subtract(sums[b][t], offset);
         }
@@ -225,6 +232,70 @@ template <class L, int bits, int width, int tokens, int blocks> struct IntegerTi
         if constexpr (then == Then::scale_min) add_scale_min(sums, x, input / 32, group, to);
     }
 
+    // Half a unit, for activations in groups of 16: exact sums.
+    template <bool two, int half>
+    [[gnu::always_inline]] static inline void dot_half(const uint8_t* const* units,
+                                                       const TileActivations& x, int64_t input,
+                                                       Ints (&sums)[blocks][tokens]) {
+        const int8_t* high = x.high + input * width;
+        clear(sums);
+        add_pair<2 * half, 1>(units, &high, &sums);
+        add_pair<2 * half + 1, 1>(units, &high, &sums);
+        if constexpr (two) {
+            const int8_t* low = x.low + input * width;
+            times_256(sums);
+            add_pair<2 * half, 1>(units, &low, &sums);
+            add_pair<2 * half + 1, 1>(units, &low, &sums);
+        }
+    }
+
+    // As `unit`, for activations in groups of 16.
+    template <bool two, Then then>
+    [[gnu::always_inline]] static inline void halves(const uint8_t* const* units,
+                                                     const TileActivations& x, int64_t input,
+                                                     const Parameters& group,
+                                                     Floats (&to)[blocks][tokens]) {
+        int64_t at = input / 16 * width;
+        Floats values[blocks][tokens];
+        Ints sums[blocks][tokens];
+        dot_half<two, 0>(units, x, input, sums);
+        for (int t = 0; t < tokens; t++) {
+            take_zeros(group, L::set_ints(x.sums[at + t]), t, sums);
+            Floats scale = L::set_floats(x.scales[at + t]);
+            for (int b = 0; b < blocks; b++) {
+                values[b][t] = L::multiply(L::to_floats(sums[b][t]), scale);
+            }
+        }
+        dot_half<two, 1>(units, x, input, sums);
+        for (int t = 0; t < tokens; t++) {
+            Ints sum = L::set_ints(x.sums[at + width + t]);
+            take_zeros(group, sum, t, sums);
+            Floats scale = L::set_floats(x.scales[at + width + t]);
+            Floats weightless = L::multiply(L::to_floats(L::set_ints(x.sums[at + t])),
+                                            L::set_floats(x.scales[at + t]));
+            weightless = L::fma(L::to_floats(sum), scale, weightless);
+            for (int b = 0; b < blocks; b++) {
+                Floats value = L::fma(L::to_floats(sums[b][t]), scale, values[b][t]);
+                if constexpr (then == Then::parts) {
+                    to[b][t] = L::add(to[b][t], value);
+                } else {
+                    to[b][t] = L::fma(value, group.scales[b], to[b][t]);
+                }
+                if constexpr (then == Then::scale_min) {
+                    to[b][t] = L::negative_fma(weightless, group.minima[b], to[b][t]);
+                }
+            }
+        }
+    }
+
+    [[gnu::always_inline]] static inline void prefetch_unit(const uint8_t* const* units) {
+        if constexpr (width <= 4) {
+            for (int b = 0; b < blocks; b++) {
+                for (int i = 0; i < bits; i++) L::prefetch(units[b] + prefetch_distance + 64 * i);
+            }
+        }
+    }
+
     // With many sums the compiler does better when it sees nothing else.
     template <bool two, Then then>
     [[gnu::noinline]] static void unit_apart(const uint8_t* const* units,
@@ -233,19 +304,25 @@ template <class L, int bits, int width, int tokens, int blocks> struct IntegerTi
                                              Floats (&to)[blocks][tokens]) {
         unit<two, then>(units, x, input, group, to);
     }
+    template <bool two, Then then>
+    [[gnu::noinline]] static void halves_apart(const uint8_t* const* units,
+                                               const TileActivations& x, int64_t input,
+                                               const Parameters& group,
+                                               Floats (&to)[blocks][tokens]) {
+        halves<two, then>(units, x, input, group, to);
+    }
 
     template <Then then>
     [[gnu::always_inline]] static inline void add_unit_to(const uint8_t* const* units,
                                                           const TileActivations& x, int64_t input,
                                                           const Parameters& group,
                                                           Floats (&to)[blocks][tokens]) {
-        bool two = x.two[input / 32] != 0;
-        if constexpr (width <= 4) {
-            for (int b = 0; b < blocks; b++) {
-                for (int i = 0; i < bits; i++) L::prefetch(units[b] + prefetch_distance + 64 * i);
-            }
-        }
-        if constexpr (blocks * tokens >= 8) {
+        prefetch_unit(units);
+        bool two = x.two[input / x.group_size] != 0;  // halves of a unit agree
+        if (x.group_size == 16) {
+            if (two) halves_apart<true, then>(units, x, input, group, to);
+            else halves_apart<false, then>(units, x, input, group, to);
+        } else if constexpr (blocks * tokens >= 8) {
             if (two) unit_apart<true, then>(units, x, input, group, to);
             else unit_apart<false, then>(units, x, input, group, to);
         } else {
@@ -260,6 +337,7 @@ template <class L, int bits, int width, int tokens, int blocks> struct IntegerTi
                          Floats (&totals)[blocks][tokens]) {
         Parameters group;
         group.zero_points = zero_points;
+        group.symmetric = !zero_points;
         int64_t input = 0;
         for (int64_t g = 0; g < geometry.groups; g++) {
             int64_t inputs = g + 1 < geometry.groups ? geometry.group_width : geometry.last_width;
@@ -271,7 +349,7 @@ template <class L, int bits, int width, int tokens, int blocks> struct IntegerTi
             }
             if constexpr (width <= 4) L::prefetch(parameters + prefetch_distance);
             if (zero_points) load_zeros(parameters + 2 * block_rows, stride, group);
-            if (inputs == 32 && x.group_size == 32) {
+            if (inputs == 32 && input % 32 == 0) {
                 add_unit_to<Then::scaled>(units, x, input, group, totals);
             } else {
                 add_group(units, x, input, inputs, group, totals);
@@ -285,11 +363,10 @@ template <class L, int bits, int width, int tokens, int blocks> struct IntegerTi
                           int64_t inputs, const Parameters& group,
                           Floats (&totals)[blocks][tokens]) {
         Floats parts[blocks][tokens];
-        for (int b = 0; b < blocks; b++) {
-            for (int t = 0; t < tokens; t++) parts[b][t] = L::set_floats(0);
-        }
+        clear(parts);
         int64_t end = input + inputs;
-        for (; x.group_size == 32 && input + 32 <= end; input += 32) {
+        // Groups of weights that start within 32 activations have no whole units.
+        for (; input % 32 == 0 && input + 32 <= end; input += 32) {
             add_unit_to<Then::parts>(units, x, input, group, parts);
             for (int b = 0; b < blocks; b++) units[b] += 64 * bits;
         }

@@ -9,7 +9,7 @@ namespace dsconv {
 // L only keeps the instruction sets' copies apart.
 template <class L> struct Quantizer {
     static constexpr int max_group = 32;
-    static constexpr float two_term_factor = 1.5f;
+    static constexpr float loud = 4.0f;
 
     struct Group {
         float scale;
@@ -72,19 +72,6 @@ template <class L> struct Quantizer {
         for (int i = 0; i < max_group; i++) group.sum += two ? 256 * high[i] + low[i] : high[i];
     }
 
-    // Where one term is so coarse that its error matters for the whole token: groups whose largest
-    // magnitude is well above the root mean square of all groups' largest magnitudes.
-    static float two_term_limit(const float* x, const ActivationShape& shape) {
-        float squares = 0;
-        int64_t groups = 0;
-        float padded[max_group];
-        for (int64_t i = 0; i < shape.cols; i += shape.group_size, groups++) {
-            float largest = from_bits(largest_magnitude(group_at(x, shape, i, padded)));
-            squares += largest * largest;
-        }
-        return two_term_factor * two_term_factor * (squares / static_cast<float>(groups));
-    }
-
     // The group that starts at input i, in max_group values.
     static const float* group_at(const float* x, const ActivationShape& shape, int64_t i,
                                  float (&padded)[max_group]) {
@@ -94,43 +81,95 @@ template <class L> struct Quantizer {
         return padded;
     }
 
-    static void quantize_token(const float* x, const Activations& to, int64_t width,
-                               int64_t inputs, int64_t groups, uint8_t* two, int token) {
-        const ActivationShape& shape = to.shape;
-        bool always = shape.precision == Precision::int16;
-        bool sometimes = shape.precision == Precision::mixed;
-        float limit = sometimes ? two_term_limit(x, shape) : 0.0f;
+    // A tile's part of the arrays.
+    struct Tile {
+        int64_t width;   // tokens that it has room for
+        int64_t count;   // tokens that it has
+        int64_t groups;  // of a token
+        const float* x;  // its first token
+        int64_t ld_x;
+        int8_t* high;
+        int8_t* low;
+        float* scales;
+        int32_t* sums;
+        uint8_t* two;
+    };
+
+    // The largest magnitude of every group, as bits, for the time being where the sums will be.
+    static void measure(const ActivationShape& shape, const Tile& tile) {
         float padded[max_group];
-        Group group;
-        for (int64_t g = 0, i = 0; i < shape.cols; g++, i += shape.group_size) {
-            const float* values = group_at(x, shape, i, padded);
-            int32_t largest = largest_magnitude(values);
-            float magnitude = from_bits(largest);
-            bool both = always || (sometimes && magnitude * magnitude > limit);
-            if (both) quantize<true>(values, largest, group);
-            else quantize<false>(values, largest, group);
-            to.scales[groups + g * width] = group.scale;
-            to.sums[groups + g * width] = group.sum;
-            two[g] = static_cast<uint8_t>(two[g] | both << token);
-            for (int64_t quad = 0; quad < shape.group_size / 4; quad++) {
-                int64_t at = inputs + (i / 4 + quad) * width * 4;
-                __builtin_memcpy(to.high + at, group.high + 4 * quad, 4);
-                if (to.low) __builtin_memcpy(to.low + at, group.low + 4 * quad, 4);
+        for (int64_t t = 0; t < tile.count; t++) {
+            for (int64_t g = 0, i = 0; i < shape.cols; g++, i += shape.group_size) {
+                const float* values = group_at(tile.x + t * tile.ld_x, shape, i, padded);
+                tile.sums[g * tile.width + t] = largest_magnitude(values);
             }
         }
     }
 
-    // Where some tokens of a tile have two terms, the others get a low term of zero: all of them
-    // count in 256ths of what they did, which changes no result.
-    static void agree_on_terms(const Activations& x, int64_t width, int64_t count, int64_t groups,
-                               const uint8_t* two, int64_t group_count) {
-        for (int64_t g = 0; g < group_count; g++) {
-            for (int64_t t = 0; two[g] != 0 && t < count; t++) {
-                if (two[g] >> t & 1) continue;
-                x.scales[groups + g * width + t] *= 0x1p-8f;
-                x.sums[groups + g * width + t] *= 256;
+    // Two terms for the pairs of groups that would make most of the error: where the share of one,
+    // the mean over the tokens, is much larger than the mean over groups. The error of a group goes
+    // with the square of its largest magnitude. Shares stand for now where scales will be.
+    static void choose_terms(const Tile& tile) {
+        float* shares = tile.scales;
+        for (int64_t g = 0; g < tile.groups; g++) shares[g * tile.width] = 0;
+        for (int64_t t = 0; t < tile.count; t++) {
+            float largest = 0, total = 0;
+            for (int64_t g = 0; g < tile.groups; g++) {
+                float magnitude = from_bits(tile.sums[g * tile.width + t]);
+                largest = magnitude > largest ? magnitude : largest;
+            }
+            float factor = largest > 0 ? 1.0f / largest : 0.0f;
+            for (int64_t g = 0; g < tile.groups; g++) total += error(tile, g, t, factor);
+            float part = total > 0 ? 1.0f / total : 0.0f;
+            for (int64_t g = 0; g < tile.groups; g++) {
+                shares[g * tile.width] += part * error(tile, g, t, factor);
             }
         }
+        float limit =
+            loud * (static_cast<float>(tile.count) / static_cast<float>(tile.groups));
+        for (int64_t g = 0; g < tile.groups; g += 2) {
+            float first = shares[g * tile.width], second = shares[(g + 1) * tile.width];
+            tile.two[g] = tile.two[g + 1] = first > limit || second > limit;
+        }
+    }
+
+    static float error(const Tile& tile, int64_t group, int64_t token, float factor) {
+        float magnitude = from_bits(tile.sums[group * tile.width + token]) * factor;
+        return magnitude * magnitude;
+    }
+
+    static void quantize_token(const ActivationShape& shape, const Tile& tile, int64_t token) {
+        float padded[max_group];
+        Group group;
+        for (int64_t g = 0, i = 0; i < shape.cols; g++, i += shape.group_size) {
+            const float* values = group_at(tile.x + token * tile.ld_x, shape, i, padded);
+            int64_t at = g * tile.width + token;
+            if (tile.two[g]) quantize<true>(values, tile.sums[at], group);
+            else quantize<false>(values, tile.sums[at], group);
+            tile.scales[at] = group.scale;
+            tile.sums[at] = group.sum;
+            for (int64_t quad = 0; quad < shape.group_size / 4; quad++) {
+                int64_t to = ((i / 4 + quad) * tile.width + token) * 4;
+                __builtin_memcpy(tile.high + to, group.high + 4 * quad, 4);
+                if (tile.low) __builtin_memcpy(tile.low + to, group.low + 4 * quad, 4);
+            }
+        }
+    }
+
+    static void quantize_tile(const ActivationShape& shape, const ActivationGeometry& geometry,
+                              const Tile& tile) {
+        int64_t values = geometry.padded_cols * tile.width, groups = tile.groups * tile.width * 4;
+        if (tile.count < tile.width || shape.cols < geometry.padded_cols) {
+            clear(tile.high, values);
+            if (tile.low) clear(tile.low, values);
+            clear(tile.scales, groups);
+            clear(tile.sums, groups);
+        }
+        __builtin_memset(tile.two, shape.precision == Precision::int16,
+                         static_cast<size_t>(tile.groups));
+        measure(shape, tile);
+        if (shape.precision == Precision::mixed) choose_terms(tile);
+        for (int64_t t = 0; t < tile.count; t++) quantize_token(shape, tile, t);
     }
 
     static void copy_token(const float* x, const ActivationShape& shape, int64_t width,
@@ -155,19 +194,11 @@ template <class L> struct Quantizer {
                 }
                 continue;
             }
-            clear(to.two + tile * geometry.groups, geometry.groups);
-            if (count < width) {
-                clear(to.high + inputs, geometry.padded_cols * width);
-                if (to.low) clear(to.low + inputs, geometry.padded_cols * width);
-                clear(to.scales + groups, geometry.groups * width * 4);
-                clear(to.sums + groups, geometry.groups * width * 4);
-            }
-            uint8_t* two = to.two + tile * geometry.groups;
-            for (int64_t t = 0; t < count; t++) {
-                quantize_token(x + (token + t) * ld_x, to, width, inputs + t * 4, groups + t, two,
-                               static_cast<int>(t));
-            }
-            agree_on_terms(to, width, count, groups, two, geometry.groups);
+            quantize_tile(to.shape, geometry,
+                          Tile{width, count, geometry.groups, x + token * ld_x, ld_x,
+                               to.high + inputs, to.low ? to.low + inputs : nullptr,
+                               to.scales + groups, to.sums + groups,
+                               to.two + tile * geometry.groups});
         }
     }
 };

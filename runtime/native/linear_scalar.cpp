@@ -1,3 +1,7 @@
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC optimize("no-tree-slp-vectorize")  // GCC 12 fails on the kernel with it
+#endif
+
 #include "linear_lanes_scalar.h"
 
 #include "linear_kernel.h"
