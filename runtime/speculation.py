@@ -148,7 +148,8 @@ class SpeculativeSession:
         rows = self._session.extend([token, *guess])
         self.proposed += len(guess)
         self._ahead.extend(zip(guess, rows[1:], strict=True))
-        return rows[0]
+        logits: NDArray[np.float32] = rows[0]
+        return logits
 
     def _append(self, tokens: Sequence[int]) -> None:
         self._roll_back()
