@@ -6,8 +6,9 @@ guessed, the following logits are there already; the first time it draws somethi
 is rolled back. For a guess that is certain (all of its probability on one token) this is the rule
 of speculative sampling (Leviathan et al. 2023, Chen et al. 2023): token x is accepted with the
 probability p(x) that the model gives it, and what replaces it is drawn from p without x. So the
-distribution is that of the model, and the same seed gives the same tokens, as far as `extend` and
-`decode` of the session give the same logits.
+distribution is that of the model, and the same seed gives the same tokens, where `extend` and
+`decode` of the session give the same logits. Where they differ by rounding, as in a runtime with
+other kernels for one token than for several, a near tie can go the other way.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from .session import Session
 
 NGRAM_SIZES = (4, 3, 2)  # tokens of context that must agree; the longest match is taken
 MAX_CANDIDATES = 64
+FIRST_WIDTH = 2  # tokens of the first guess
 
 
 class PromptLookup:
@@ -66,6 +68,10 @@ class PromptLookup:
 class SpeculativeSession:
     """A session whose `decode` looks ahead: the same protocol, the same logits, fewer passes.
 
+    A guess has at most `candidates` tokens: two at first, twice as many after one that was right
+    to its end, half as many after one that was not. So a text that does not repeat itself pays
+    for few tokens in vain.
+
     `proposed` and `accepted` count the guessed tokens. The session inside may have seen more than
     `position` tells; it is rolled back before the next pass, and by `truncate(position)`.
 
@@ -79,7 +85,8 @@ class SpeculativeSession:
                 f"{candidates} tokens of speculation are outside 1..{MAX_CANDIDATES}",
                 "give --speculate 4, or 0 to switch it off",
             )
-        self._session, self._count = session, candidates
+        self._session, self._most = session, candidates
+        self._width = min(FIRST_WIDTH, candidates)
         self._position = session.position
         self._lookup = PromptLookup()
         self._ahead: deque[tuple[int, NDArray[np.float32]]] = deque()
@@ -101,6 +108,7 @@ class SpeculativeSession:
         self._session.reset()
         self._ahead.clear()
         self._lookup, self._position = PromptLookup(), 0
+        self._width = min(FIRST_WIDTH, self._most)
 
     def prefill(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         self._append(tokens)
@@ -127,16 +135,21 @@ class SpeculativeSession:
             self.accepted += 1
             self._lookup.append([token])
             self._position += 1
+            if not self._ahead:
+                self._width = min(2 * self._width, self._most)
             return logits
+        if self._ahead:
+            self._width = max(1, self._width // 2)
         self._append([token])
         room = self.context_length - self._position
-        guess = self._lookup.candidates(min(self._count, room))
+        guess = self._lookup.candidates(min(self._width, room))
         if not guess:
             return self._session.decode(token)
         rows = self._session.extend([token, *guess])
         self.proposed += len(guess)
         self._ahead.extend(zip(guess, rows[1:], strict=True))
-        return rows[0]
+        logits: NDArray[np.float32] = rows[0]
+        return logits
 
     def _append(self, tokens: Sequence[int]) -> None:
         self._roll_back()

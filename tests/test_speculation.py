@@ -14,9 +14,13 @@ from numpy.typing import NDArray
 from small_models import write_checkpoint
 
 from dsconv.convert.checkpoint import open_checkpoint
+from dsconv.convert.native.export import export_native
 from dsconv.convert.onnx.export import ExportOptions, export_onnx
+from dsconv.convert.quantization_plan import QuantizeOptions
+from dsconv.convert.quantized import quantize_checkpoint
 from dsconv.errors import UsageError
 from dsconv.runtime.generate import Generation, complete
+from dsconv.runtime.load import load
 from dsconv.runtime.onnx_session import OnnxSession
 from dsconv.runtime.sampling import Sampler, Sampling
 from dsconv.runtime.session import Session
@@ -196,6 +200,29 @@ def test_a_cut_cache_goes_on_as_if_nothing_had_been_there(
     session.truncate(20)
     session.truncate(0)
     np.testing.assert_allclose(session.prefill(tokens), wanted[-1], **close)
+
+
+@pytest.mark.parametrize("kv", ["fp16", "int8"])
+def test_the_native_engine_gives_the_same_bits(kv: str, tmp_path: Path) -> None:
+    """So that speculation is exact there, not only up to rounding."""
+    pytest.importorskip("dsconv.runtime._native", exc_type=ImportError)
+    folder = write_checkpoint(tmp_path / "m", vocab_size=6)
+    quantize_checkpoint(open_checkpoint(str(folder)), QuantizeOptions(), tmp_path / "q")
+    export_native(open_checkpoint(str(tmp_path / "q")), tmp_path / "m.dsq")
+    inner = load(str(tmp_path / "m.dsq"), threads=1, kv=kv).session
+    tokens = np.random.default_rng(2).integers(0, 6, 40).tolist()
+    inner.prefill(tokens[:20])
+    wanted = np.stack([inner.decode(token).copy() for token in tokens[20:]])
+    inner.truncate(20)
+    assert inner.position == 20
+    np.testing.assert_array_equal(inner.extend(tokens[20:]), wanted)
+    for length in (33, 20, 25):  # the last is longer than what is there
+        inner.truncate(length)
+    np.testing.assert_array_equal(inner.decode(tokens[20]), wanted[0])
+    session = SpeculativeSession(inner, 5)
+    plain = run(inner, tokens, Sampling(1.0, seed=3), 90)
+    assert run(session, tokens, Sampling(1.0, seed=3), 90).tokens == plain.tokens
+    assert 0 < session.accepted < session.proposed
 
 
 # ---------------------------------------------------------------- the same distribution
