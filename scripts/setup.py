@@ -55,7 +55,10 @@ def test() -> None:
 
 
 def check() -> None:
-    install("[dev]")
+    if (
+        not PYTHON.exists()
+    ):  # after `test` all tools are there: installing compiles the engine again
+        install("[dev]")
     run(PYTHON, "-m", "ruff", "check", ".")
     run(PYTHON, "-m", "ruff", "format", "--check", ".")
     link_for_type_checkers()
