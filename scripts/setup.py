@@ -55,9 +55,7 @@ def test() -> None:
 
 
 def check() -> None:
-    if (
-        not PYTHON.exists()
-    ):  # after `test` all tools are there: installing compiles the engine again
+    if not PYTHON.exists():  # else `test` was here; installing again would compile again
         install("[dev]")
     run(PYTHON, "-m", "ruff", "check", ".")
     run(PYTHON, "-m", "ruff", "format", "--check", ".")
