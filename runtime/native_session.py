@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -63,13 +64,12 @@ def load_engine_module() -> Any:
         ProviderError: dsconv was installed without it.
     """
     try:
-        from . import _native
+        return import_module("dsconv.runtime._native")
     except ImportError as error:
         raise ProviderError(
             f"the native engine is not installed: {error}",
             "install a C++ compiler (g++ or clang) and then dsconv again; or run an ONNX export",
         ) from error
-    return _native
 
 
 def available_kernels() -> list[str]:

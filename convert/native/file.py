@@ -49,7 +49,7 @@ class NativeFile:
         return [
             name
             for name, info in self.tensors.items()
-            if sha256(read_rows(info)).hexdigest() != self.metadata.sha256.get(name)
+            if sha256(read_rows(info).data).hexdigest() != self.metadata.sha256.get(name)
         ]
 
 

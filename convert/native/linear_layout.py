@@ -29,7 +29,7 @@ Padding holds zero bytes; it meets activations of zero.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import ml_dtypes
 import numpy as np
@@ -55,6 +55,7 @@ KINDS = {
 }
 
 Bytes = NDArray[np.uint8]
+Array = NDArray[Any]
 Packable = Quantized | QuantizedScaleMin | NDArray[np.float16] | NDArray[ml_dtypes.bfloat16]
 
 
@@ -79,10 +80,13 @@ class LinearLayout:
             scheme = matrix.scheme
             group_size = 0 if scheme.group_size == WHOLE_ROW else scheme.group_size
             zeros = matrix.zeros is not None
-            return cls(f"int{scheme.bits}", *matrix.codes.shape, group_size, zeros)
+            rows, cols = matrix.codes.shape
+            return cls(f"int{scheme.bits}", rows, cols, group_size, zeros)
         if isinstance(matrix, QuantizedScaleMin):
-            return cls(f"scale_min{matrix.scheme.bits}", *matrix.codes.shape)
-        return cls(matrix.dtype.name, *matrix.shape)
+            rows, cols = matrix.codes.shape
+            return cls(f"scale_min{matrix.scheme.bits}", rows, cols)
+        rows, cols = matrix.shape
+        return cls(matrix.dtype.name, rows, cols)
 
     @property
     def blocks(self) -> int:
@@ -203,7 +207,7 @@ def _scale_min_content(matrix: QuantizedScaleMin) -> Bytes:
         [
             _planes(codes, scheme.bits),
             low.transpose(0, 2, 1),
-            _nibbles((minimum_steps >> 2).transpose(0, 2, 1)),
+            _nibbles((minimum_steps >> np.uint8(2)).transpose(0, 2, 1)),
         ],
         axis=-1,
     )  # [blocks, groups, bytes]
@@ -263,7 +267,7 @@ def _round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
 
 
-def _blocks(values: NDArray) -> NDArray:
+def _blocks(values: Array) -> Array:
     """[rows, n] -> [blocks, 16, n], padded with zeros."""
     padding = -len(values) % BLOCK_ROWS
     if padding:
@@ -271,7 +275,7 @@ def _blocks(values: NDArray) -> NDArray:
     return values.reshape(-1, BLOCK_ROWS, values.shape[1])
 
 
-def _rows(blocks: NDArray, rows: int) -> NDArray:
+def _rows(blocks: Array, rows: int) -> Array:
     """Inverse of `_blocks`."""
     return np.ascontiguousarray(blocks.reshape(-1, blocks.shape[-1])[:rows])
 
@@ -287,15 +291,16 @@ def _planes(codes: Bytes, bits: int) -> Bytes:
     """[blocks, 16, groups, inputs] -> [blocks, groups, bytes]"""
     planes, shift = [], 0
     for width in PLANES[bits]:
-        values = codes >> shift & (1 << width) - 1
+        values = codes >> np.uint8(shift) & np.uint8((1 << width) - 1)
         shift += width
         quads = values.reshape(*codes.shape[:3], -1, 8 // width, 4)
         plane = quads[..., 0, :].copy()
         for i in range(1, 8 // width):
-            plane |= quads[..., i, :] << i * width
+            plane |= quads[..., i, :] << np.uint8(i * width)
         plane = plane.transpose(0, 2, 3, 1, 4)  # [blocks, groups, vectors, 16, 4]
         planes.append(plane.reshape(*plane.shape[:2], -1))
-    return planes[0] if len(planes) == 1 else np.concatenate(planes, axis=-1)
+    joined: Bytes = planes[0] if len(planes) == 1 else np.concatenate(planes, axis=-1)
+    return joined
 
 
 def _read_planes(planes: Bytes, bits: int, inputs: int) -> Bytes:
@@ -313,7 +318,7 @@ def _read_planes(planes: Bytes, bits: int, inputs: int) -> Bytes:
     return codes
 
 
-def _group_values(values: NDArray) -> Bytes:
+def _group_values(values: Array) -> Bytes:
     """[blocks, 16, groups] -> [blocks, groups, bytes]"""
     moved = np.ascontiguousarray(values.transpose(0, 2, 1))
     return moved.view(np.uint8).reshape(*moved.shape[:2], -1)
@@ -327,7 +332,8 @@ def _group_zeros(zeros: Bytes, bits: int) -> Bytes:
 
 def _nibbles(values: Bytes) -> Bytes:
     """[..., 16] -> [..., 8]: value i and value i + 8 in a byte."""
-    return values[..., :8] | values[..., 8:] << 4
+    nibbles: Bytes = values[..., :8] | values[..., 8:] << np.uint8(4)
+    return nibbles
 
 
 def _read_nibbles(packed: Bytes) -> Bytes:
@@ -335,6 +341,6 @@ def _read_nibbles(packed: Bytes) -> Bytes:
     return np.concatenate([packed & 15, packed >> 4], axis=-1)
 
 
-def _as_bytes(values: NDArray) -> Bytes:
+def _as_bytes(values: Array) -> Bytes:
     """[blocks, ...] -> [blocks, bytes]"""
     return np.ascontiguousarray(values).view(np.uint8).reshape(len(values), -1)

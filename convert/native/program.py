@@ -99,13 +99,13 @@ def _fold_norms(nodes: list[Node]) -> list[Node]:
     """Norms of whole rows become a part of the linear maps that alone read them."""
     kept = []
     for node in nodes:
-        users = node.outputs[0].users
-        is_whole = isinstance(node.spec, Norm) and node.spec.heads == 1
-        if not is_whole or len(users) != 1 or not isinstance(users[0].spec, tuple):
+        norm, users = node.spec, node.outputs[0].users
+        alone = len(users) == 1 and isinstance(users[0].spec, tuple)
+        if not alone or not isinstance(norm, Norm) or norm.heads != 1:
             kept.append(node)
             continue
         x, user = node.inputs[0], users[0]
-        user.norm, user.inputs = node.spec, (x,)
+        user.norm, user.inputs = norm, (x,)
         x.users[x.users.index(node)] = user
     return kept
 
@@ -225,15 +225,17 @@ class _Lowering:
         name = self._ropes.setdefault(rope, f"rotary.{len(self._ropes)}.frequencies")
         self._steps.append(
             AttentionStep(
-                attention.layer,
-                *(self._of(part) for part in (query, key, value)),
-                self._new(node.outputs[0]),
-                attention.heads,
-                attention.kv_heads,
-                attention.head_dim,
-                name,
-                rope.attention_factor,
-                bias,
+                layer=attention.layer,
+                query=self._of(query),
+                key=self._of(key),
+                value=self._of(value),
+                output=self._new(node.outputs[0]),
+                heads=attention.heads,
+                kv_heads=attention.kv_heads,
+                head_dim=attention.head_dim,
+                frequencies=name,
+                rotary_factor=rope.attention_factor,
+                key_bias=bias,
             )
         )
 

@@ -13,6 +13,7 @@ from ..json_file import ConfigReader
 
 MAX_BUFFERS = 1_000
 MAX_STEPS = 100_000
+MAX_HEADS = 2**24  # and features of a head
 COMBINES = ("none", "add", "silu_multiply")
 
 
@@ -124,12 +125,17 @@ class AttentionStep:
     @classmethod
     def read(cls, reader: ConfigReader) -> AttentionStep:
         return cls(
-            reader.integer("layer", low=0, high=MAX_STEPS),
-            *(_buffer(reader, key) for key in ("query", "key", "value", "output")),
-            *(reader.integer(key, high=2**24) for key in ("heads", "kv_heads", "head_dim")),
-            reader.string("frequencies"),
-            reader.number("rotary_factor", high=1e6),
-            reader.string("key_bias") if reader.has("key_bias") else None,
+            layer=reader.integer("layer", low=0, high=MAX_STEPS),
+            query=_buffer(reader, "query"),
+            key=_buffer(reader, "key"),
+            value=_buffer(reader, "value"),
+            output=_buffer(reader, "output"),
+            heads=reader.integer("heads", high=MAX_HEADS),
+            kv_heads=reader.integer("kv_heads", high=MAX_HEADS),
+            head_dim=reader.integer("head_dim", high=MAX_HEADS),
+            frequencies=reader.string("frequencies"),
+            rotary_factor=reader.number("rotary_factor", high=1e6),
+            key_bias=reader.string("key_bias") if reader.has("key_bias") else None,
         )
 
 

@@ -31,6 +31,9 @@ struct Lanes {
         return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)),
                 _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8)))};
     }
+    static void prefetch(const void* p) {
+        _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0);
+    }
     void store(float* p) const {
         _mm256_storeu_ps(p, low);
         _mm256_storeu_ps(p + 8, high);

@@ -28,6 +28,9 @@ struct Lanes {
         const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
         return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes))};
     }
+    static void prefetch(const void* p) {
+        _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0);
+    }
     void store(float* p) const { _mm512_storeu_ps(p, v); }
     void store(Half* p) const {
         const __m256i halves =

@@ -44,6 +44,11 @@ struct Lanes {
                  vcvtq_f32_s32(vmovl_s16(vget_low_s16(second))),
                  vcvtq_f32_s32(vmovl_s16(vget_high_s16(second)))}};
     }
+    static void prefetch([[maybe_unused]] const void* p) {
+#if defined(__GNUC__)
+        __builtin_prefetch(p);
+#endif
+    }
     void store(float* p) const {
         for (int i = 0; i < 4; ++i) vst1q_f32(p + 4 * i, part[i]);
     }

@@ -35,6 +35,7 @@ struct Lanes {
     static Lanes load(const int8_t* p) {
         return make([&](int i) { return static_cast<float>(p[i]); });
     }
+    static void prefetch(const void*) {}
     void store(float* p) const { std::memcpy(p, lane, sizeof lane); }
     void store(Half* p) const {
         for (int i = 0; i < 16; ++i) p[i] = float_to_half(lane[i]);

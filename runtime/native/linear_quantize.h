@@ -108,34 +108,49 @@ template <class L> struct Quantizer {
 
     // Two terms for the pairs of groups that would make most of the error: where the share of one,
     // the mean over the tokens, is much larger than the mean over groups. The error of a group goes
-    // with the square of its largest magnitude. Shares stand for now where scales will be.
-    static void choose_terms(const Tile& tile) {
-        float* shares = tile.scales;
-        for (int64_t g = 0; g < tile.groups; g++) shares[g * tile.width] = 0;
-        for (int64_t t = 0; t < tile.count; t++) {
-            float largest = 0, total = 0;
-            for (int64_t g = 0; g < tile.groups; g++) {
-                float magnitude = from_bits(tile.sums[g * tile.width + t]);
-                largest = magnitude > largest ? magnitude : largest;
-            }
-            float factor = largest > 0 ? 1.0f / largest : 0.0f;
-            for (int64_t g = 0; g < tile.groups; g++) total += error(tile, g, t, factor);
-            float part = total > 0 ? 1.0f / total : 0.0f;
-            for (int64_t g = 0; g < tile.groups; g++) {
-                shares[g * tile.width] += part * error(tile, g, t, factor);
+    // with the square of its largest magnitude.
+    // width: of the tile.
+    template <int width> static void choose_terms(const Tile& tile) {
+        float largest[width] = {}, factors[width], totals[width] = {}, parts[width];
+        for (int64_t g = 0; g < tile.groups; g++) {
+            for (int t = 0; t < width; t++) {
+                float magnitude = from_bits(tile.sums[g * width + t]);
+                largest[t] = magnitude > largest[t] ? magnitude : largest[t];
             }
         }
-        float limit =
-            loud * (static_cast<float>(tile.count) / static_cast<float>(tile.groups));
+        for (int t = 0; t < width; t++) factors[t] = largest[t] > 0 ? 1.0f / largest[t] : 0.0f;
+        for (int64_t g = 0; g < tile.groups; g++) {
+            for (int t = 0; t < width; t++) {
+                float magnitude = from_bits(tile.sums[g * width + t]) * factors[t];
+                totals[t] += magnitude * magnitude;
+            }
+        }
+        for (int t = 0; t < width; t++) parts[t] = totals[t] > 0 ? 1.0f / totals[t] : 0.0f;
+        float limit = loud * (static_cast<float>(tile.count) / static_cast<float>(tile.groups));
         for (int64_t g = 0; g < tile.groups; g += 2) {
-            float first = shares[g * tile.width], second = shares[(g + 1) * tile.width];
-            tile.two[g] = tile.two[g + 1] = first > limit || second > limit;
+            bool two = share<width>(tile, g, factors, parts) > limit ||
+                       share<width>(tile, g + 1, factors, parts) > limit;
+            tile.two[g] = tile.two[g + 1] = two;
         }
     }
 
-    static float error(const Tile& tile, int64_t group, int64_t token, float factor) {
-        float magnitude = from_bits(tile.sums[group * tile.width + token]) * factor;
-        return magnitude * magnitude;
+    template <int width>
+    static float share(const Tile& tile, int64_t group, const float* factors, const float* parts) {
+        float sum = 0;
+        for (int t = 0; t < width; t++) {
+            float magnitude = from_bits(tile.sums[group * width + t]) * factors[t];
+            sum += magnitude * magnitude * parts[t];
+        }
+        return sum;
+    }
+
+    static void choose_terms(const Tile& tile) {
+        switch (tile.width) {
+            case 8: return choose_terms<8>(tile);
+            case 4: return choose_terms<4>(tile);
+            case 2: return choose_terms<2>(tile);
+            default: return choose_terms<1>(tile);
+        }
     }
 
     static void quantize_token(const ActivationShape& shape, const Tile& tile, int64_t token) {

@@ -163,7 +163,10 @@ inline void add_products(const float* queries, int64_t query_stride, const Eleme
         const int64_t key_row = key_rows ? key_rows[feature] : feature;
         Lanes key[Blocks];
         for (int b = 0; b < Blocks; ++b) {
-            key[b] = Lanes::load(keys + b * block_stride + key_row * position_block);
+            const Element* place = keys + b * block_stride + key_row * position_block;
+            key[b] = Lanes::load(place);
+            // A block is about a page, where the hardware's own prefetching stops.
+            Lanes::prefetch(place + Blocks * block_stride);
         }
         for (int r = 0; r < Rows; ++r) {
             const Lanes query = Lanes::broadcast(queries[r * query_stride + feature]);
@@ -237,6 +240,8 @@ struct Scores {
     }
 };
 
+constexpr int64_t prefetched_positions = 16;
+
 // output[row] = output[row] * factor[row] + sum over positions of weight * value.
 template <int Rows, int Chunks, class Element>
 inline void add_values(const AttentionTile& tile, const CacheView& cache, const float* factors,
@@ -254,7 +259,11 @@ inline void add_values(const AttentionTile& tile, const CacheView& cache, const 
     const float* weights = tile.scores + row * segment_positions;
     for (int64_t position = 0; position < positions; ++position) {
         Lanes value[Chunks];
-        for (int c = 0; c < Chunks; ++c) value[c] = Lanes::load(values + position * stride + c * 16);
+        for (int c = 0; c < Chunks; ++c) {
+            const Element* place = values + position * stride + c * 16;
+            value[c] = Lanes::load(place);
+            Lanes::prefetch(place + prefetched_positions * stride);
+        }
         for (int r = 0; r < Rows; ++r) {
             const Lanes weight = Lanes::broadcast(weights[r * segment_positions + position]);
             for (int c = 0; c < Chunks; ++c) {
