@@ -138,8 +138,8 @@ def table(section: Section, report: Report) -> list[str]:
     low, high = (quantity(value) for value in report.bandwidth.quartiles)
     lines += [
         "",
-        f"Read bandwidth in this run {quantity(report.bandwidth.median)}B/s (quartiles {low}to "
-        f"{high}). Others used {others:.0%} of the machine; {report.discarded_rounds} rounds "
+        f"Read bandwidth in this run {quantity(report.bandwidth.median)}B/s (quartiles {low}B/s "
+        f"to {high}B/s). Others used {others:.0%} of the machine; {report.discarded_rounds} rounds "
         f"thrown away{'; DISTURBED' if report.is_disturbed else ''}.",
         "",
     ]

@@ -151,7 +151,9 @@ class Report:
             table.add_row(title, *cells)
         Console().print(table)
         low, high = (quantity(value) for value in self.bandwidth.quartiles)
-        print(f"read bandwidth {quantity(self.bandwidth.median)}B/s, quartiles {low}to {high}")
+        print(
+            f"read bandwidth {quantity(self.bandwidth.median)}B/s, quartiles {low}B/s to {high}B/s"
+        )
         if self.foreign.values:
             print(
                 f"others used {self.foreign.median:.0%} of the machine (at most "
