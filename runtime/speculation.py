@@ -131,7 +131,7 @@ class SpeculativeSession:
     def decode(self, token: int) -> NDArray[np.float32]:
         """Append one token; logits [vocabulary], made together with those of what may follow."""
         if self._ahead and self._ahead[0][0] == token:
-            _, logits = self._ahead.popleft()
+            logits = self._ahead.popleft()[1]
             self.accepted += 1
             self._lookup.append([token])
             self._position += 1
@@ -148,8 +148,8 @@ class SpeculativeSession:
         rows = self._session.extend([token, *guess])
         self.proposed += len(guess)
         self._ahead.extend(zip(guess, rows[1:], strict=True))
-        logits: NDArray[np.float32] = rows[0]
-        return logits
+        first: NDArray[np.float32] = rows[0]
+        return first
 
     def _append(self, tokens: Sequence[int]) -> None:
         self._roll_back()
