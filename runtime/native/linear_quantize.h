@@ -1,5 +1,5 @@
 // Rounding of activations, written once for all instruction sets: plain loops over a group that
-// compilers turn into vectors. As in linear_kernel.h all functions are members of a template.
+// compilers turn into vectors. As in linear_integer_tile.h all functions are members of a template.
 #pragma once
 
 #include "linear_geometry.h"
