@@ -1,5 +1,5 @@
 // Rounding of activations, written once for all instruction sets: plain loops over a group that
-// compilers turn into vectors. As in linear_kernel.h all functions are members of a template.
+// compilers turn into vectors. As in linear_integer_tile.h all functions are members of a template.
 #pragma once
 
 #include "linear_geometry.h"
@@ -166,7 +166,7 @@ template <class L> struct Quantizer {
             for (int64_t quad = 0; quad < shape.group_size / 4; quad++) {
                 int64_t to = ((i / 4 + quad) * tile.width + token) * 4;
                 __builtin_memcpy(tile.high + to, group.high + 4 * quad, 4);
-                if (tile.low) __builtin_memcpy(tile.low + to, group.low + 4 * quad, 4);
+                if (tile.two[g]) __builtin_memcpy(tile.low + to, group.low + 4 * quad, 4);
             }
         }
     }
