@@ -148,8 +148,8 @@ class SpeculativeSession:
         rows = self._session.extend([token, *guess])
         self.proposed += len(guess)
         self._ahead.extend(zip(guess, rows[1:], strict=True))
-        logits: NDArray[np.float32] = rows[0]
-        return logits
+        first: NDArray[np.float32] = rows[0]
+        return first
 
     def _append(self, tokens: Sequence[int]) -> None:
         self._roll_back()
