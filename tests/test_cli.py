@@ -40,6 +40,7 @@ RUN = {
     "prefill_tokens_per_second",
     "decode_tokens_per_second",
     "sampling",
+    "speculation",
     "runtime",
     "provider",
 }
