@@ -70,8 +70,9 @@ int engine_init(PyObject* object, PyObject* arguments, PyObject*) {
     unsigned long long size;
     PyObject *buffers, *steps;
     int threads;
-    if (!PyArg_ParseTuple(arguments, "yKOOisssss", &path, &size, &buffers, &steps, &threads, &cache,
-                          &kernels, &decode, &prefill, &score)) {
+    if (!PyArg_ParseTuple(arguments, "yKO!O!isssss", &path, &size, &PyList_Type, &buffers,
+                          &PyList_Type, &steps, &threads, &cache, &kernels, &decode, &prefill,
+                          &score)) {
         return -1;
     }
     const bool done = guarded([&] {
@@ -132,7 +133,13 @@ PyObject* engine_forward(PyObject* object, PyObject* arguments) {
     PyObject *list, *logits;
     long long offset;
     int all;
-    if (!PyArg_ParseTuple(arguments, "OOLp", &list, &logits, &offset, &all)) return nullptr;
+    if (!PyArg_ParseTuple(arguments, "O!OLp", &PyList_Type, &list, &logits, &offset, &all)) {
+        return nullptr;
+    }
+    if (logits != Py_None && !PyObject_TypeCheck(logits, &PyByteArray_Type)) {
+        PyErr_SetString(PyExc_TypeError, "logits go into a bytearray");
+        return nullptr;
+    }
     const bool done = guarded([&] {
         Session& session = session_of(object);
         Engine& engine = *session.engine;
@@ -140,7 +147,6 @@ PyObject* engine_forward(PyObject* object, PyObject* arguments) {
         float* out = nullptr;
         if (logits != Py_None) {
             const Py_ssize_t size = PyByteArray_Size(logits);
-            if (PyErr_Occurred()) throw PythonError();
             const auto rows = all ? static_cast<int64_t>(tokens.size()) : 1;
             const int64_t needed = rows * engine.vocabulary() * static_cast<int64_t>(sizeof(float));
             if (offset < 0 || offset % 4 || offset > size || needed > size - offset) {
