@@ -6,7 +6,9 @@ The engine is optional: where there is no C++ compiler, dsconv installs without 
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from setuptools import Extension
 from setuptools.command.build_ext import build_ext
@@ -28,7 +30,19 @@ class BuildNative(build_ext):
         is_msvc = self.compiler.compiler_type == "msvc"
         ext.extra_compile_args = MSVC_FLAGS if is_msvc else [*UNIX_FLAGS, *self._more_flags()]
         ext.extra_link_args = [] if is_msvc else ["-pthread", *self._more_flags()]
-        super().build_extension(ext)
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            self._compile_in_parallel(pool)
+            super().build_extension(ext)
+
+    def _compile_in_parallel(self, pool: ThreadPoolExecutor) -> None:
+        """setuptools compiles the files of one extension one after the other."""
+        compile_all = self.compiler.compile
+
+        def compile_each(sources: list[str], **options: Any) -> list[str]:
+            made = pool.map(lambda source: compile_all([source], **options), sources)
+            return [name for part in made for name in part]
+
+        self.compiler.compile = compile_each
 
     @staticmethod
     def _more_flags() -> list[str]:
