@@ -117,8 +117,8 @@ def quantize(
     """Quantize a checkpoint to int4 or int8, calibrated, in bounded memory; resumes."""
     from dsconv.convert.quantization_plan import Target
     from dsconv.runtime.calibration import CalibrationOptions, CalibrationSource
-    from dsconv.runtime.commands import quantize_command
     from dsconv.runtime.console import parse_size
+    from dsconv.runtime.quantize_command import quantize_command
 
     chosen = partial(
         quantize_options,
@@ -230,7 +230,7 @@ def export(
 ) -> None:
     """Export a checkpoint: for ONNX Runtime, llama.cpp, transformers, or the native engine."""
     from dsconv.convert.onnx.export import ExportOptions
-    from dsconv.runtime.commands import (
+    from dsconv.runtime.export_commands import (
         export_command,
         export_compressed_tensors_command,
         export_gguf_command,
