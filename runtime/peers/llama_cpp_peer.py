@@ -23,7 +23,7 @@ CACHE_TYPES = {"fp16": 1, "int8": 8}  # GGML_TYPE_F16, _Q8_0
 
 def build(checkpoint: str, bits: int, output: Path) -> None:
     """The unquantized checkpoint as GGUF, then llama.cpp's own quantization of it."""
-    from ..commands import export_gguf_command
+    from ..export_commands import export_gguf_command
 
     output.mkdir(parents=True)
     source = output / "unquantized.gguf"
