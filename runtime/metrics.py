@@ -14,25 +14,31 @@ ROWS_AT_A_TIME = 64  # positions held in float64 over the whole vocabulary
 
 @dataclass(frozen=True)
 class TokenScores:
-    """Per position: KL in nats, agreement of the top token, negative log-likelihoods (nats)."""
+    """Per position: KL in nats, agreement of the top token, negative log-likelihoods (nats), and
+    the reference's largest probability."""
 
     kl: NDArray[np.float64]
     agree: NDArray[np.bool_]
     reference_loss: NDArray[np.float64]
     artifact_loss: NDArray[np.float64]
+    confidence: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Means over all tokens; `stderr` is the standard error of the mean KL."""
+    """Means over all tokens; `stderr` is the standard error of the mean KL. `probability_shift` is
+    the share of tokens whose own probability differs by more than 0.1."""
 
     tokens: int
     kl_mean: float
     kl_stderr: float
     kl_median: float
+    kl_p90: float
     kl_p99: float
+    kl_p999: float
     kl_max: float
     top1_agreement: float
+    probability_shift: float
     reference_perplexity: float
     artifact_perplexity: float
 
@@ -78,6 +84,7 @@ def _compare_rows(
         log_p.argmax(-1) == log_q.argmax(-1),
         -log_p[rows, targets],
         -log_q[rows, targets],
+        np.exp(log_p.max(-1)),
     )
 
 
@@ -87,21 +94,26 @@ def join(parts: Sequence[TokenScores]) -> TokenScores:
         np.concatenate([part.agree for part in parts]),
         np.concatenate([part.reference_loss for part in parts]),
         np.concatenate([part.artifact_loss for part in parts]),
+        np.concatenate([part.confidence for part in parts]),
     )
 
 
 def summarize(scores: TokenScores) -> Summary:
     """Statistics over all positions (at least one)."""
     count = len(scores.kl)
+    shift = np.abs(np.exp(-scores.reference_loss) - np.exp(-scores.artifact_loss))
     deviation = float(scores.kl.std(ddof=1)) if count > 1 else 0.0
     return Summary(
         tokens=count,
         kl_mean=float(scores.kl.mean()),
         kl_stderr=deviation / math.sqrt(count),
         kl_median=float(np.median(scores.kl)),
+        kl_p90=float(np.quantile(scores.kl, 0.9)),
         kl_p99=float(np.quantile(scores.kl, 0.99)),
+        kl_p999=float(np.quantile(scores.kl, 0.999)),
         kl_max=float(scores.kl.max()),
         top1_agreement=float(scores.agree.mean()),
+        probability_shift=float((shift > 0.1).mean()),
         reference_perplexity=_perplexity(scores.reference_loss),
         artifact_perplexity=_perplexity(scores.artifact_loss),
     )

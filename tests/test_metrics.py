@@ -39,7 +39,7 @@ def textbook_kl(p_logits: NDArray[np.float32], q_logits: NDArray[np.float32]) ->
 
 def scores(kl: list[float]) -> TokenScores:
     zeros = np.zeros(len(kl))
-    return TokenScores(np.array(kl), np.ones(len(kl), bool), zeros, zeros)
+    return TokenScores(np.array(kl), np.ones(len(kl), bool), zeros, zeros, zeros)
 
 
 def test_kl_is_the_textbook_sum_and_torchs() -> None:
