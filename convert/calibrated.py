@@ -33,7 +33,7 @@ from .activations import ActivationStore, StoredWindows
 from .calibrating_ops import CalibratingOps
 from .checkpoint import Checkpoint, module_of
 from .divergence import mean_divergence
-from .families.base import Linear, Norm, Table
+from .families.base import DecoderConfig, Linear, Norm, Table
 from .families.inventory import Role
 from .head_moments import tied_moments
 from .journal import Journal
@@ -53,7 +53,7 @@ from .residual_files import ResidualFiles
 from .smoothed import Smoother
 from .torch_ops import load_parameter
 
-ROWS_AT_A_TIME = 512  # of a matrix, rounded by one thread; a multiple of the zero points' 8
+WEIGHTS_AT_A_TIME = 1 << 22  # of a matrix, rounded by one thread
 SAMPLES = 1024  # positions on which the smoothing is chosen, spread over all windows
 ACTIVATION_SHARE = 0.25  # of the memory for calibration; the rest is for second moments
 LOWEST_SQNR = 0.0  # dB: below, the error is larger than the signal and the run stops
@@ -101,6 +101,20 @@ def forward_dtype() -> torch.dtype:
     """bfloat16 where the processor multiplies it natively (about four times as fast)."""
     has_bfloat16: Callable[[], bool] = torch.ops.mkldnn._is_mkldnn_bf16_supported
     return torch.bfloat16 if has_bfloat16() else torch.float32
+
+
+def rows_at_a_time(columns: int) -> int:
+    """Of a matrix, rounded by one thread: wide ones in smaller slices; a multiple of the zero
+    points' 8."""
+    return max(8, min(512, WEIGHTS_AT_A_TIME // columns // 8 * 8))
+
+
+def memory_for_moments(max_memory: int, config: DecoderConfig) -> int:
+    """Bytes for the second moments of one input: what activations leave, and the weights that are
+    held while moments are summed (gate and up, in two bytes each)."""
+    weights = 2 * 2 * config.intermediate_size * config.hidden_size
+    rest = int(max_memory * (1 - ACTIVATION_SHARE))
+    return max(rest - weights, rest // 3)
 
 
 class _Calibration:
@@ -217,7 +231,7 @@ class _Calibration:
             return None
         columns = group[0].inputs
         unit = max(undivided(job.scheme, columns) for job in jobs if job.scheme)
-        limit = int(self._options.max_memory * (1 - ACTIVATION_SHARE))
+        limit = memory_for_moments(self._options.max_memory, self._checkpoint.decoder.config)
         blocks = diagonal_blocks(columns, unit, limit)
         return MomentSum(blocks, self._with_original, self._workers, self._corrects_bias(group))
 
@@ -232,15 +246,20 @@ class _Calibration:
         group: Sequence[Linear],
         moments: MomentSum,
         window: Callable[[int], torch.Tensor],
+        original: Callable[[int], torch.Tensor] | None,
         source: Norm | Linear | None,
     ) -> torch.Tensor | None:
         statistics = moments.finish()
         _require_finite(statistics, group[0].name)
-        columns, inputs = group[0].inputs, window(len(self._lengths) // 2).float().numpy()
+        columns, sample = group[0].inputs, len(self._lengths) // 2
+        inputs = wanted = window(sample).float().numpy()
+        if original is not None:
+            strength = np.float32(self._options.prefix_correction)
+            wanted = inputs + strength * (original(sample).float().numpy() - inputs)
         scales = self._smooth(group, statistics.squares(), window, source)
         if scales is not None:
             statistics.divide(scales)
-            inputs = inputs / scales
+            inputs, wanted = inputs / scales, wanted / scales
         factors: dict[object, Factor] = {}
         for job in self._open_jobs(group):
             if job.scheme is None:
@@ -248,7 +267,7 @@ class _Calibration:
             order = type(job.scheme), undivided(job.scheme, columns)  # all a factor depends on
             if order not in factors:
                 factors[order] = self._factorize(job, statistics)
-            self._matrix(job, factors[order], statistics, inputs, scales)
+            self._matrix(job, factors[order], statistics, inputs, wanted, scales)
         return None if scales is None else torch.from_numpy(scales)
 
     def _smooth(
@@ -342,18 +361,20 @@ class _Calibration:
         factor: Factor,
         statistics: InputStatistics,
         inputs: Floats,
+        wanted: Floats,
         scales: Floats | None,
     ) -> None:
         """Quantize and write one matrix, and its bias where the moments left that something to do.
 
         Args:
-            inputs: [positions, columns], to measure the error on.
+            inputs, wanted: [positions, columns], to measure the error on: what the matrix gets, and
+                what the original weights would get for the outputs that are aimed at.
             scales: by which the inputs were divided [columns].
         """
         scheme, start_time = job.scheme, time.perf_counter()
         if scheme is None:
             raise RuntimeError("only quantized matrices come here")
-        rows = job.parameter.shape[0]
+        rows, step = job.parameter.shape[0], rows_at_a_time(job.parameter.shape[1])
         strength = np.float32(self._options.prefix_correction)
         received = simulate_rows(inputs) if isinstance(scheme, Int8Rows) else inputs
         mean, wanted_mean = statistics.mean, statistics.mean
@@ -361,7 +382,7 @@ class _Calibration:
             wanted_mean = mean + strength * statistics.mean_difference
 
         def work(start: int) -> tuple[AnyQuantized, NDArray[np.float64], Floats | None]:
-            weights = self._rows(job, start, min(rows, start + ROWS_AT_A_TIME))
+            weights = self._rows(job, start, min(rows, start + step))
             if scales is not None:
                 weights = weights * scales
             target = weights
@@ -375,9 +396,9 @@ class _Calibration:
                 offset = weights @ wanted_mean - dequantized @ mean
             rounded = dequantize(round_to_nearest(weights, scheme))
             powers = [
-                output_power(inputs, weights),
-                error_power(inputs, received, weights, dequantized, offset),
-                error_power(inputs, received, weights, rounded),
+                output_power(wanted, weights),
+                error_power(wanted, received, weights, dequantized, offset),
+                error_power(wanted, received, weights, rounded),
             ]
             flat = (np.ptp(quantized.codes, axis=1) == 0) & (np.ptp(weights, axis=1) > 0)
             return quantized, np.array([*powers, flat.sum()]), offset
@@ -385,7 +406,7 @@ class _Calibration:
         powers = np.zeros(4)
         offsets: list[Floats] = []
         try:
-            for part, power, offset in self._workers.in_order(work, range(0, rows, ROWS_AT_A_TIME)):
+            for part, power, offset in self._workers.in_order(work, range(0, rows, step)):
                 self._writer.write_quantized(job, part)
                 self._advance(part.codes.size)
                 powers += power

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from ..quant.gptq import COLUMNS_AT_A_TIME, undivided
 from .allocating import WINDOWS as SENSITIVITY_WINDOWS
-from .calibrated import ACTIVATION_SHARE, ROWS_AT_A_TIME
+from .calibrated import ACTIVATION_SHARE, memory_for_moments, rows_at_a_time
 from .cost import Step, Work, Workload, forward_operations, rounding_step
 from .families.inventory import Role
 from .head_moments import WINDOWS as HEAD_WINDOWS
@@ -27,7 +27,7 @@ from .tuning import TOP_TOKENS
 FLOAT32 = 4
 # Squares alive per block while one stream is calibrated: H and U.
 SQUARES_KEPT_ALONE = 2
-# Row slices [ROWS_AT_A_TIME, columns] alive in one thread while it rounds, in float32: weights,
+# Row slices [rows_at_a_time, columns] alive in one thread while it rounds, in float32: weights,
 # target, reordered weights, rounded ones twice, differences, codes and what NumPy copies.
 SLICES = 10
 # Resident bytes per byte of a stored window: the heap does not give everything back at once
@@ -55,7 +55,8 @@ class Group:
 
 
 def groups_of(workload: Workload, jobs: Sequence[Job]) -> list[Group]:
-    limit = int(workload.options.max_memory * (1 - ACTIVATION_SHARE))
+    config = workload.checkpoint.decoder.config
+    limit = memory_for_moments(workload.options.max_memory, config)
     found = []
     for _, members in itertools.groupby(jobs, key=lambda job: job.parameter.group):
         group = [job for job in members if job.parameter.role in (Role.LINEAR, Role.HEAD)]
@@ -156,9 +157,13 @@ def _rounding(workload: Workload, groups: Sequence[Group], held: int) -> Step:
     # Weights times D, times U transposed, times U.
     moved = 3 * 2.0 * sum(group.rows * group.squares for group in groups) * (workload.streams - 1)
     checks = 3 * 2.0 * workload.windows.size * weights
-    slices = SLICES * FLOAT32 * ROWS_AT_A_TIME * workload.options.threads
+    slices = SLICES * FLOAT32 * workload.options.threads
     peak = max(
-        (FLOAT32 * _kept(workload) * group.squares + slices * group.columns for group in groups),
+        (
+            FLOAT32 * _kept(workload) * group.squares
+            + slices * rows_at_a_time(group.columns) * group.columns
+            for group in groups
+        ),
         default=0,
     )
     work = {Work.FEEDBACK: weights, Work.PRODUCT: feedback + moved + checks}

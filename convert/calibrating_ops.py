@@ -90,12 +90,14 @@ class Calibrator(Protocol):
         group: Sequence[Linear],
         moments: MomentSum,
         window: Callable[[int], torch.Tensor],
+        original: Callable[[int], torch.Tensor] | None,
         source: Norm | Linear | None,
     ) -> torch.Tensor | None:
         """All inputs have been seen: quantize the group.
 
         Args:
             window: gives the inputs [length, features] of one window.
+            original: the same of the original model, where it runs beside.
             source: see `Streams`.
 
         Returns:
@@ -264,7 +266,8 @@ class CalibratingOps:
                     moments.add(torch.cat(values), *same)
                 batch, values = [], []
         self._forget_weights()
-        scales = self._calibrator.finish(group, moments, lambda i: kept.get(i)[0], x.source)
+        before = (lambda i: originals[0].get(i)[0]) if originals else None
+        scales = self._calibrator.finish(group, moments, lambda i: kept.get(i)[0], before, x.source)
         return [kept if scales is None else _divided(kept, scales), *originals]
 
     def _filling(self, x: Windows) -> tuple[Windows, Callable[[int], torch.Tensor]]:

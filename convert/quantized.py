@@ -63,9 +63,11 @@ class QuantizeResult:
 class MatrixReport:
     """How well a calibrated matrix was quantized.
 
-    sqnr: power of its outputs over the power of their error on one calibration window, in dB;
-    sqnr_rounded: the same when rounded to nearest; damping: share of the mean diagonal that the
-    factorisation needed; flat_rows: those whose codes are all alike though the weights are not.
+    sqnr: power of the outputs aimed at over the power of their error on one calibration window, in
+    dB (aimed at: those of the original weights on inputs moved towards the original model's by the
+    strength of the prefix correction); sqnr_rounded: the same when rounded to nearest;
+    damping: share of the mean diagonal that the factorisation needed;
+    flat_rows: those whose codes are all alike though the weights are not.
     """
 
     module: str

@@ -178,11 +178,11 @@ def _feedback(workload: Workload, workers: Workers) -> dict[Work, float]:
     scheme = _scheme(workload, Role.LINEAR)
     if scheme is None or not workload.calibrates:
         return {}
-    from ..convert.calibrated import ROWS_AT_A_TIME
+    from ..convert.calibrated import rows_at_a_time
     from ..quant.gptq import factorize, gptq
 
     threads = workload.options.threads
-    weights = _normal(ROWS_AT_A_TIME, FEEDBACK_COLUMNS)
+    weights = _normal(rows_at_a_time(FEEDBACK_COLUMNS), FEEDBACK_COLUMNS)
     large, small = np.eye(COLUMNS, dtype=np.float32), np.eye(FEEDBACK_COLUMNS, dtype=np.float32)
     factor = factorize([small], scheme)
 
