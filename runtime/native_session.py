@@ -42,7 +42,7 @@ class NativeOptions:
     cache: str = "fp16"
     kernels: str = ""
     decode: str = "int16"
-    prefill: str = "int8"
+    prefill: str = "mixed"
     score: str = "int16"
 
     def __post_init__(self) -> None:

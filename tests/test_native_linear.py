@@ -103,14 +103,16 @@ def error_bound(matrix: Packed, x: Floats, precision: str) -> NDArray[np.float64
     """What rounding of activations and of float sums can amount to [tokens, rows]."""
     weights = np.abs(matrix.weights)
     columns = x.shape[1]
-    size = 32 if matrix.layout.group_size % 32 == 0 and precision != "mixed" else 16
+    size = 32 if matrix.layout.group_size % 32 == 0 else 16
+    if precision == "mixed" and matrix.layout.group_size % 128 == 0:
+        size = 128
     padding = -columns % size
     largest = np.abs(np.pad(x, ((0, 0), (0, padding)))).reshape(len(x), -1, size).max(-1)
     steps = np.repeat(largest, size, axis=1)[:, :columns].astype(np.float64)
     if matrix.layout.kind in ("float16", "bfloat16"):
         steps *= 0
-    # int16: half a step, and one more where the low term of -128 becomes -127.
-    steps *= {"int8": 0.5 / 127, "mixed": 0.5 / 127, "int16": 1.5 / 32512}[precision] * 1.0001
+    # Half a step, and with two terms one more where the lower one of -128 becomes -127.
+    steps *= {"int8": 0.5 / 127, "mixed": 1.5 / 127, "int16": 1.5 / 32512}[precision] * 1.0001
     # Beside x * w sums hold x * scale * zero, or x * minimum, of the same order as the codes allow.
     magnitude = 2.0**-22 * (columns / 32 + 4) * 40
     return steps @ weights.T + magnitude * (np.abs(x).astype(np.float64) @ weights.T + 1e-30)
@@ -135,6 +137,20 @@ def test_products(kernels: str, scheme: object, precision: str) -> None:
         for tokens in (1, 3):
             x = random.standard_normal((tokens, columns)) * np.exp(random.normal(size=columns))
             check(kernels, matrix, x.astype(np.float32), precision)
+
+
+@pytest.mark.parametrize("rows", [1, 40, 112])
+@pytest.mark.parametrize("kernels", KERNELS)
+@pytest.mark.parametrize("scheme", [s for s in SCHEMES if s.group_size in (128, WHOLE_ROW)], ids=str)
+def test_loud_channels_in_wide_groups(scheme: Scheme, kernels: str, rows: int) -> None:
+    """Some units have two terms; blocks come by three, two and one; a last group is ragged."""
+    random = np.random.default_rng(4)
+    for columns in (256, 488, 72):
+        matrix = made(scheme, rows, columns)
+        x = random.standard_normal((19, columns)).astype(np.float32)
+        x[:, random.choice(columns, 4)] *= 100
+        x[3] *= 1e-20
+        check(kernels, matrix, x, "mixed")
 
 
 @pytest.mark.parametrize("scheme", [SCHEMES[2], SCHEMES[13], SCHEMES[-1], DTYPES[1]], ids=str)
@@ -250,9 +266,10 @@ def test_values_that_are_not_finite_are_not_hidden(kernels: str, precision: str)
         assert np.isfinite(np.delete(got, 4, axis=0)).all()
 
 
-def test_two_terms_where_they_matter_lower_the_error() -> None:
+@pytest.mark.parametrize("group_size", [32, 128, WHOLE_ROW])
+def test_two_terms_where_they_matter_lower_the_error(group_size: int) -> None:
     random = np.random.default_rng(10)
-    matrix = made(Scheme(4, 32), 64, 512)
+    matrix = made(Scheme(4, group_size), 64, 512)
     x = random.standard_normal((16, 512)).astype(np.float32)
     x[:, 100] *= 60  # one loud channel, as in real activations
     expected = x.astype(np.float64) @ matrix.weights.T

@@ -11,6 +11,8 @@ constexpr int64_t few_tokens = 8;
 // Pieces per thread that a matrix is cut into: enough to even out a disturbed thread.
 constexpr int64_t pieces_per_thread = 8;
 
+constexpr int64_t blocks_of_many_tokens = 6;
+
 // Activations lie in tiles of so many tokens (linear.h).
 constexpr int64_t tile_tokens = 8;
 
@@ -217,7 +219,7 @@ void Engine::run(const LinearStep& step, const Pass& pass, Member& member) {
         const int64_t gate_width = width(step.matrices[0].output);
         const int64_t up_width = width(step.matrices[1].output);
         float *gate = buffer(step.matrices[0].output), *up = buffer(step.matrices[1].output);
-        member.share(blocks, grain(blocks), [&](int64_t begin, int64_t end) {
+        member.share(blocks, grain(blocks, pass.tokens), [&](int64_t begin, int64_t end) {
             multiply(0, begin, end);
             multiply(1, begin, end);
             const int64_t first = begin * block_rows, last = std::min(end * block_rows, rows);
@@ -230,7 +232,7 @@ void Engine::run(const LinearStep& step, const Pass& pass, Member& member) {
     }
     int64_t blocks = 0;
     for (const Matrix& matrix : step.matrices) blocks += linear_blocks_of(matrix.view);
-    member.share(blocks, grain(blocks), [&](int64_t begin, int64_t end) {
+    member.share(blocks, grain(blocks, pass.tokens), [&](int64_t begin, int64_t end) {
         int64_t start = 0;  // of the matrix in the row of all blocks
         for (size_t index = 0; index < step.matrices.size(); ++index) {
             const int64_t count = linear_blocks_of(step.matrices[index].view);
@@ -258,14 +260,17 @@ void Engine::run(const HeadStep& step, const Pass& pass, Member& member) {
     const std::vector<Activations> activations =
         quantize({shape}, input, row_width, &step.norm, buffer(step.normed), member);
     const int64_t blocks = linear_blocks_of(step.matrix);
-    member.share(blocks, grain(blocks), [&](int64_t begin, int64_t end) {
+    member.share(blocks, grain(blocks, tokens), [&](int64_t begin, int64_t end) {
         linear_.linear(step.matrix, activations[0], pass.logits, step.matrix.rows, begin, end, {});
     });
 }
 
-// Blocks that a thread takes at a time.
-int64_t Engine::grain(int64_t blocks) const {
-    const int64_t pieces = team_.size() == 1 ? 1 : team_.size() * pieces_per_thread;
+// Blocks that a thread takes at a time. With many tokens a few are work enough, and kernels take
+// two or three of them at once.
+int64_t Engine::grain(int64_t blocks, int64_t tokens) const {
+    if (team_.size() == 1) return blocks;
+    if (tokens > few_tokens) return blocks_of_many_tokens;
+    const int64_t pieces = team_.size() * pieces_per_thread;
     return std::max<int64_t>(1, (blocks + pieces - 1) / pieces);
 }
 

@@ -18,7 +18,7 @@ namespace dsconv {
 // How activations are rounded, by the kind of pass.
 struct Precisions {
     Precision decode = Precision::int16;   // a few tokens
-    Precision prefill = Precision::int8;   // many tokens, logits of the last
+    Precision prefill = Precision::mixed;  // many tokens, logits of the last
     Precision score = Precision::int16;    // logits of every token
 };
 
@@ -67,7 +67,7 @@ class Engine {
                                       const float* input, int64_t row_width, const Norm* norm,
                                       float* normed, Member& member);
     void norm_row(const Norm& norm, const float* x, float* out) const;
-    int64_t grain(int64_t blocks) const;
+    int64_t grain(int64_t blocks, int64_t tokens) const;
     float* buffer(BufferIndex index) { return buffers_[static_cast<size_t>(index)].as<float>(); }
     int64_t width(BufferIndex index) const {
         return program_.buffer_widths[static_cast<size_t>(index)];

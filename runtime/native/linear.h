@@ -59,7 +59,7 @@ int64_t linear_blocks_of(const LinearView& view);
 // costs a KL divergence of 3.7e-3, mixed less than 1e-3, int16 1e-7.
 enum class Precision : uint32_t {
     int8,     // one int8 per value, groups of 32
-    mixed,    // groups of 16, and int16 in the few groups that would cause most of the error
+    mixed,    // groups of 128, and int16 in the few 32 of them that would cause most of the error
     int16,    // two int8 per value, groups of 32: twice the arithmetic
     float32,  // no rounding; for float16 and bfloat16 weights
 };
@@ -68,7 +68,7 @@ enum class Precision : uint32_t {
 struct ActivationShape {
     int64_t tokens = 0;
     int64_t cols = 0;
-    int64_t group_size = 32;  // 16 or 32; 16 too where the weights' groups are
+    int64_t group_size = 32;  // 16 (where the weights' groups are no multiple of 32), 32 or 128
     Precision precision = Precision::int8;
 };
 
@@ -80,11 +80,11 @@ ActivationShape activation_shape(const LinearView& view, int64_t tokens, Precisi
 // a tile four inputs of each token lie side by side. The arrays point into one workspace.
 struct Activations {
     ActivationShape shape;
-    int8_t* high = nullptr;    // value = scale * high, or scale * (256 * high + low)
-    int8_t* low = nullptr;     // mixed and int16
+    int8_t* codes = nullptr;   // value = scale * code, or scale * (256 * upper + code)
+    int8_t* upper = nullptr;   // mixed and int16
     float* scales = nullptr;   // [tile][group][token]
     int32_t* sums = nullptr;   // the same of integer values
-    uint8_t* two = nullptr;    // [tile][group]: is there a low term
+    uint8_t* two = nullptr;    // [tile][32 inputs]: is there an upper term
     float* floats = nullptr;   // float32 instead of all others
 };
 

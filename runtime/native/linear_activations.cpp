@@ -29,11 +29,11 @@ Activations place(const ActivationShape& shape, Arena& arena) {
         x.floats = arena.take<float>(values);
         return x;
     }
-    x.high = arena.take<int8_t>(values);
-    if (shape.precision != Precision::int8) x.low = arena.take<int8_t>(values);
+    x.codes = arena.take<int8_t>(values);
+    if (shape.precision != Precision::int8) x.upper = arena.take<int8_t>(values);
     x.scales = arena.take<float>(groups);
     x.sums = arena.take<int32_t>(groups);
-    x.two = arena.take<uint8_t>(geometry.tiles * geometry.groups);
+    x.two = arena.take<uint8_t>(geometry.tiles * geometry.units);
     return x;
 }
 
@@ -42,8 +42,9 @@ Activations place(const ActivationShape& shape, Arena& arena) {
 ActivationShape activation_shape(const LinearView& view, int64_t tokens, Precision precision) {
     if (holds_floats(view.kind)) return {tokens, view.cols, 32, Precision::float32};
     bool integer = view.kind == LinearKind::int4 || view.kind == LinearKind::int8;
-    bool halves = precision == Precision::mixed || (integer && view.group_size % 32 != 0);
-    return {tokens, view.cols, halves ? 16 : 32, precision};
+    if (integer && view.group_size % unit_inputs != 0) return {tokens, view.cols, 16, precision};
+    bool wide = precision == Precision::mixed && integer && view.group_size % wide_group == 0;
+    return {tokens, view.cols, wide ? wide_group : unit_inputs, precision};
 }
 
 size_t activation_bytes(const ActivationShape& shape) {

@@ -7,6 +7,8 @@ namespace dsconv {
 
 constexpr int64_t vector_bytes = 64;  // four inputs of 16 rows
 constexpr int64_t tile_tokens = 8;
+constexpr int64_t unit_inputs = 32;   // inputs of a tile that have an upper term together, or none
+constexpr int64_t wide_group = 128;   // inputs that share a scale in Precision::mixed
 
 // A matrix is a sequence of blocks, a block of super-blocks (int4 and int8: one that has no units),
 // a super-block of groups: codes, then what belongs to them.
@@ -42,12 +44,14 @@ struct ActivationGeometry {
     int64_t width;        // tokens over all tiles, padding included
     int64_t padded_cols;
     int64_t groups;
+    int64_t units;
 
     explicit ActivationGeometry(const ActivationShape& shape)
         : tiles((shape.tokens + tile_tokens - 1) / tile_tokens),
           width(tiles == 0 ? 0 : (tiles - 1) * tile_tokens + tile_width(shape.tokens, tiles - 1)),
-          padded_cols(round_up(shape.cols, 32)),
-          groups(padded_cols / shape.group_size) {}
+          padded_cols(round_up(shape.cols, unit_inputs)),
+          groups((padded_cols + shape.group_size - 1) / shape.group_size),
+          units(padded_cols / unit_inputs) {}
 };
 
 }  // namespace dsconv

@@ -17,8 +17,8 @@ constexpr int64_t prefetch_distance = 8192;
 
 // A tile's view of Activations: pointers to its first token.
 struct TileActivations {
-    const int8_t* high;
-    const int8_t* low;
+    const int8_t* codes;
+    const int8_t* upper;
     const float* scales;
     const int32_t* sums;
     const uint8_t* two;
@@ -34,7 +34,7 @@ template <class L, int bits, Zero zero, int width, int tokens, int blocks> struc
     using Floats = typename L::Floats;
     using Codes = typename L::Codes;
 
-    // Codes of a pair of quads times their activations; the terms (high, low) of an activation are
+    // Codes of a pair of quads times their activations; the terms (upper, code) of an activation are
     // multiplied by the same codes while these are in registers.
     template <int pair, int terms>
     [[gnu::always_inline]] static inline void add_pair(const uint8_t* const* units,
@@ -107,7 +107,8 @@ template <class L, int bits, Zero zero, int width, int tokens, int blocks> struc
     [[gnu::always_inline]] static inline void dot_unit(const uint8_t* const* units,
                                                        const TileActivations& x, int64_t input,
                                                        Ints (&sums)[blocks][tokens]) {
-        const int8_t* terms[2] = {x.high + input * width, two ? x.low + input * width : nullptr};
+        const int8_t* codes = x.codes + input * width;
+        const int8_t* terms[2] = {two ? x.upper + input * width : codes, codes};
         if constexpr (two && blocks * tokens <= 4) {
             Ints both[2][blocks][tokens];
             clear(both[0]);
@@ -133,11 +134,11 @@ template <class L, int bits, Zero zero, int width, int tokens, int blocks> struc
                                                         int64_t inputs, bool two,
                                                         Ints (&sums)[blocks][tokens]) {
         clear(sums);
-        add_pairs(units, x.high + input * width, inputs / 8, sums);
         if (two) {
+            add_pairs(units, x.upper + input * width, inputs / 8, sums);
             times_256(sums);
-            add_pairs(units, x.low + input * width, inputs / 8, sums);
         }
+        add_pairs(units, x.codes + input * width, inputs / 8, sums);
     }
 
     // What belongs to a group of weights beside its codes.
@@ -238,16 +239,16 @@ template <class L, int bits, Zero zero, int width, int tokens, int blocks> struc
     [[gnu::always_inline]] static inline void dot_half(const uint8_t* const* units,
                                                        const TileActivations& x, int64_t input,
                                                        Ints (&sums)[blocks][tokens]) {
-        const int8_t* high = x.high + input * width;
         clear(sums);
-        add_pair<2 * half, 1>(units, &high, &sums);
-        add_pair<2 * half + 1, 1>(units, &high, &sums);
         if constexpr (two) {
-            const int8_t* low = x.low + input * width;
+            const int8_t* upper = x.upper + input * width;
+            add_pair<2 * half, 1>(units, &upper, &sums);
+            add_pair<2 * half + 1, 1>(units, &upper, &sums);
             times_256(sums);
-            add_pair<2 * half, 1>(units, &low, &sums);
-            add_pair<2 * half + 1, 1>(units, &low, &sums);
         }
+        const int8_t* codes = x.codes + input * width;
+        add_pair<2 * half, 1>(units, &codes, &sums);
+        add_pair<2 * half + 1, 1>(units, &codes, &sums);
     }
 
     // As `unit`, for activations in groups of 16.
@@ -319,7 +320,7 @@ template <class L, int bits, Zero zero, int width, int tokens, int blocks> struc
                                                           const Parameters& group,
                                                           Floats (&to)[blocks][tokens]) {
         prefetch_unit(units);
-        bool two = x.two[input / x.group_size] != 0;  // halves of a unit agree
+        bool two = x.two[input / unit_inputs] != 0;
         if (x.group_size == 16) {
             if (two) halves_apart<true, then>(units, x, input, group, to);
             else halves_apart<false, then>(units, x, input, group, to);
@@ -347,7 +348,9 @@ template <class L, int bits, Zero zero, int width, int tokens, int blocks> struc
             }
             if constexpr (width <= 4) L::prefetch(parameters + prefetch_distance);
             if constexpr (zero == Zero::stored) load_zeros(parameters + 2 * block_rows, stride, group);
-            if (inputs == 32 && input % 32 == 0) {
+            if (x.group_size == wide_group) {
+                add_wide(units, x, input, inputs, group, totals);
+            } else if (inputs == 32 && input % 32 == 0) {
                 add_unit_to<Then::scaled>(units, x, input, group, totals);
             } else {
                 add_group(units, x, input, inputs, group, totals);
@@ -376,6 +379,73 @@ template <class L, int bits, Zero zero, int width, int tokens, int blocks> struc
         }
     }
 
+    // A group of weights over activations in wide groups.
+    static void add_wide(const uint8_t** units, const TileActivations& x, int64_t input,
+                         int64_t inputs, const Parameters& group,
+                         Floats (&totals)[blocks][tokens]) {
+        Ints sums[blocks][tokens];
+        if (inputs == wide_group) {
+            dot_wide(units, x, input, inputs, sums);
+            return add_scaled(sums, x, input / wide_group, group, totals);
+        }
+        Floats parts[blocks][tokens];
+        clear(parts);
+        for (int64_t end = input + inputs; input < end; input += wide_group) {
+            int64_t some = end - input < wide_group ? end - input : wide_group;
+            dot_wide(units, x, input, some, sums);
+            add_parts(sums, x, input / wide_group, group, parts);
+            for (int b = 0; b < blocks; b++) units[b] += some * bits * 2;
+        }
+        for (int b = 0; b < blocks; b++) {
+            for (int t = 0; t < tokens; t++) {
+                totals[b][t] = L::fma(parts[b][t], group.scales[b], totals[b][t]);
+            }
+        }
+    }
+
+    // Exact sums of code * activation over up to wide_group inputs: of all codes, and 256 times
+    // the upper terms of the units that have them.
+    static void dot_wide(const uint8_t* const* units, const TileActivations& x, int64_t input,
+                         int64_t inputs, Ints (&sums)[blocks][tokens]) {
+        dot_run(units, x.codes + input * width, inputs / 8, sums);
+        for (int64_t i = 0; i < inputs; i += unit_inputs) {
+            if (!x.two[(input + i) / unit_inputs]) continue;
+            const uint8_t* at[blocks];
+            for (int b = 0; b < blocks; b++) at[b] = units[b] + i * bits * 2;
+            int64_t some = inputs - i < unit_inputs ? inputs - i : unit_inputs;
+            Ints upper[blocks][tokens];
+            dot_run(at, x.upper + (input + i) * width, some / 8, upper);
+            times_256(upper);
+            for (int b = 0; b < blocks; b++) {
+                for (int t = 0; t < tokens; t++) sums[b][t] = L::add(sums[b][t], upper[b][t]);
+            }
+        }
+    }
+
+    static constexpr bool is_tall = blocks == L::tall_blocks && tokens == 8;
+
+    // Exact sums over some pairs. Apart, so that nothing but the sums and what feeds them is in
+    // registers.
+    [[gnu::noinline]] static void dot_run(const uint8_t* const* units, const int8_t* x,
+                                          int64_t pairs, Ints (&result)[blocks][tokens]) {
+        if constexpr (is_tall) {
+            L::template dot_tall<bits>(units, x, pairs, result);
+        } else {
+            Ints sums[blocks][tokens];
+            clear(sums);
+            const uint8_t* at[blocks];
+            for (int b = 0; b < blocks; b++) at[b] = units[b];
+            for (; pairs >= 4; pairs -= 4, x += unit_inputs * width) {
+                add_unit<1>(at, &x, &sums);
+                for (int b = 0; b < blocks; b++) at[b] += 64 * bits;
+            }
+            add_pairs(at, x, pairs, sums);
+            for (int b = 0; b < blocks; b++) {
+                for (int t = 0; t < tokens; t++) result[b][t] = sums[b][t];
+            }
+        }
+    }
+
     // Inputs that fill no unit, and activations in groups of 16.
     [[gnu::noinline]] static void add_rest(const uint8_t** units, const TileActivations& x,
                                            int64_t input, int64_t end, const Parameters& group,
@@ -384,7 +454,7 @@ template <class L, int bits, Zero zero, int width, int tokens, int blocks> struc
             int64_t some = end - input < x.group_size ? end - input : x.group_size;
             int64_t at = input / x.group_size;
             Ints sums[blocks][tokens];
-            dot_pairs(units, x, input, some, x.two[at] != 0, sums);
+            dot_pairs(units, x, input, some, x.two[input / unit_inputs] != 0, sums);
             add_parts(sums, x, at, group, parts);
             for (int b = 0; b < blocks; b++) units[b] += some * bits * 2;
             input += some;

@@ -50,6 +50,9 @@ template <class L, bool bfloat, int width, int tokens, int blocks> struct FloatT
 template <class L> struct Linear {
     using Floats = typename L::Floats;
 
+    // Activations that are used for all blocks before others come: they stay in a core's cache.
+    static constexpr int64_t cached_activations = 1 << 19;
+
     struct Call {
         const LinearView& view;
         const LinearGeometry& geometry;
@@ -58,6 +61,7 @@ template <class L> struct Linear {
         float* out;
         int64_t ld_out;
         const Epilogue& epilogue;
+        int64_t blocks_at_once;
     };
 
     static void store(const Call& call, int64_t block, int64_t token, Floats total) {
@@ -87,40 +91,61 @@ template <class L> struct Linear {
         int64_t groups = tile * tile_tokens * call.activations.groups + first;
         int64_t inputs = tile * tile_tokens * call.activations.padded_cols + first * 4;
         const uint8_t* data = call.view.data + block * call.geometry.block_bytes;
-        TileActivations x{call.x.high + inputs, call.x.low ? call.x.low + inputs : nullptr,
+        TileActivations x{call.x.codes + inputs, call.x.upper ? call.x.upper + inputs : nullptr,
                           call.x.scales + groups, call.x.sums + groups,
-                          call.x.two + tile * call.activations.groups, group_size};
-        constexpr Zero none = Zero::none, middle = Zero::middle, stored = Zero::stored;
-        bool zeros = call.view.zero_points;
+                          call.x.two + tile * call.activations.units, group_size};
+        if (call.view.kind == LinearKind::int4) return integers<4, width>(call, data, stride, x, totals);
+        if (call.view.kind == LinearKind::int8) return integers<8, width>(call, data, stride, x, totals);
+        if constexpr (blocks <= L::row_blocks) {
+            others<width>(call, data, stride, x, call.x.floats + inputs, totals);
+        }
+    }
+
+    template <int bits, int width, int tokens, int blocks>
+    static void integers(const Call& call, const uint8_t* data, int64_t stride,
+                         const TileActivations& x, Floats (&totals)[blocks][tokens]) {
+        if (call.view.zero_points) {
+            IntegerTile<L, bits, Zero::stored, width, tokens, blocks>::integers(
+                call.geometry, data, stride, x, totals);
+        } else {
+            IntegerTile<L, bits, Zero::middle, width, tokens, blocks>::integers(
+                call.geometry, data, stride, x, totals);
+        }
+    }
+
+    template <int width, int tokens, int blocks>
+    static void others(const Call& call, const uint8_t* data, int64_t stride,
+                       const TileActivations& x, const float* floats,
+                       Floats (&totals)[blocks][tokens]) {
         switch (call.view.kind) {
-            case LinearKind::int4:
-                return zeros ? IntegerTile<L, 4, stored, width, tokens, blocks>::integers(
-                                   call.geometry, data, stride, x, totals)
-                             : IntegerTile<L, 4, middle, width, tokens, blocks>::integers(
-                                   call.geometry, data, stride, x, totals);
-            case LinearKind::int8:
-                return zeros ? IntegerTile<L, 8, stored, width, tokens, blocks>::integers(
-                                   call.geometry, data, stride, x, totals)
-                             : IntegerTile<L, 8, middle, width, tokens, blocks>::integers(
-                                   call.geometry, data, stride, x, totals);
-            case LinearKind::scale_min3:
-                return IntegerTile<L, 3, none, width, tokens, blocks>::scale_min(
-                    call.geometry, data, stride, x, totals);
-            case LinearKind::scale_min4:
-                return IntegerTile<L, 4, none, width, tokens, blocks>::scale_min(
-                    call.geometry, data, stride, x, totals);
-            case LinearKind::scale_min5:
-                return IntegerTile<L, 5, none, width, tokens, blocks>::scale_min(
-                    call.geometry, data, stride, x, totals);
-            case LinearKind::scale_min6:
-                return IntegerTile<L, 6, none, width, tokens, blocks>::scale_min(
-                    call.geometry, data, stride, x, totals);
+            case LinearKind::scale_min3: return scale_min<3, width>(call, data, stride, x, totals);
+            case LinearKind::scale_min4: return scale_min<4, width>(call, data, stride, x, totals);
+            case LinearKind::scale_min5: return scale_min<5, width>(call, data, stride, x, totals);
+            case LinearKind::scale_min6: return scale_min<6, width>(call, data, stride, x, totals);
             case LinearKind::float16:
                 return FloatTile<L, false, width, tokens, blocks>::floats(
-                    call.view.cols, data, stride, call.x.floats + inputs, totals);
+                    call.view.cols, data, stride, floats, totals);
             case LinearKind::bfloat16:
                 return FloatTile<L, true, width, tokens, blocks>::floats(
-                    call.view.cols, data, stride, call.x.floats + inputs, totals);
+                    call.view.cols, data, stride, floats, totals);
+            default: return;
+        }
+    }
+
+    template <int bits, int width, int tokens, int blocks>
+    static void scale_min(const Call& call, const uint8_t* data, int64_t stride,
+                          const TileActivations& x, Floats (&totals)[blocks][tokens]) {
+        IntegerTile<L, bits, Zero::none, width, tokens, blocks>::scale_min(call.geometry, data,
+                                                                           stride, x, totals);
+    }
+
+    // Rows of outputs lie far apart; without this all later stores would wait for their lines.
+    static void prefetch_outputs(const Call& call, int64_t block, int64_t blocks, int64_t token,
+                                 int64_t tokens) {
+        for (int64_t t = token; t < token + tokens && t < call.x.shape.tokens; t++) {
+            for (int64_t b = block; b < block + blocks; b++) {
+                L::prefetch_output(call.out + t * call.ld_out + b * block_rows);
+            }
         }
     }
 
@@ -134,6 +159,9 @@ template <class L> struct Linear {
             for (int b = 0; b < blocks; b++) {
                 for (int t = 0; t < tokens; t++) totals[b][t] = L::set_floats(0);
             }
+            if constexpr (tokens > 2) {
+                prefetch_outputs(call, block, all ? blocks : 1, tile * tile_tokens + first, tokens);
+            }
             compute<width>(call, block, all ? call.geometry.block_bytes : 0, tile, first, totals);
             for (int t = 0; t < tokens; t++) {
                 int64_t token = tile * tile_tokens + first + t;
@@ -145,17 +173,18 @@ template <class L> struct Linear {
         }
     }
 
-    // All tokens. With one or two of them memory is the limit, and one block at a time makes the
-    // simplest stream; with more it pays to use an activation for several blocks.
+    // Blocks [block, last_block), few enough for their codes to stay in the first cache. With one
+    // or two tokens memory is the limit, and one block at a time makes the simplest stream; with
+    // more it pays to use an activation for several blocks.
     template <int width>
     static void blocks_of_tile(const Call& call, int64_t block, int64_t last_block, int64_t t) {
-        if constexpr (width > 2) {
-            tile<width, L::row_blocks>(call, block, last_block, t);
-        } else {
-            for (int64_t b = block; b < block + L::row_blocks && b < last_block; b++) {
-                tile<width, 1>(call, b, last_block, t);
+        if constexpr (width == 8 && L::tall_blocks > 0) {
+            if (call.blocks_at_once == L::tall_blocks && last_block - block == L::tall_blocks) {
+                return tile<width, L::tall_blocks>(call, block, last_block, t);
             }
         }
+        constexpr int blocks = width > 2 ? L::row_blocks : 1;
+        for (; block < last_block; block += blocks) tile<width, blocks>(call, block, last_block, t);
     }
 
     static void run(const LinearView& view, const Activations& x, float* out, int64_t ld_out,
@@ -163,15 +192,42 @@ template <class L> struct Linear {
         LinearGeometry geometry;
         if (!linear_geometry(view, geometry)) return;
         ActivationGeometry activations(x.shape);
-        Call call{view, geometry, x, activations, out, ld_out, epilogue};
-        for (int64_t block = first_block; block < last_block; block += L::row_blocks) {
-            for (int64_t t = 0; t < activations.tiles; t++) {
-                switch (tile_width(x.shape.tokens, t)) {
-                    case 8: blocks_of_tile<8>(call, block, last_block, t); break;
-                    case 4: blocks_of_tile<4>(call, block, last_block, t); break;
-                    case 2: blocks_of_tile<2>(call, block, last_block, t); break;
-                    default: blocks_of_tile<1>(call, block, last_block, t);
-                }
+        Call call{view, geometry, x, activations, out, ld_out, epilogue, blocks_at_once(x.shape)};
+        int64_t tile_bytes = tile_tokens * activations.padded_cols;
+        int64_t some = cached_activations > tile_bytes ? cached_activations / tile_bytes : 1;
+        for (int64_t tile = 0; tile < activations.tiles; tile += some) {
+            int64_t last_tile = tile + some < activations.tiles ? tile + some : activations.tiles;
+            for (int64_t block = first_block; block < last_block; block += call.blocks_at_once) {
+                tiles(call, block, last_block, tile, last_tile);
+            }
+        }
+    }
+
+    static int64_t blocks_at_once(const ActivationShape& shape) {
+        bool tall = L::tall_blocks > 0 && shape.group_size == wide_group;
+        return tall ? L::tall_blocks : L::row_blocks;
+    }
+
+    // Weights of the blocks to come are fetched piece by piece while tiles of these are computed.
+    static void tiles(const Call& call, int64_t block, int64_t last_block, int64_t tile,
+                      int64_t last_tile) {
+        int64_t some = call.blocks_at_once;
+        int64_t end = last_block - block > some ? block + some : last_block;
+        int64_t next_blocks = last_block - end < some ? last_block - end : some;
+        int64_t bytes = call.geometry.block_bytes;
+        const uint8_t* next = call.view.data + end * bytes;
+        const uint8_t* next_end = next + next_blocks * bytes;
+        int64_t piece = round_up((next_end - next) / (last_tile - tile) + 1, vector_bytes);
+        for (; tile < last_tile; tile++) {
+            for (int64_t i = 0; i < piece && next < next_end; i += vector_bytes) {
+                L::prefetch(next);
+                next += vector_bytes;
+            }
+            switch (tile_width(call.x.shape.tokens, tile)) {
+                case 8: blocks_of_tile<8>(call, block, end, tile); break;
+                case 4: blocks_of_tile<4>(call, block, end, tile); break;
+                case 2: blocks_of_tile<2>(call, block, end, tile); break;
+                default: blocks_of_tile<1>(call, block, end, tile);
             }
         }
     }

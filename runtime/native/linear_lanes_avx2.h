@@ -20,6 +20,7 @@ template <bool vnni> struct Avx2 {
     using Quad = __m256i;
     static constexpr int tokens = 4;
     static constexpr int row_blocks = 1;
+    static constexpr int tall_blocks = 0;
     template <int bits> static constexpr int code_offset = bits == 8 && !vnni ? 128 : 0;
 
     static Codes load_codes(const uint8_t* p) {
@@ -137,6 +138,7 @@ template <bool vnni> struct Avx2 {
     }
 
     // Inlined at once: as a call GCC takes it for one without effect.
+    [[gnu::always_inline]] static inline void prefetch_output(float* p) { __builtin_prefetch(p, 1); }
     [[gnu::always_inline]] static inline void prefetch(const uint8_t* p) {
         _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0);
     }

@@ -3,6 +3,8 @@
 
 #include <immintrin.h>
 
+#include "linear_tall_avx512.h"
+
 namespace dsconv {
 
 struct Avx512Vnni {
@@ -12,6 +14,7 @@ struct Avx512Vnni {
     using Quad = __m512i;    // 4 activations, for all rows
     static constexpr int tokens = 8;      // in registers at once
     static constexpr int row_blocks = 2;
+    static constexpr int tall_blocks = 3;  // of dot_tall, which takes 8 tokens
     template <int bits> static constexpr int code_offset = 0;
 
     static Codes load_codes(const uint8_t* p) { return _mm512_loadu_si512(p); }
@@ -37,6 +40,12 @@ struct Avx512Vnni {
             : "+v"(sum)
             : "v"(codes), "m"(*reinterpret_cast<const int8_t(*)[4]>(p)));
         return sum;
+    }
+
+    template <int bits>
+    static void dot_tall(const uint8_t* const* units, const int8_t* x, int64_t pairs,
+                         Ints (&sums)[tall_blocks][8]) {
+        dot_three_blocks<bits>(units, x, pairs, sums);
     }
 
     static Ints set_ints(int32_t v) { return _mm512_set1_epi32(v); }
@@ -76,6 +85,7 @@ struct Avx512Vnni {
 
     // Inlined at once: as a call GCC takes it for one without effect.
     [[gnu::always_inline]] static inline void prefetch(const uint8_t* p) { _mm_prefetch(p, _MM_HINT_T0); }
+    [[gnu::always_inline]] static inline void prefetch_output(float* p) { __builtin_prefetch(p, 1); }
 };
 
 }  // namespace dsconv

@@ -12,6 +12,7 @@ struct NeonDotprod {
     using Quad = int8x16_t;
     static constexpr int tokens = 4;
     static constexpr int row_blocks = 1;
+    static constexpr int tall_blocks = 0;
     // The instruction multiplies signed bytes: codes of 8 bits are taken as 128 less.
     template <int bits> static constexpr int code_offset = bits == 8 ? 128 : 0;
 
@@ -115,6 +116,7 @@ struct NeonDotprod {
 
     // Inlined at once: as a call GCC takes it for one without effect.
     [[gnu::always_inline]] static inline void prefetch(const uint8_t* p) { __builtin_prefetch(p); }
+    [[gnu::always_inline]] static inline void prefetch_output(float* p) { __builtin_prefetch(p, 1); }
 
   private:
     template <class Make> static Ints ints(Make make) {

@@ -16,6 +16,7 @@ struct Scalar {
     struct Quad { int8_t lane[4]; };
     static constexpr int tokens = 1;
     static constexpr int row_blocks = 1;
+    static constexpr int tall_blocks = 0;
     template <int bits> static constexpr int code_offset = 0;
 
     static Codes load_codes(const uint8_t* p) {
@@ -102,6 +103,7 @@ struct Scalar {
     }
 
     static void prefetch(const uint8_t*) {}
+    static void prefetch_output(float*) {}
 
   private:
     static uint16_t halfword(const uint8_t* p, int i) {

@@ -8,14 +8,14 @@ namespace dsconv {
 
 // L only keeps the instruction sets' copies apart.
 template <class L> struct Quantizer {
-    static constexpr int max_group = 32;
-    static constexpr float loud = 4.0f;
+    static constexpr int max_group = 32;  // values that are rounded at once
+    static constexpr float one_term = 127.0f, two_terms = 32512.0f;
+    static constexpr int32_t infinity = 0x7f800000, tiny = 0x0d800000;  // tiny: 2^-100
 
     struct Group {
-        float scale;
         int32_t sum;
-        int8_t high[max_group];
-        int8_t low[max_group];
+        int8_t codes[max_group];
+        int8_t upper[max_group];
     };
 
     static float from_bits(int32_t bits) {
@@ -39,43 +39,48 @@ template <class L> struct Quantizer {
         return largest;
     }
 
-    // x: max_group values, padded with zeros, and what their largest_magnitude is.
-    template <bool two> static void quantize(const float* x, int32_t largest, Group& group) {
-        constexpr int32_t infinity = 0x7f800000, tiny = 0x0d800000;  // tiny: 2^-100
-        constexpr float steps = two ? 32512.0f : 127.0f;
-        if (largest < tiny || largest >= infinity) {
-            // Too small to have a scale, or a value that is not finite: makes everything NaN.
-            group = Group{};
-            if (largest >= infinity) group.scale = from_bits(0x7fc00000);
+    // What a value is multiplied by before it is rounded, and what one step of the result is worth.
+    struct Step {
+        float factor;
+        float scale;
+    };
+
+    static Step step_of(int32_t largest, float steps) {
+        if (largest >= infinity) return {0.0f, from_bits(0x7fc00000)};  // makes everything NaN
+        if (largest < tiny) return {0.0f, 0.0f};  // too small to have a scale
+        float magnitude = from_bits(largest);
+        return {steps / magnitude, magnitude / steps};
+    }
+
+    // x: max_group values, padded with zeros. Adds to the group's sum.
+    template <bool two> static void round(const float* x, Step step, Group& group) {
+        if (step.factor == 0.0f) {
+            for (int i = 0; i < max_group; i++) group.codes[i] = group.upper[i] = 0;
             return;
         }
-        float magnitude = from_bits(largest);
-        float factor = steps / magnitude;
-        group.scale = magnitude / steps;
-        group.sum = 0;
         // Adding 1.5 * 2^23 rounds to nearest, ties to even, and leaves the integer in the low bits.
         constexpr float magic = 12582912.0f;
         constexpr int32_t magic_bits = 0x4b400000;
-        int32_t high[max_group], low[max_group];
+        int32_t codes[max_group], upper[max_group];
         for (int i = 0; i < max_group; i++) {
-            float product = x[i] * factor;
-            high[i] = to_bits(product + magic) - magic_bits;
+            float product = x[i] * step.factor;
+            codes[i] = to_bits(product + magic) - magic_bits;
         }
         for (int i = 0; two && i < max_group; i++) {
-            int32_t value = high[i];
-            high[i] = (value + 128) >> 8;
-            low[i] = value - 256 * high[i];
-            low[i] = low[i] < -127 ? -127 : low[i];  // 2 * 128 * 255 would saturate
+            int32_t value = codes[i];
+            upper[i] = (value + 128) >> 8;
+            codes[i] = value - 256 * upper[i];
+            codes[i] = codes[i] < -127 ? -127 : codes[i];  // 2 * 128 * 255 would saturate
         }
-        for (int i = 0; i < max_group; i++) group.high[i] = static_cast<int8_t>(high[i]);
-        for (int i = 0; i < max_group; i++) group.low[i] = two ? static_cast<int8_t>(low[i]) : 0;
-        for (int i = 0; i < max_group; i++) group.sum += two ? 256 * high[i] + low[i] : high[i];
+        for (int i = 0; i < max_group; i++) group.codes[i] = static_cast<int8_t>(codes[i]);
+        for (int i = 0; two && i < max_group; i++) group.upper[i] = static_cast<int8_t>(upper[i]);
+        for (int i = 0; i < max_group; i++) group.sum += two ? 256 * upper[i] + codes[i] : codes[i];
     }
 
-    // The group that starts at input i, in max_group values.
-    static const float* group_at(const float* x, const ActivationShape& shape, int64_t i,
-                                 float (&padded)[max_group]) {
-        int64_t size = shape.cols - i < shape.group_size ? shape.cols - i : shape.group_size;
+    // Up to `size` inputs from the i-th on, in max_group values.
+    static const float* inputs_at(const float* x, const ActivationShape& shape, int64_t i,
+                                  int64_t size, float (&padded)[max_group]) {
+        if (shape.cols - i < size) size = shape.cols - i;
         if (size == max_group) return x + i;
         for (int64_t j = 0; j < max_group; j++) padded[j] = j < size ? x[i + j] : 0.0f;
         return padded;
@@ -88,85 +93,175 @@ template <class L> struct Quantizer {
         int64_t groups;  // of a token
         const float* x;  // its first token
         int64_t ld_x;
-        int8_t* high;
-        int8_t* low;
+        int8_t* codes;
+        int8_t* upper;
         float* scales;
         int32_t* sums;
         uint8_t* two;
     };
 
-    // The largest magnitude of every group, as bits, for the time being where the sums will be.
-    static void measure(const ActivationShape& shape, const Tile& tile) {
+    static int32_t largest_at(const Tile& tile, const ActivationShape& shape, int64_t token,
+                              int64_t i, int64_t size) {
         float padded[max_group];
-        for (int64_t t = 0; t < tile.count; t++) {
-            for (int64_t g = 0, i = 0; i < shape.cols; g++, i += shape.group_size) {
-                const float* values = group_at(tile.x + t * tile.ld_x, shape, i, padded);
-                tile.sums[g * tile.width + t] = largest_magnitude(values);
-            }
+        return largest_magnitude(inputs_at(tile.x + token * tile.ld_x, shape, i, size, padded));
+    }
+
+    static void keep(const Tile& tile, int64_t token, int64_t i, int64_t size, bool two,
+                     const Group& group) {
+        for (int64_t quad = 0; quad < size / 4; quad++) {
+            int64_t to = ((i / 4 + quad) * tile.width + token) * 4;
+            __builtin_memcpy(tile.codes + to, group.codes + 4 * quad, 4);
+            if (two) __builtin_memcpy(tile.upper + to, group.upper + 4 * quad, 4);
         }
     }
 
-    // Two terms for the pairs of groups that would make most of the error: where the share of one,
-    // the mean over the tokens, is much larger than the mean over groups. The error of a group goes
-    // with the square of its largest magnitude.
-    // width: of the tile.
-    template <int width> static void choose_terms(const Tile& tile) {
-        float largest[width] = {}, factors[width], totals[width] = {}, parts[width];
-        for (int64_t g = 0; g < tile.groups; g++) {
-            for (int t = 0; t < width; t++) {
-                float magnitude = from_bits(tile.sums[g * width + t]);
-                largest[t] = magnitude > largest[t] ? magnitude : largest[t];
-            }
-        }
-        for (int t = 0; t < width; t++) factors[t] = largest[t] > 0 ? 1.0f / largest[t] : 0.0f;
-        for (int64_t g = 0; g < tile.groups; g++) {
-            for (int t = 0; t < width; t++) {
-                float magnitude = from_bits(tile.sums[g * width + t]) * factors[t];
-                totals[t] += magnitude * magnitude;
-            }
-        }
-        for (int t = 0; t < width; t++) parts[t] = totals[t] > 0 ? 1.0f / totals[t] : 0.0f;
-        float limit = loud * (static_cast<float>(tile.count) / static_cast<float>(tile.groups));
-        for (int64_t g = 0; g < tile.groups; g += 2) {
-            bool two = share<width>(tile, g, factors, parts) > limit ||
-                       share<width>(tile, g + 1, factors, parts) > limit;
-            tile.two[g] = tile.two[g + 1] = two;
-        }
-    }
-
-    template <int width>
-    static float share(const Tile& tile, int64_t group, const float* factors, const float* parts) {
-        float sum = 0;
-        for (int t = 0; t < width; t++) {
-            float magnitude = from_bits(tile.sums[group * width + t]) * factors[t];
-            sum += magnitude * magnitude * parts[t];
-        }
-        return sum;
-    }
-
-    static void choose_terms(const Tile& tile) {
-        switch (tile.width) {
-            case 8: return choose_terms<8>(tile);
-            case 4: return choose_terms<4>(tile);
-            case 2: return choose_terms<2>(tile);
-            default: return choose_terms<1>(tile);
-        }
-    }
-
-    static void quantize_token(const ActivationShape& shape, const Tile& tile, int64_t token) {
+    // Groups of 16 or 32 inputs, all in one term or all in two.
+    template <bool two> static void quantize_groups(const ActivationShape& shape, const Tile& tile) {
         float padded[max_group];
         Group group;
+        for (int64_t token = 0; token < tile.count; token++) {
+            const float* x = tile.x + token * tile.ld_x;
+            for (int64_t g = 0, i = 0; i < shape.cols; g++, i += shape.group_size) {
+                const float* values = inputs_at(x, shape, i, shape.group_size, padded);
+                Step step = step_of(largest_magnitude(values), two ? two_terms : one_term);
+                group.sum = 0;
+                round<two>(values, step, group);
+                tile.scales[g * tile.width + token] = step.scale;
+                tile.sums[g * tile.width + token] = group.sum;
+                keep(tile, token, i, shape.group_size, two, group);
+            }
+        }
+    }
+
+    // Units with two terms are not counted where a group's step is chosen, unless they need it to
+    // stay below 2^15; so the others are rounded as finely as if the loud ones were not there.
+    // The error of a group goes with the square of its step. Units are taken out, the loudest
+    // first, while each saves more than a part `saving` of what a group makes on average; means
+    // are over the tokens of the tile, of which none may count for more than another.
+    static constexpr float saving = 0.5f;
+    static constexpr int max_units = 4;  // in a group
+
+    // Magnitudes of one group: [unit][token] as bits.
+    struct Magnitudes {
+        int32_t of[max_units][tile_tokens];
+    };
+
+    static Magnitudes magnitudes_at(const ActivationShape& shape, const Tile& tile, int64_t i,
+                                    int64_t units) {
+        Magnitudes found{};
+        for (int64_t u = 0; u < units && i + u * unit_inputs < shape.cols; u++) {
+            for (int64_t t = 0; t < tile.count; t++) {
+                found.of[u][t] = largest_at(tile, shape, t, i + u * unit_inputs, unit_inputs);
+            }
+        }
+        return found;
+    }
+
+    // The largest of the units whose flag is `two`, as bits.
+    static int32_t largest_of(const Magnitudes& group, int64_t units, int64_t token,
+                              const uint8_t* flags, bool two) {
+        int32_t largest = 0;
+        for (int64_t u = 0; u < units; u++) {
+            int32_t magnitude = (flags[u] != 0) == two ? group.of[u][token] : 0;
+            largest = magnitude > largest ? magnitude : largest;
+        }
+        return largest;
+    }
+
+    static float square(int32_t magnitude, float factor) {
+        float value = from_bits(magnitude) * factor;
+        return value * value;
+    }
+
+    // 1 / (root of the) sum of a token's squared steps, in two parts that neither over- nor underflow.
+    struct Weight {
+        float factor;
+        float part;
+    };
+
+    static void weigh(const ActivationShape& shape, const Tile& tile, int64_t units,
+                      Weight (&weights)[tile_tokens]) {
+        uint8_t none[max_units] = {};
+        float largest[tile_tokens] = {}, totals[tile_tokens] = {};
+        for (int pass = 0; pass < 2; pass++) {
+            for (int64_t i = 0; i < shape.cols; i += shape.group_size) {
+                Magnitudes group = magnitudes_at(shape, tile, i, units);
+                for (int64_t t = 0; t < tile.count; t++) {
+                    int32_t magnitude = largest_of(group, units, t, none, false);
+                    float value = from_bits(magnitude);
+                    if (pass == 0) largest[t] = value > largest[t] ? value : largest[t];
+                    else totals[t] += square(magnitude, weights[t].factor);
+                }
+            }
+            for (int64_t t = 0; t < tile.count; t++) {
+                if (pass == 0) weights[t].factor = largest[t] > 0 ? 1.0f / largest[t] : 0.0f;
+                else weights[t].part = totals[t] > 0 ? 1.0f / totals[t] : 0.0f;
+            }
+        }
+    }
+
+    // Flags of the units of a group. limit: what a unit has to save, summed over the tokens.
+    static void choose_terms(const Magnitudes& group, int64_t units, int64_t tokens,
+                             const Weight (&weights)[tile_tokens], float limit, uint8_t* two) {
+        for (int64_t u = 0; u < units; u++) two[u] = 0;
+        for (int64_t taken = 0; taken < units; taken++) {
+            float loudest = -1;
+            int64_t candidate = 0;
+            for (int64_t u = 0; u < units; u++) {
+                float sum = 0;
+                for (int64_t t = 0; t < tokens; t++) {
+                    sum += square(group.of[u][t], weights[t].factor) * weights[t].part;
+                }
+                if (!two[u] && sum > loudest) {
+                    loudest = sum;
+                    candidate = u;
+                }
+            }
+            float saved = 0;
+            for (int64_t t = 0; t < tokens; t++) {
+                int32_t before = largest_of(group, units, t, two, false);
+                two[candidate] = 1;
+                int32_t after = largest_of(group, units, t, two, false);
+                two[candidate] = 0;
+                saved += (square(before, weights[t].factor) - square(after, weights[t].factor)) *
+                         weights[t].part;
+            }
+            if (!(saved > limit)) return;
+            two[candidate] = 1;
+        }
+    }
+
+    // Groups of 32 or 128 inputs whose loud units have two terms.
+    static void quantize_mixed(const ActivationShape& shape, const Tile& tile) {
+        int64_t units = shape.group_size / unit_inputs;
+        Weight weights[tile_tokens] = {};
+        weigh(shape, tile, units, weights);
+        float limit = saving * static_cast<float>(tile.count) / static_cast<float>(tile.groups);
+        float padded[max_group];
         for (int64_t g = 0, i = 0; i < shape.cols; g++, i += shape.group_size) {
-            const float* values = group_at(tile.x + token * tile.ld_x, shape, i, padded);
-            int64_t at = g * tile.width + token;
-            if (tile.two[g]) quantize<true>(values, tile.sums[at], group);
-            else quantize<false>(values, tile.sums[at], group);
-            tile.scales[at] = group.scale;
-            tile.sums[at] = group.sum;
-            for (int64_t quad = 0; quad < shape.group_size / 4; quad++) {
-                int64_t to = ((i / 4 + quad) * tile.width + token) * 4;
-                __builtin_memcpy(tile.high + to, group.high + 4 * quad, 4);
-                if (tile.two[g]) __builtin_memcpy(tile.low + to, group.low + 4 * quad, 4);
+            Magnitudes magnitudes = magnitudes_at(shape, tile, i, units);
+            int64_t here = (shape.cols - i + unit_inputs - 1) / unit_inputs;
+            if (here > units) here = units;
+            uint8_t* two = tile.two + i / unit_inputs;
+            choose_terms(magnitudes, here, tile.count, weights, limit, two);
+            for (int64_t token = 0; token < tile.count; token++) {
+                int32_t quiet = largest_of(magnitudes, here, token, two, false);
+                int32_t loud = largest_of(magnitudes, here, token, two, true);
+                bool by_loud = from_bits(loud) > from_bits(quiet) * (two_terms / one_term) ||
+                               loud >= infinity;
+                Step step = step_of(by_loud ? loud : quiet, by_loud ? two_terms : one_term);
+                Group group;
+                group.sum = 0;
+                for (int64_t u = 0; u < here; u++) {
+                    int64_t at = i + u * unit_inputs;
+                    const float* values =
+                        inputs_at(tile.x + token * tile.ld_x, shape, at, unit_inputs, padded);
+                    if (two[u]) round<true>(values, step, group);
+                    else round<false>(values, step, group);
+                    keep(tile, token, at, unit_inputs, two[u], group);
+                }
+                tile.scales[g * tile.width + token] = step.scale;
+                tile.sums[g * tile.width + token] = group.sum;
             }
         }
     }
@@ -175,16 +270,21 @@ template <class L> struct Quantizer {
                               const Tile& tile) {
         int64_t values = geometry.padded_cols * tile.width, groups = tile.groups * tile.width * 4;
         if (tile.count < tile.width || shape.cols < geometry.padded_cols) {
-            clear(tile.high, values);
-            if (tile.low) clear(tile.low, values);
+            clear(tile.codes, values);
+            if (tile.upper) clear(tile.upper, values);
             clear(tile.scales, groups);
             clear(tile.sums, groups);
         }
-        __builtin_memset(tile.two, shape.precision == Precision::int16,
-                         static_cast<size_t>(tile.groups));
-        measure(shape, tile);
-        if (shape.precision == Precision::mixed) choose_terms(tile);
-        for (int64_t t = 0; t < tile.count; t++) quantize_token(shape, tile, t);
+        bool two = shape.precision == Precision::int16;
+        __builtin_memset(tile.two, two, static_cast<size_t>(geometry.units));
+        // The groups of 16 that go with odd groups of weights are not worth a choice.
+        if (shape.precision == Precision::mixed && shape.group_size >= unit_inputs) {
+            quantize_mixed(shape, tile);
+        } else if (two) {
+            quantize_groups<true>(shape, tile);
+        } else {
+            quantize_groups<false>(shape, tile);
+        }
     }
 
     static void copy_token(const float* x, const ActivationShape& shape, int64_t width,
@@ -211,9 +311,9 @@ template <class L> struct Quantizer {
             }
             quantize_tile(to.shape, geometry,
                           Tile{width, count, geometry.groups, x + token * ld_x, ld_x,
-                               to.high + inputs, to.low ? to.low + inputs : nullptr,
+                               to.codes + inputs, to.upper ? to.upper + inputs : nullptr,
                                to.scales + groups, to.sums + groups,
-                               to.two + tile * geometry.groups});
+                               to.two + tile * geometry.units});
         }
     }
 };
