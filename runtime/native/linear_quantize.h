@@ -173,7 +173,8 @@ template <class L> struct Quantizer {
         return value * value;
     }
 
-    // 1 / (root of the) sum of a token's squared steps, in two parts that neither over- nor underflow.
+    // What makes the squared steps of a token sum to one: (step * factor)^2 * part, in two parts
+    // because the square alone may overflow.
     struct Weight {
         float factor;
         float part;
