@@ -21,6 +21,7 @@ from markupsafe import Markup
 from ..atomic import output_error
 from .report_figures import (
     FIGURES,
+    SOURCES,
     Figure,
     by_how_much,
     check_number,
@@ -145,6 +146,7 @@ def _environment() -> jinja2.Environment:
         floor_text=floor_text,
         limit_text=limit_text,
         lowest_matrix=lowest_matrix,
+        sources=SOURCES,
         shown_files=SHOWN_FILES,
         shown_findings=SHOWN_FINDINGS,
         shown_speeds=SHOWN_SPEEDS,
@@ -189,8 +191,8 @@ def _quality_plots(verdict: Verdict) -> Iterator[Plot]:
 
 
 def _kl_limit(verdict: Verdict) -> float | None:
-    """The limit on the mean KL, where there is one."""
-    limits = [check.limit for check in verdict.checks if figure_of(check) == FIGURES[0]]
+    """The limit on the mean KL, where there is one; not an earlier verdict's figure."""
+    limits = [check.limit for check in verdict.checks if figure_of(check) is FIGURES[0]]
     return limits[0] if limits else None
 
 

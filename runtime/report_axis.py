@@ -79,6 +79,6 @@ def tick_text(value: float) -> str:
     """0.01, 250, 2×10⁸, 10⁻⁶."""
     if value == 0 or 1e-3 <= abs(value) < 1e5:
         return f"{value:.4g}"
-    power = math.floor(_log(abs(value)))
-    factor = f"{value / 10.0**power:.2g}"
-    return ("" if factor == "1" else f"{factor}×") + f"10{str(power).translate(SUPERSCRIPTS)}"
+    sign, power = "-" if value < 0 else "", math.floor(_log(abs(value)))
+    factor = f"{abs(value) / 10.0**power:.2g}×"
+    return f"{sign}{'' if factor == '1×' else factor}10{str(power).translate(SUPERSCRIPTS)}"

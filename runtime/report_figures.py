@@ -38,6 +38,10 @@ def perplexity_ratio(summary: Summary) -> float:
     return summary.artifact_perplexity / reference if reference else math.nan
 
 
+def _log(value: float) -> float:
+    return math.log(value) if value > 0 else math.nan
+
+
 FIGURES = (
     Figure("mean KL, nats per token", lambda s: s.kl_mean, "kl", is_kl=True),
     Figure("median KL", lambda s: s.kl_median, "kl-median", is_kl=True),
@@ -51,7 +55,20 @@ FIGURES = (
     Figure("perplexity of the artifact", lambda s: s.artifact_perplexity, "ppl"),
     Figure("perplexity ratio", perplexity_ratio, "ppl-ratio"),
 )
-_BY_CHECK = {figure.check: figure for figure in FIGURES if figure.check}
+# What is compared with an earlier verdict, where small is good for all.
+AGAINST_BASELINE = (
+    Figure("mean KL", lambda s: s.kl_mean, "baseline-kl", is_kl=True),
+    Figure("other top token", lambda s: 1 - s.top1_agreement, "baseline-top1", is_share=True),
+    Figure("log of the perplexity ratio", lambda s: _log(perplexity_ratio(s)), "baseline-ppl"),
+)
+_BY_CHECK = {figure.check: figure for figure in (*FIGURES, *AGAINST_BASELINE) if figure.check}
+SOURCES = {
+    "option": "",
+    "recipe": "from the recipe",
+    "file": "from dsconv.toml",
+    "baseline": "from the baseline",
+    "default": "by default",
+}
 
 
 def figure_of(check: Check) -> Figure | None:

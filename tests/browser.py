@@ -24,6 +24,7 @@ TIMEOUT = 60.0  # seconds for one answer, on a busy machine
 FLAGS = (
     "--headless=new",
     "--remote-debugging-pipe",
+    "--no-sandbox",  # fails for root and in containers; the pages are our own
     "--disable-gpu",
     "--disable-dev-shm-usage",
     "--disable-extensions",
@@ -124,11 +125,10 @@ def browser(program: str, profile: Path) -> Iterator[Tab]:
     """A tab of a browser of its own, ended with the block."""
     command_end, commands = os.pipe()
     answers, answer_end = os.pipe()
-    sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []
     # The browser reads commands from descriptor 3 and answers on 4.
     shell = f'exec "$0" "$@" 3<&{command_end} 4>&{answer_end}'
     process = subprocess.Popen(
-        ["bash", "-c", shell, program, *FLAGS, *sandbox, f"--user-data-dir={profile}"],
+        ["bash", "-c", shell, program, *FLAGS, f"--user-data-dir={profile}"],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

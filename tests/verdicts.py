@@ -73,6 +73,8 @@ def healthy(tokens: int = 4096, scale: float = 1.0) -> Verdict:
             2,
             {"dsconv": "0.1.0", "onnxruntime": "1.22.0", "numpy": "2.1.0", "python": "3.12.3"},
             "2026-01-31T09:30:00+00:00",
+            "c0de" * 16,
+            2048,
         ),
         layers=tuple(
             LayerError(
@@ -163,7 +165,7 @@ def _buckets(scores: TokenScores) -> tuple[Bucket, ...]:
         for name, (low, high) in limits.items():
             keep = (values >= low) & (values < high)
             if keep.any():
-                part = TokenScores(*(getattr(scores, f)[keep] for f in TokenScores.__annotations__))
+                part = TokenScores(*(v[keep] for v in vars(scores).values() if len(v)))
                 found.append(Bucket(of, name, summarize(part)))  # type: ignore[arg-type]
     return tuple(found)
 
