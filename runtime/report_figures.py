@@ -167,9 +167,8 @@ def why(verdict: Verdict) -> str:
     if not verdict.checks:
         return f"No limits were set: {tokens} were measured and not judged."
     closest = min(verdict.checks, key=_slack)
-    held = (
-        "The check holds" if len(verdict.checks) == 1 else f"All {len(verdict.checks)} checks hold"
-    )
+    count = len(verdict.checks)
+    held = {1: "The check holds", 2: "Both checks hold"}.get(count, f"All {count} checks hold")
     return f"{held} on {tokens}; the closest is {_measured(closest)}."
 
 
