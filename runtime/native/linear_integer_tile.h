@@ -6,8 +6,7 @@
 // is shared between instruction sets must not be compiled for one of them.
 #pragma once
 
-#include "linear_codes.h"
-#include "linear_geometry.h"
+#include "linear_integer_sums.h"
 
 namespace dsconv {
 
@@ -15,130 +14,18 @@ namespace dsconv {
 // prefetch too, but not across pages.
 constexpr int64_t prefetch_distance = 8192;
 
-// A tile's view of Activations: pointers to its first token.
-struct TileActivations {
-    const int8_t* codes;
-    const int8_t* upper;
-    const float* scales;
-    const int32_t* sums;
-    const uint8_t* two;
-    int64_t group_size;
-};
-
 // What is taken off the codes before they are multiplied.
 enum class Zero { none, middle, stored };
 
-// width: tokens that lie side by side in the activations; tokens: how many of them are computed.
 template <class L, int bits, Zero zero, int width, int tokens, int blocks> struct IntegerTile {
     using Ints = typename L::Ints;
     using Floats = typename L::Floats;
-    using Codes = typename L::Codes;
-
-    // Codes of a pair of quads times their activations; the terms (upper, code) of an activation are
-    // multiplied by the same codes while these are in registers.
-    template <int pair, int terms>
-    [[gnu::always_inline]] static inline void add_pair(const uint8_t* const* units,
-                                                       const int8_t* const* x,
-                                                       Ints (*sums)[blocks][tokens]) {
-        Codes codes[2][blocks];
-        for (int b = 0; b < blocks; b++) {
-            UnitCodes<L, bits>::template load<pair>(units[b], codes[0][b], codes[1][b]);
-        }
-        for (int q = 0; q < 2; q++) {
-            for (int t = 0; t < tokens; t++) {
-                for (int term = 0; term < terms; term++) {
-                    const int8_t* p = x[term] + ((2 * pair + q) * width + t) * 4;
-                    if constexpr (blocks == 1) {
-                        sums[term][0][t] =
-                            L::template dot<bits>(sums[term][0][t], codes[q][0], p);
-                        continue;
-                    }
-                    auto quad = L::load_quad(p);
-                    for (int b = 0; b < blocks; b++) {
-                        sums[term][b][t] =
-                            L::template dot<bits>(sums[term][b][t], codes[q][b], quad);
-                    }
-                }
-            }
-        }
-    }
-
-    template <int terms>
-    [[gnu::always_inline]] static inline void add_unit(const uint8_t* const* units,
-                                                       const int8_t* const* x,
-                                                       Ints (*sums)[blocks][tokens]) {
-        add_pair<0, terms>(units, x, sums);
-        add_pair<1, terms>(units, x, sums);
-        add_pair<2, terms>(units, x, sums);
-        add_pair<3, terms>(units, x, sums);
-    }
-
-    // Part of a unit, for widths that are no multiple of 32: int4 and int8, whose planes are plain.
-    [[gnu::always_inline]] static inline void add_pairs(const uint8_t* const* units, const int8_t* x, int64_t pairs,
-                          Ints (&sums)[blocks][tokens]) {
-        const uint8_t* at[blocks];
-        for (int64_t pair = 0; pair < pairs; pair++) {
-            for (int b = 0; b < blocks; b++) at[b] = units[b] + pair * 16 * bits;
-            const int8_t* activations = x + pair * 8 * width;
-            add_pair<0, 1>(at, &activations, &sums);
-        }
-    }
-
-    [[gnu::always_inline]] static inline void clear(Ints (&sums)[blocks][tokens]) {
-        for (int b = 0; b < blocks; b++) {
-            for (int t = 0; t < tokens; t++) sums[b][t] = L::set_ints(0);
-        }
-    }
+    using Sums = IntegerSums<L, bits, width, tokens, blocks>;
 
     [[gnu::always_inline]] static inline void clear(Floats (&sums)[blocks][tokens]) {
         for (int b = 0; b < blocks; b++) {
             for (int t = 0; t < tokens; t++) sums[b][t] = L::set_floats(0);
         }
-    }
-
-    [[gnu::always_inline]] static inline void times_256(Ints (&sums)[blocks][tokens]) {
-        for (int b = 0; b < blocks; b++) {
-            for (int t = 0; t < tokens; t++) sums[b][t] = L::template shift_left<8>(sums[b][t]);
-        }
-    }
-
-    // Exact sums of code * activation over a unit. Where sums are few both terms are taken at once.
-    template <bool two>
-    [[gnu::always_inline]] static inline void dot_unit(const uint8_t* const* units,
-                                                       const TileActivations& x, int64_t input,
-                                                       Ints (&sums)[blocks][tokens]) {
-        const int8_t* codes = x.codes + input * width;
-        const int8_t* terms[2] = {two ? x.upper + input * width : codes, codes};
-        if constexpr (two && blocks * tokens <= 4) {
-            Ints both[2][blocks][tokens];
-            clear(both[0]);
-            clear(both[1]);
-            add_unit<2>(units, terms, both);
-            times_256(both[0]);
-            for (int b = 0; b < blocks; b++) {
-                for (int t = 0; t < tokens; t++) sums[b][t] = L::add(both[0][b][t], both[1][b][t]);
-            }
-        } else {
-            clear(sums);
-            add_unit<1>(units, terms, &sums);
-            if constexpr (two) {
-                times_256(sums);
-                add_unit<1>(units, terms + 1, &sums);
-            }
-        }
-    }
-
-    // The same over part of a unit.
-    [[gnu::always_inline]] static inline void dot_pairs(const uint8_t* const* units,
-                                                        const TileActivations& x, int64_t input,
-                                                        int64_t inputs, bool two,
-                                                        Ints (&sums)[blocks][tokens]) {
-        clear(sums);
-        if (two) {
-            add_pairs(units, x.upper + input * width, inputs / 8, sums);
-            times_256(sums);
-        }
-        add_pairs(units, x.codes + input * width, inputs / 8, sums);
     }
 
     // What belongs to a group of weights beside its codes.
@@ -228,27 +115,10 @@ template <class L, int bits, Zero zero, int width, int tokens, int blocks> struc
                                                    const Parameters& group,
                                                    Floats (&to)[blocks][tokens]) {
         Ints sums[blocks][tokens];
-        dot_unit<two>(units, x, input, sums);
+        Sums::template dot_unit<two>(units, x, input, sums);
         if constexpr (then == Then::parts) add_parts(sums, x, input / 32, group, to);
         if constexpr (then == Then::scaled) add_scaled(sums, x, input / 32, group, to);
         if constexpr (then == Then::scale_min) add_scale_min(sums, x, input / 32, group, to);
-    }
-
-    // Half a unit, for activations in groups of 16: exact sums.
-    template <bool two, int half>
-    [[gnu::always_inline]] static inline void dot_half(const uint8_t* const* units,
-                                                       const TileActivations& x, int64_t input,
-                                                       Ints (&sums)[blocks][tokens]) {
-        clear(sums);
-        if constexpr (two) {
-            const int8_t* upper = x.upper + input * width;
-            add_pair<2 * half, 1>(units, &upper, &sums);
-            add_pair<2 * half + 1, 1>(units, &upper, &sums);
-            times_256(sums);
-        }
-        const int8_t* codes = x.codes + input * width;
-        add_pair<2 * half, 1>(units, &codes, &sums);
-        add_pair<2 * half + 1, 1>(units, &codes, &sums);
     }
 
     // As `unit`, for activations in groups of 16.
@@ -260,7 +130,7 @@ template <class L, int bits, Zero zero, int width, int tokens, int blocks> struc
         int64_t at = input / 16 * width;
         Floats values[blocks][tokens];
         Ints sums[blocks][tokens];
-        dot_half<two, 0>(units, x, input, sums);
+        Sums::template dot_half<two, 0>(units, x, input, sums);
         for (int t = 0; t < tokens; t++) {
             take_zeros(group, L::set_ints(x.sums[at + t]), t, sums);
             Floats scale = L::set_floats(x.scales[at + t]);
@@ -268,7 +138,7 @@ template <class L, int bits, Zero zero, int width, int tokens, int blocks> struc
                 values[b][t] = L::multiply(L::to_floats(sums[b][t]), scale);
             }
         }
-        dot_half<two, 1>(units, x, input, sums);
+        Sums::template dot_half<two, 1>(units, x, input, sums);
         for (int t = 0; t < tokens; t++) {
             Ints sum = L::set_ints(x.sums[at + width + t]);
             take_zeros(group, sum, t, sums);
@@ -385,63 +255,20 @@ template <class L, int bits, Zero zero, int width, int tokens, int blocks> struc
                          Floats (&totals)[blocks][tokens]) {
         Ints sums[blocks][tokens];
         if (inputs == wide_group) {
-            dot_wide(units, x, input, inputs, sums);
+            Sums::dot_wide(units, x, input, inputs, sums);
             return add_scaled(sums, x, input / wide_group, group, totals);
         }
         Floats parts[blocks][tokens];
         clear(parts);
         for (int64_t end = input + inputs; input < end; input += wide_group) {
             int64_t some = end - input < wide_group ? end - input : wide_group;
-            dot_wide(units, x, input, some, sums);
+            Sums::dot_wide(units, x, input, some, sums);
             add_parts(sums, x, input / wide_group, group, parts);
             for (int b = 0; b < blocks; b++) units[b] += some * bits * 2;
         }
         for (int b = 0; b < blocks; b++) {
             for (int t = 0; t < tokens; t++) {
                 totals[b][t] = L::fma(parts[b][t], group.scales[b], totals[b][t]);
-            }
-        }
-    }
-
-    // Exact sums of code * activation over up to wide_group inputs: of all codes, and 256 times
-    // the upper terms of the units that have them.
-    static void dot_wide(const uint8_t* const* units, const TileActivations& x, int64_t input,
-                         int64_t inputs, Ints (&sums)[blocks][tokens]) {
-        dot_run(units, x.codes + input * width, inputs / 8, sums);
-        for (int64_t i = 0; i < inputs; i += unit_inputs) {
-            if (!x.two[(input + i) / unit_inputs]) continue;
-            const uint8_t* at[blocks];
-            for (int b = 0; b < blocks; b++) at[b] = units[b] + i * bits * 2;
-            int64_t some = inputs - i < unit_inputs ? inputs - i : unit_inputs;
-            Ints upper[blocks][tokens];
-            dot_run(at, x.upper + (input + i) * width, some / 8, upper);
-            times_256(upper);
-            for (int b = 0; b < blocks; b++) {
-                for (int t = 0; t < tokens; t++) sums[b][t] = L::add(sums[b][t], upper[b][t]);
-            }
-        }
-    }
-
-    static constexpr bool is_tall = blocks == L::tall_blocks && tokens == 8;
-
-    // Exact sums over some pairs. Apart, so that nothing but the sums and what feeds them is in
-    // registers.
-    [[gnu::noinline]] static void dot_run(const uint8_t* const* units, const int8_t* x,
-                                          int64_t pairs, Ints (&result)[blocks][tokens]) {
-        if constexpr (is_tall) {
-            L::template dot_tall<bits>(units, x, pairs, result);
-        } else {
-            Ints sums[blocks][tokens];
-            clear(sums);
-            const uint8_t* at[blocks];
-            for (int b = 0; b < blocks; b++) at[b] = units[b];
-            for (; pairs >= 4; pairs -= 4, x += unit_inputs * width) {
-                add_unit<1>(at, &x, &sums);
-                for (int b = 0; b < blocks; b++) at[b] += 64 * bits;
-            }
-            add_pairs(at, x, pairs, sums);
-            for (int b = 0; b < blocks; b++) {
-                for (int t = 0; t < tokens; t++) result[b][t] = sums[b][t];
             }
         }
     }
@@ -454,7 +281,7 @@ template <class L, int bits, Zero zero, int width, int tokens, int blocks> struc
             int64_t some = end - input < x.group_size ? end - input : x.group_size;
             int64_t at = input / x.group_size;
             Ints sums[blocks][tokens];
-            dot_pairs(units, x, input, some, x.two[input / unit_inputs] != 0, sums);
+            Sums::dot_pairs(units, x, input, some, x.two[input / unit_inputs] != 0, sums);
             add_parts(sums, x, at, group, parts);
             for (int b = 0; b < blocks; b++) units[b] += some * bits * 2;
             input += some;

@@ -52,6 +52,7 @@ template <class L> struct Linear {
 
     // Activations that are used for all blocks before others come: they stay in a core's cache.
     static constexpr int64_t cached_activations = 1 << 19;
+    static constexpr int64_t many_tiles = 8;
 
     struct Call {
         const LinearView& view;
@@ -208,27 +209,35 @@ template <class L> struct Linear {
         return tall ? L::tall_blocks : L::row_blocks;
     }
 
-    // Weights of the blocks to come are fetched piece by piece while tiles of these are computed.
+    static void blocks_of(const Call& call, int64_t block, int64_t last_block, int64_t tile) {
+        switch (tile_width(call.x.shape.tokens, tile)) {
+            case 8: return blocks_of_tile<8>(call, block, last_block, tile);
+            case 4: return blocks_of_tile<4>(call, block, last_block, tile);
+            case 2: return blocks_of_tile<2>(call, block, last_block, tile);
+            default: return blocks_of_tile<1>(call, block, last_block, tile);
+        }
+    }
+
+    // Some blocks for some tiles. Weights of the blocks to come are fetched piece by piece, if there
+    // are tiles enough; else the tiles themselves fetch ahead.
     static void tiles(const Call& call, int64_t block, int64_t last_block, int64_t tile,
                       int64_t last_tile) {
         int64_t some = call.blocks_at_once;
         int64_t end = last_block - block > some ? block + some : last_block;
+        if (last_tile - tile < many_tiles) {
+            for (; tile < last_tile; tile++) blocks_of(call, block, end, tile);
+            return;
+        }
         int64_t next_blocks = last_block - end < some ? last_block - end : some;
-        int64_t bytes = call.geometry.block_bytes;
-        const uint8_t* next = call.view.data + end * bytes;
-        const uint8_t* next_end = next + next_blocks * bytes;
+        const uint8_t* next = call.view.data + end * call.geometry.block_bytes;
+        const uint8_t* next_end = next + next_blocks * call.geometry.block_bytes;
         int64_t piece = round_up((next_end - next) / (last_tile - tile) + 1, vector_bytes);
         for (; tile < last_tile; tile++) {
             for (int64_t i = 0; i < piece && next < next_end; i += vector_bytes) {
                 L::prefetch(next);
                 next += vector_bytes;
             }
-            switch (tile_width(call.x.shape.tokens, tile)) {
-                case 8: blocks_of_tile<8>(call, block, end, tile); break;
-                case 4: blocks_of_tile<4>(call, block, end, tile); break;
-                case 2: blocks_of_tile<2>(call, block, end, tile); break;
-                default: blocks_of_tile<1>(call, block, end, tile);
-            }
+            blocks_of(call, block, end, tile);
         }
     }
 };
