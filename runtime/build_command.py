@@ -107,8 +107,8 @@ class RecipeList:
         from rich.console import Console
         from rich.table import Table
 
-        table = Table(box=None, padding=(0, 2, 0, 0))
-        for column in ("recipe", "weights", "format", "max KL", "min top-1"):
+        table = Table(box=None, padding=(0, 1, 0, 0))
+        for column in ("recipe", "weights", "format", "KL ≤", "top-1 ≥"):
             table.add_column(column, no_wrap=True)
         for recipe in self.recipes:
             limits = (recipe.verify.max_kl, recipe.verify.min_top1)
@@ -118,14 +118,14 @@ class RecipeList:
 
 
 def _weights(recipe: Recipe) -> str:
-    """`int4 g32`, `scale-min 4`, `int8, int8 inputs`."""
+    """`int4 g32`, `scale-min 4`, `w8a8` (int8 weights and inputs)."""
     part = recipe.quantize
     if part is None:
         return "as they are"
     if part.scheme == "scale-min":
         label = f"scale-min {part.bits}"
     elif part.activations == "int8":
-        label = "int8, int8 inputs"
+        label = "w8a8"
     else:
         label = f"int{part.bits} g{part.group_size}"
     return label if part.target_bpw is None else f"{label}, {part.target_bpw:g} bits in all"
