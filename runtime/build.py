@@ -11,7 +11,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -120,6 +120,8 @@ def _locked(work: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        with suppress(OSError):
+            work.rmdir()  # nothing was done
         os.close(lock)
 
 
@@ -140,8 +142,6 @@ class _Builder:
         self._licence: str | None = None
 
     def run(self) -> Built:
-        if not self._dry:
-            self._state.start()
         self._pull()
         if self._recipe.quantize is not None:
             self._step(QUANTIZE, self._quantize_purpose, self._quantized, self._quantize)

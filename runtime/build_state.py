@@ -100,10 +100,6 @@ class BuildState:
         extra = found.keys() - record.sha256.keys()
         return f"{min(extra)} was added" if extra else None
 
-    def start(self) -> None:
-        """Mark the folder as ours."""
-        self._save()
-
     def forget(self, step: str, output: Path) -> None:
         """Before a step is done again: its record and what it wrote."""
         self._records.pop(step, None)

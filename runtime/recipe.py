@@ -7,7 +7,6 @@ has the default of the command that does the step.
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -19,12 +18,7 @@ from typing import TYPE_CHECKING
 from ..errors import InputError, UnsupportedError, UsageError
 from .providers import PROVIDERS
 from .quantize_defaults import quantize_options
-from .toml_schema import Settings, TableReader, limited
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from .toml_schema import Settings, TableReader, limited, parse_toml
 
 if TYPE_CHECKING:  # a list of recipes needs none of these
     from ..convert.onnx.export import ExportOptions
@@ -205,11 +199,8 @@ def load_recipe(name_or_file: str, settings: tuple[str, ...] = ()) -> Recipe:
     """
     text, file, name = _text_of(name_or_file)
     chosen = Settings.parse(settings)
-    try:
-        table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{file}: not valid TOML: {error}", "see docs/recipes.md") from error
-    parts = TableReader(file, chosen).read(Parts, chosen.applied_to(table))
+    table = chosen.applied_to(parse_toml(text, file))
+    parts = TableReader(file, chosen).read(Parts, table)
     return Recipe(**vars(parts), name=name, file=file)
 
 

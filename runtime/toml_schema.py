@@ -24,6 +24,14 @@ Table = TypeVar("Table")
 TYPE_NAMES = {str: "a string", int: "an integer", float: "a number", bool: "true or false"}
 
 
+def parse_toml(text: str, file: str) -> dict[str, Any]:
+    """Raises InputError: not TOML."""
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{file}: not valid TOML: {error}", "see docs/recipes.md") from error
+
+
 @dataclass(frozen=True)
 class Limits:
     """Either a list of choices, or a range whose ends are allowed; None is no end."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,11 @@ import pytest
 from command_line import Outcome, assert_refused, call_main, dsconv
 from safetensors.numpy import load_file, save_file
 from small_models import write_checkpoint, write_json
+from test_gguf_export import checkpoint as gguf_checkpoint
 
+from dsconv.atomic import lock_folder
 from dsconv.convert.manifest import sha256_file
+from dsconv.errors import InputError, OutputError
 from dsconv.runtime import build_source
 from dsconv.runtime.build import build, plan_build, refuse_other_folder, work_folder
 from dsconv.runtime.build_source import Pulled, find_local, licence_of
@@ -42,11 +46,7 @@ max_tokens = 64
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     """With a tokenizer that llama.cpp has a name for."""
-    folder = write_checkpoint(tmp_path / "model")
-    tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-    tokenizer["pre_tokenizer"]["use_regex"] = True
-    write_json(folder / "tokenizer.json", tokenizer)
-    return folder
+    return gguf_checkpoint(tmp_path / "model")
 
 
 @pytest.fixture
@@ -255,6 +255,45 @@ def test_an_added_file_and_a_lost_state(tmp_path: Path, file: Path) -> None:
     assert run(file, output) == NAMES[1:]
 
 
+def test_a_step_that_fails_leaves_those_before_it(
+    tmp_path: Path, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise InputError("the text is gone", "bring it back")
+
+    output = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr("dsconv.runtime.build.judge", fail)
+        with pytest.raises(InputError, match="gone"):
+            run(file, output)
+    assert not output.exists()
+    assert run(file, output) == ["verify", "folder"]
+
+
+def test_nothing_is_left_when_nothing_was_done(tmp_path: Path, file: Path) -> None:
+    outcome = dsconv("build", file, "-o", tmp_path / "out", "--set", "source=org/none")
+    assert_refused_after_words(outcome, 5)
+    assert not (tmp_path / "out.work").exists()
+
+
+def assert_refused_after_words(outcome: Outcome, code: int) -> None:
+    assert outcome.code == code, outcome.err
+    assert outcome.err.splitlines()[-2].startswith("error: ")
+    assert outcome.out == ""
+
+
+def test_one_build_at_a_time(tmp_path: Path, file: Path) -> None:
+    output = tmp_path / "out"
+    work_folder(output).mkdir()
+    lock = lock_folder(work_folder(output))
+    try:
+        with pytest.raises(OutputError, match="another dsconv is writing there"):
+            run(file, output)
+    finally:
+        os.close(lock)
+    assert run(file, output) == NAMES[1:]
+
+
 # ---------------------------------------------------------------- dry run
 
 
@@ -371,7 +410,7 @@ def test_another_commands_folder_is_not_replaced(tmp_path: Path, file: Path) -> 
     output = tmp_path / "out"
     output.mkdir()
     write_json(output / "dsconv.json", {"kind": "quantized-checkpoint"})
-    with pytest.raises(Exception, match="no build has written it"):
+    with pytest.raises(OutputError, match="no build has written it"):
         refuse_other_folder(output)
     write_json(output / "dsconv.json", {"kind": "build"})
     refuse_other_folder(output)
