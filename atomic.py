@@ -102,7 +102,7 @@ def output_folder(final: Path, overwrite: bool = False, resume: bool = False) ->
     partial = partial_of(final)
     try:
         partial.mkdir(parents=True, exist_ok=True)
-        lock = _lock(partial)
+        lock = lock_folder(partial)
         if not resume:
             empty_folder(partial)
     except OSError as error:
@@ -128,13 +128,13 @@ def output_folder(final: Path, overwrite: bool = False, resume: bool = False) ->
         os.close(lock)
 
 
-def _lock(partial: Path) -> int:
+def lock_folder(folder: Path) -> int:
     """-> a descriptor that keeps other processes out until it is closed."""
-    descriptor = os.open(partial, os.O_RDONLY)
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         # The other process may have finished since the folder was opened: then it has been renamed.
-        free = partial.exists() and os.path.samestat(os.fstat(descriptor), partial.stat())
+        free = folder.exists() and os.path.samestat(os.fstat(descriptor), folder.stat())
     except BlockingIOError:
         free = False
     except OSError:
@@ -142,7 +142,7 @@ def _lock(partial: Path) -> int:
     if not free:
         os.close(descriptor)
         raise OutputError(
-            f"{partial}: another dsconv is writing there", "wait until it has finished"
+            f"{folder}: another dsconv is writing there", "wait until it has finished"
         )
     return descriptor
 

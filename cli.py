@@ -391,6 +391,43 @@ def demo(
         raise VerdictFailed("; ".join(result.failures), "please report this with dsconv --version")
 
 
+@app.command(epilog="Example: dsconv build r1-distill-qwen-1.5b-native-int4 -o r1")
+def build(
+    recipe: Annotated[
+        str, typer.Argument(help="Name of a recipe (dsconv recipes), or a TOML file")
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Folder to write (default: the recipe's name)"),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="KEY=VALUE instead of the recipe's, e.g. quantize.bits=8"),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be done, and do nothing")
+    ] = False,
+    threads: Threads = 0,
+    as_json: Json = False,
+) -> None:
+    """Pull, quantize, export and verify as a recipe says; exit code 1 when a limit is not met."""
+    from dsconv.runtime.build_command import build_command
+
+    report = build_command(recipe, output, settings or [], dry_run, _threads(threads))
+    _print_json(report.to_json()) if as_json else report.show()
+    if not dry_run and not report.passed:
+        raise VerdictFailed("; ".join(report.failures) or "verdict: failed", report.hint)
+
+
+@app.command(epilog="Example: dsconv recipes --json")
+def recipes(as_json: Json = False) -> None:
+    """List the recipes that come with dsconv."""
+    from dsconv.runtime.build_command import recipes_command
+
+    found = recipes_command()
+    _print_json(found.to_json()) if as_json else found.show()
+
+
 def _fail(error: DsconvError) -> int:
     """Two lines on stderr: what went wrong, and the cure."""
     print("error: " + " ".join(error.message.split()), file=sys.stderr)

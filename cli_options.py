@@ -1,11 +1,13 @@
-"""Options that several commands share, and what the options of `quantize` mean together."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
+
+from dsconv.runtime.quantize_defaults import quantize_options as quantize_options
 
 Model = Annotated[
     str, typer.Argument(help="Folder, .gguf file, or hub name (org/model, org/model@revision)")
@@ -74,41 +76,3 @@ TuningEpochs = Annotated[
 MaxMemory = Annotated[
     str, typer.Option(help="For activations and second moments; beyond it they go to disk")
 ]
-
-
-def quantize_options(
-    can_write: bool,
-    tied: bool,
-    method: str | None,
-    calibrates: bool,
-    bits: int,
-    scheme: str,
-    activations: str,
-    embedding_bits: int | None,
-    head_bits: int | None,
-    prefix_correction: float | None,
-    max_memory: str,
-    **others: Any,
-) -> Any:
-    """QuantizeOptions, with what was left open filled in; see `default_method`."""
-    from dsconv.convert import quantization_plan as plans
-    from dsconv.runtime.console import parse_size
-
-    method = method or plans.default_method(bits, activations, calibrates, can_write)
-    if embedding_bits is None:
-        embedding_bits = plans.default_embedding_bits(method, scheme, bits, activations)
-        if tied and head_bits is not None and embedding_bits != plans.FLOAT_BITS:
-            embedding_bits = head_bits  # one matrix
-    if prefix_correction is None:
-        prefix_correction = plans.default_prefix_correction(bits)
-    return plans.QuantizeOptions(
-        bits=bits,
-        method=method,
-        scheme_name=scheme,
-        activations=activations,
-        embedding_bits=embedding_bits,
-        head_bits=head_bits,
-        prefix_correction=prefix_correction,
-        max_memory=parse_size(max_memory),
-        **others,
-    )

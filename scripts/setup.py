@@ -1,5 +1,6 @@
 """Set up a virtual environment in .venv and run something in it, on a machine with Python and pip.
 
+python scripts/setup.py install install dsconv
 python scripts/setup.py demo    install dsconv, run the pipeline on a small model, show the table
 python scripts/setup.py test    install the development tools too, run the tests
 python scripts/setup.py check   lint, format and types, as CI does
@@ -34,7 +35,7 @@ def run(*command: str | Path) -> None:
         sys.exit(code)
 
 
-def install(extra: str) -> None:
+def install(extra: str = "") -> None:
     """Make .venv (once) and install dsconv from this folder into it, editable."""
     if not PYTHON.exists():
         run(sys.executable, "-m", "venv", ENVIRONMENT)
@@ -46,7 +47,7 @@ def install(extra: str) -> None:
 
 
 def demo() -> None:
-    install("")
+    install()
     run(PYTHON, "-m", "dsconv", "demo")
 
 
@@ -88,7 +89,7 @@ def link_for_type_checkers() -> None:
         link.symlink_to(Path("..") / "..", target_is_directory=True)
 
 
-TASKS = {"demo": demo, "test": test, "check": check}
+TASKS = {"install": install, "demo": demo, "test": test, "check": check}
 
 if __name__ == "__main__":
     if len(sys.argv) < 2 or sys.argv[1] not in TASKS:

@@ -1,0 +1,111 @@
+"""Where a recipe's model lies: a folder, a GGUF file, a package, or the hub."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..convert.checkpoint import CONFIG, SIDE_FILES, Checkpoint
+from ..convert.sources import INDEX
+from ..errors import InputError
+from .recipe import Recipe
+
+PACKAGE = "package:"  # the one .gguf file of an installed Python package
+COMMIT = re.compile(r"[0-9a-f]{40}")
+FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---", re.DOTALL)
+LICENCE = re.compile(r"^license:[ \t]*[\"']?([\w.+-]+)", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Pulled:
+    """A model on this disk. `commit` is that of the hub; `hub_name` None for what is no hub's."""
+
+    path: Path
+    name: str
+    hub_name: str | None = None
+    commit: str | None = None
+
+
+def hub_name(recipe: Recipe) -> str:
+    """`org/model@revision`; a revision in `source` itself wins."""
+    return recipe.source if "@" in recipe.source else f"{recipe.source}@{recipe.revision}"
+
+
+def find_local(source: str) -> Pulled | None:
+    """What needs no download; None for a hub name.
+
+    Raises:
+        InputError: neither there nor a hub name.
+    """
+    from ..convert.hub import looks_like_hub_name
+
+    if source.startswith(PACKAGE):
+        return _in_package(source)
+    path = Path(source).expanduser()
+    if os.path.exists(path):
+        return Pulled(path, path.resolve().name)
+    if looks_like_hub_name(source):
+        return None
+    raise InputError(
+        f"source: {source}: no such file or folder",
+        f"give a folder, a .gguf file, a hub name (org/model), or {PACKAGE}NAME",
+    )
+
+
+def _in_package(source: str) -> Pulled:
+    from . import demo
+
+    if source != PACKAGE + demo.PACKAGE:
+        raise InputError(
+            f"source: {source!r} is not known; allowed: {PACKAGE}{demo.PACKAGE}",
+            "give a folder, a .gguf file, or a hub name (org/model)",
+        )
+    path = demo.find_model()
+    return Pulled(path, f"{path.name} of {demo.PACKAGE} {demo.PACKAGE_VERSION}")
+
+
+def pulled_snapshot(name: str, folder: Path) -> Pulled:
+    """A hub model that was downloaded: the hub's cache names the folder by the commit."""
+    commit = folder.name if COMMIT.fullmatch(folder.name) else None
+    return Pulled(folder, name, name.partition("@")[0], commit)
+
+
+def download(name: str) -> Pulled:
+    """Raises DownloadError, UnsupportedError."""
+    from ..convert.hub import snapshot
+
+    return pulled_snapshot(name, snapshot(name))
+
+
+def is_pinned(name: str) -> bool:
+    """A commit never changes, so what was downloaded once need not be asked for again."""
+    return COMMIT.fullmatch(name.partition("@")[2]) is not None
+
+
+def source_files(checkpoint: Checkpoint) -> list[Path]:
+    """Everything of the model that decides what is built from it."""
+    weights = checkpoint.source.files()
+    if not checkpoint.origin.is_dir():
+        return weights
+    beside = (checkpoint.origin / name for name in (CONFIG, INDEX, *SIDE_FILES))
+    return [*weights, *(path for path in beside if path.is_file())]
+
+
+def licence_of(path: Path, side_files: Mapping[str, bytes]) -> str | None:
+    """As the model's card, GGUF metadata or LICENSE file has it; None where nothing tells."""
+    if path.is_file():
+        from ..convert.gguf_file import read_header
+
+        value = read_header(path)[0].get("general.license")
+        return value if isinstance(value, str) and value else None
+    card = path / "README.md"
+    if card.is_file():
+        matter = FRONT_MATTER.search(card.read_text("utf-8", errors="replace"))
+        found = LICENCE.search(matter[1]) if matter else None
+        if found:
+            return found[1]
+    text = side_files.get("LICENSE", b"").decode("utf-8", errors="replace")
+    return next((" ".join(line.split())[:80] for line in text.splitlines() if line.strip()), None)
