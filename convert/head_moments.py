@@ -81,6 +81,7 @@ class _HeadObserver:
         group: Sequence[Linear],
         moments: MomentSum,
         window: Callable[[int], torch.Tensor],
+        original: Callable[[int], torch.Tensor] | None,
         source: Norm | Linear | None,
     ) -> torch.Tensor | None:
         return None
