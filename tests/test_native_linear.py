@@ -32,6 +32,7 @@ SCHEMES = [
     ),
     *(ScaleMin(bits) for bits in (3, 4, 5, 6)),
 ]
+WIDE_SCHEMES = [scheme for scheme in SCHEMES if scheme.group_size in (128, WHOLE_ROW)]
 DTYPES = [np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)]
 NAMES = [*map(str, SCHEMES), *map(str, DTYPES)]
 # Rows and columns: whole blocks, a part of a block, odd numbers, ragged groups, one single weight.
@@ -141,7 +142,7 @@ def test_products(kernels: str, scheme: object, precision: str) -> None:
 
 @pytest.mark.parametrize("rows", [1, 40, 112])
 @pytest.mark.parametrize("kernels", KERNELS)
-@pytest.mark.parametrize("scheme", [s for s in SCHEMES if s.group_size in (128, WHOLE_ROW)], ids=str)
+@pytest.mark.parametrize("scheme", WIDE_SCHEMES, ids=str)
 def test_loud_channels_in_wide_groups(scheme: Scheme, kernels: str, rows: int) -> None:
     """Some units have two terms; blocks come by three, two and one; a last group is ragged."""
     random = np.random.default_rng(4)
