@@ -51,6 +51,8 @@ def tokenizer_findings(
     """
     if TOKENIZER not in reference:
         return ()
+    if TOKENIZER not in artifact:
+        return (Finding(TOKENIZER, "missing", CURE),)
     found: list[Finding] = []
     try:
         found += _file_findings(artifact, reference)
