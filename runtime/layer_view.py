@@ -24,8 +24,17 @@ from .artifact_weights import Weights, open_weights
 from .structure import structure_findings
 from .vector_errors import undo_smoothing, vector_findings
 from .verdict import Finding, LayerError
-from .weight_errors import LAYER, MatrixError, RowSums, head_swaps, matrix_error, matrix_findings
+from .weight_errors import (
+    LAYER,
+    MatrixError,
+    RowSums,
+    head_swaps,
+    lost_rows,
+    matrix_error,
+    matrix_findings,
+)
 
+SAMPLED_TOKENS = 512
 CHUNK_WEIGHTS = 1 << 22  # of embedding and head, compared at a time
 
 Advance = Callable[[int], None]
@@ -83,14 +92,17 @@ def _reference_name(name: str, artifact: Weights, reference: Weights) -> str:
 
 
 class _RecordingOps(TorchOps):
-    """Keeps the inputs of every linear map that has a bias."""
+    """Keeps the inputs of every linear map, of the first SAMPLED_TOKENS."""
 
     inputs: dict[str, list[Floats]]
 
     def linears(self, x: torch.Tensor, group: Sequence[Linear]) -> list[torch.Tensor]:
+        values = x[0].float().numpy()
         for linear in group:
-            if linear.bias:
-                self.inputs.setdefault(linear.name, []).append(x[0].float().numpy())
+            windows = self.inputs.setdefault(linear.name, [])
+            room = SAMPLED_TOKENS - sum(map(len, windows))
+            if room > 0:
+                windows.append(values[:room])
         return super().linears(x, group)
 
 
@@ -242,7 +254,9 @@ class _Comparison:
         sqnr = {}
         for name in (name for name in mine if name not in vectors):
             swaps = self._head_swaps(name, original[name], matched[name])
-            error = matrix_error(name, RowSums.of(original[name], matched[name]), swaps)
+            samples = np.concatenate(inputs[name.removesuffix(".weight")])
+            lost = lost_rows(original[name], matched[name], samples)
+            error = matrix_error(name, RowSums.of(original[name], matched[name]), swaps, lost)
             self._errors[name] = error
             sqnr[name] = error.sqnr_db
         return sqnr

@@ -40,7 +40,7 @@ def vector_findings(
     Args:
         original, artifact: tensors of a layer by name, matrices [rows, columns] among them.
         names: of the vectors.
-        inputs: of every linear map that has a bias, windows of [tokens, columns].
+        inputs: of every linear map, windows of [tokens, columns].
     """
     found = []
     for name in names:

@@ -82,8 +82,8 @@ class RowSums:
 @dataclass(frozen=True)
 class MatrixError:
     """sqnr_db: None where the matrix is exact; gains: the two sides of the interval; rows: lost
-    ones, with the share of their power that is error; heads: those that hold another's weights, or
-    None's, as (head, the head whose weights they are)."""
+    ones, with the share of their power that is error; heads: those that hold another's weights, as
+    (head, the head whose weights they are), or zeros: (head, None)."""
 
     name: str
     sqnr_db: float | None
@@ -103,14 +103,28 @@ class MatrixError:
         return math.log(low) if low > 1 else math.log(high) if high < 1 else 0.0
 
 
+def lost_rows(original: Floats, artifact: Floats, inputs: Floats) -> list[int]:
+    """Rows that are lost by their numbers and by what they give for `inputs` [tokens, columns].
+
+    Both, since calibration may move weights far where the inputs do not show it.
+    """
+    rows = np.flatnonzero(RowSums.of(original, artifact).errors > LOST)
+    outputs = RowSums.of(original[rows] @ inputs.T, artifact[rows] @ inputs.T)
+    return [int(row) for row in rows[outputs.errors > LOST]]
+
+
 def matrix_error(
-    name: str, sums: RowSums, heads: tuple[tuple[int, int | None], ...] = ()
+    name: str,
+    sums: RowSums,
+    heads: tuple[tuple[int, int | None], ...] = (),
+    lost: Sequence[int] | None = None,
 ) -> MatrixError:
+    """lost: the rows to name; None takes all that are lost by their numbers."""
     original, cross, artifact = (
         float(part.sum()) for part in (sums.original, sums.cross, sums.artifact)
     )
     errors = sums.errors
-    lost = np.flatnonzero(errors > LOST)
+    rows = [int(row) for row in np.flatnonzero(errors > LOST)] if lost is None else lost
     error = max(original - 2 * cross + artifact, 0.0)
     # The difference of large sums is noise below 1e-12 of them.
     exact = error <= 1e-12 * original
@@ -119,7 +133,7 @@ def matrix_error(
         name,
         None if exact else decibels(original, error),
         (cross / original, artifact / cross) if positive else (1.0, 1.0),
-        tuple((int(row), float(errors[row])) for row in lost),
+        tuple((row, float(errors[row])) for row in rows),
         heads,
     )
 
@@ -127,7 +141,10 @@ def matrix_error(
 def head_swaps(
     original: Floats, artifact: Floats, heads: int
 ) -> tuple[tuple[int, int | None], ...]:
-    """Heads (equal blocks of rows) whose weights are lost, and whose they are instead."""
+    """Heads (equal blocks of rows) that hold another's weights, or zeros (None).
+
+    Others with much error are not named: little calibration text leaves columns free to move.
+    """
     if float(np.square(original - artifact).sum(dtype=np.float64)) * heads < SWAPPED_SHARE * float(
         np.square(original).sum(dtype=np.float64)
     ):
@@ -140,7 +157,10 @@ def head_swaps(
     for head in map(int, lost):
         distance = np.square(theirs - mine[head]).sum(1, dtype=np.float64) / power
         nearest = int(distance.argmin())
-        found.append((head, nearest if distance[nearest] < LOST else None))
+        if distance[nearest] < LOST:
+            found.append((head, nearest))
+        elif not mine[head].any():
+            found.append((head, None))
     return tuple(found)
 
 
@@ -160,7 +180,7 @@ def matrix_findings(errors: Mapping[str, MatrixError]) -> tuple[Finding, ...]:
 
 
 def _head_text(head: int, other: int | None) -> str:
-    whose = f"those of head {other}" if other is not None else "not the original's"
+    whose = f"those of head {other}" if other is not None else "all zero"
     return f"the weights of head {head} are {whose}"
 
 
