@@ -49,8 +49,10 @@ class NativeFile:
         with self.path.open("rb") as file:
             prefix = file.read(8)
             header = prefix + file.read(int.from_bytes(prefix, "little"))
-        own = f'"{HEADER_HASH}":"{self.metadata.header_sha256}"'.encode()
-        blank = f'"{HEADER_HASH}":"{HASH_PLACEHOLDER}"'.encode()
+        own, blank = (  # JSON text within JSON
+            f'"{HEADER_HASH}":"\\"{digest}\\""'.encode()
+            for digest in (self.metadata.header_sha256, HASH_PLACEHOLDER)
+        )
         if not self.metadata.header_sha256 or header.count(own) != 1:
             return False
         return sha256(header.replace(own, blank)).hexdigest() == self.metadata.header_sha256

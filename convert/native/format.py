@@ -56,7 +56,7 @@ class Metadata:
             "side_files": _text(self.side_files),
             "sha256": _text(self.sha256),
             "origin": _text(self.origin),
-            HEADER_HASH: self.header_sha256,
+            HEADER_HASH: _text(self.header_sha256),
         }
 
     @classmethod
@@ -87,12 +87,17 @@ class Metadata:
             _texts(_object(found, "side_files", where)),
             _texts(_object(found, "sha256", where)),
             _texts(_object(found, "origin", where)),
-            found.get(HEADER_HASH, ""),
+            _header_hash(found),
         )
 
 
 def _text(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"), ensure_ascii=True)
+
+
+def _header_hash(found: Mapping[str, str]) -> str:
+    text = found.get(HEADER_HASH, "")
+    return text[1:-1] if len(text) == len(HASH_PLACEHOLDER) + 2 else ""
 
 
 def _number(found: Mapping[str, str], where: str) -> int:
