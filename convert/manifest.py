@@ -1,4 +1,8 @@
-"""dsconv.json: what an output was made from and by, with a hash of every file."""
+"""dsconv.json: what an output was made from and by, with a hash of every file.
+
+`tensors` holds one hash per tensor of every safetensors file too, so that damage can be named; and
+`self_sha256` that of the manifest's own text with 64 zeros in its place.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from .. import __version__
 from ..atomic import MANIFEST
+from .safetensors_file import read_rows, read_tensor_infos
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+SELF_HASH = "self_sha256"
+HASH_PLACEHOLDER = "0" * 64
+HASHED_BYTES = 1 << 22  # read at a time
 
 
 @dataclass(frozen=True)
@@ -41,6 +51,30 @@ def hash_files(folder: Path) -> dict[str, str]:
     }
 
 
+def hash_tensors(path: Path) -> dict[str, str]:
+    """Name -> sha256 of every tensor's bytes, in pieces of rows."""
+    found = {}
+    for name, info in read_tensor_infos(path).items():
+        digest = hashlib.sha256()
+        rows = info.shape[0] if info.shape else 1
+        step = max(1, HASHED_BYTES // max(1, info.nbytes // max(1, rows)))
+        for start in range(0, rows, step):
+            piece = read_rows(info, start, min(rows, start + step))
+            digest.update(np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data)
+        found[name] = digest.hexdigest()
+    return found
+
+
+def encode_manifest(content: Mapping[str, Any]) -> bytes:
+    """The text of a manifest, its own hash filled in. No other text says the same."""
+
+    def text(own_hash: str) -> bytes:
+        filled = {**content, SELF_HASH: own_hash}
+        return (json.dumps(filled, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
+
+    return text(hashlib.sha256(text(HASH_PLACEHOLDER)).hexdigest())
+
+
 def write_manifest(
     folder: Path, kind: str, source: Provenance, recipe: Mapping[str, Any], facts: Mapping[str, Any]
 ) -> None:
@@ -53,6 +87,6 @@ def write_manifest(
         "facts": dict(facts),
         "versions": {"dsconv": __version__},
         "sha256": hash_files(folder),
+        "tensors": {path.name: hash_tensors(path) for path in sorted(folder.glob("*.safetensors"))},
     }
-    text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-    (folder / MANIFEST).write_text(text, encoding="utf-8")
+    (folder / MANIFEST).write_bytes(encode_manifest(content))

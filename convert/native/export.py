@@ -29,6 +29,7 @@ from ..parallel import Workers
 from ..safetensors_file import PlannedTensor, SafetensorsWriter, encode_header
 from .format import (
     FORMAT_VERSION,
+    HASH_PLACEHOLDER,
     SIDE_FILE_PREFIX,
     SMALL_SIDE_FILE_BYTES,
     SUFFIX,
@@ -38,7 +39,6 @@ from .linear_layout import BLOCK_ROWS, LinearLayout, Packable, pack_linear
 from .program import build_program
 
 CHUNK_WEIGHTS = 1 << 21  # packed at a time by one thread
-HASH_PLACEHOLDER = "0" * 64
 
 
 @dataclass(frozen=True)
@@ -118,10 +118,14 @@ class _NativeFile:
                     writer.write(tensor, piece)
                     digest.update(np.ascontiguousarray(piece).view(np.uint8).data)
                 hashes[tensor] = digest.hexdigest()
+        header = encode_header(self._planned, self._metadata(hashes))
+        own = hashlib.sha256(header).hexdigest()
         with path.open("r+b") as file:  # the same length: hashes have all the same
-            file.write(encode_header(self._planned, self._metadata(hashes)))
+            file.write(encode_header(self._planned, self._metadata(hashes, own)))
 
-    def _metadata(self, hashes: Mapping[str, str]) -> dict[str, str]:
+    def _metadata(
+        self, hashes: Mapping[str, str], header_hash: str = HASH_PLACEHOLDER
+    ) -> dict[str, str]:
         checkpoint = self._checkpoint
         small = {k: v for k, v in checkpoint.side_files.items() if k not in self._large}
         return Metadata(
@@ -133,6 +137,7 @@ class _NativeFile:
             {name: content.decode("utf-8", "surrogateescape") for name, content in small.items()},
             dict(hashes),
             {"source": checkpoint.origin.resolve().name, "dsconv": __version__},
+            header_hash,
         ).encode()
 
     def _contents(

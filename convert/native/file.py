@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ...errors import InputError
 from ..safetensors_file import TensorInfo, read_metadata, read_rows, read_tensor_infos
-from .format import SIDE_FILE_PREFIX, Metadata
+from .format import HASH_PLACEHOLDER, HEADER_HASH, SIDE_FILE_PREFIX, Metadata
 from .program_check import ProgramShapes, check_program
 
 ALIGNMENT = 64
@@ -43,6 +43,19 @@ class NativeFile:
     def weights(self) -> Iterator[TensorInfo]:
         """Matrices and vectors, without side files."""
         return (t for name, t in self.tensors.items() if not name.startswith(SIDE_FILE_PREFIX))
+
+    def header_is_intact(self) -> bool:
+        """Is the header, to its last byte of padding, the one that was written?"""
+        with self.path.open("rb") as file:
+            prefix = file.read(8)
+            header = prefix + file.read(int.from_bytes(prefix, "little"))
+        own, blank = (  # JSON text within JSON
+            f'"{HEADER_HASH}":"\\"{digest}\\""'.encode()
+            for digest in (self.metadata.header_sha256, HASH_PLACEHOLDER)
+        )
+        if not self.metadata.header_sha256 or header.count(own) != 1:
+            return False
+        return sha256(header.replace(own, blank)).hexdigest() == self.metadata.header_sha256
 
     def damaged_tensors(self) -> list[str]:
         """Names of tensors whose bytes are not those that were written; reads the whole file."""

@@ -19,6 +19,8 @@ from .steps import Program
 SUFFIX = ".dsq"
 FORMAT_VERSION = 1
 FORMAT_KEY = "dsq_format_version"
+HEADER_HASH = "header_sha256"
+HASH_PLACEHOLDER = "0" * 64
 SIDE_FILE_PREFIX = "side_file:"
 SMALL_SIDE_FILE_BYTES = 1 << 16  # larger ones would make the header slow to parse
 MAX_DIMENSION = 2**31 - 1
@@ -29,6 +31,8 @@ class Metadata:
     """matrices: name of the tensor -> what its bytes hold; sha256: of every tensor's bytes.
 
     side_files: the small ones, as text. origin: where it came from and what wrote it.
+    header_sha256: of the header as it lies in the file, length and padding included, with 64 zeros
+    in this hash's place; "" in files that were written before there was one.
     """
 
     format_version: int
@@ -39,6 +43,7 @@ class Metadata:
     side_files: Mapping[str, str]
     sha256: Mapping[str, str]
     origin: Mapping[str, str]
+    header_sha256: str = ""
 
     def encode(self) -> dict[str, str]:
         matrices = {name: asdict(layout) for name, layout in self.matrices.items()}
@@ -51,6 +56,7 @@ class Metadata:
             "side_files": _text(self.side_files),
             "sha256": _text(self.sha256),
             "origin": _text(self.origin),
+            HEADER_HASH: _text(self.header_sha256),
         }
 
     @classmethod
@@ -81,11 +87,17 @@ class Metadata:
             _texts(_object(found, "side_files", where)),
             _texts(_object(found, "sha256", where)),
             _texts(_object(found, "origin", where)),
+            _header_hash(found),
         )
 
 
 def _text(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"), ensure_ascii=True)
+
+
+def _header_hash(found: Mapping[str, str]) -> str:
+    text = found.get(HEADER_HASH, "")
+    return text[1:-1] if len(text) == len(HASH_PLACEHOLDER) + 2 else ""
 
 
 def _number(found: Mapping[str, str], where: str) -> int:

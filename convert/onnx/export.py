@@ -81,7 +81,7 @@ def export_onnx(
         linked = _place_weights(checkpoint, folder, options.copy, advance)
         local = open_folder(folder)
         context = options.context_length or local.decoder.config.max_position_embeddings
-        dialect = _dialect_for(options.dialect, local)
+        dialect = dialect_for(options.dialect, local)
         graph_options = GraphOptions(context, options.accuracy_level)
         _write_graph(local, dialect, graph_options, folder)
         content = genai_config(local, dialect, GRAPH_FILE, graph_options)
@@ -113,18 +113,25 @@ def _place_weights(
     return linked
 
 
-def _dialect_for(name: str, checkpoint: Checkpoint) -> type[Dialect]:
+def dialect_for(name: str, checkpoint: Checkpoint) -> type[Dialect]:
     return contrib_for(checkpoint.decoder) if name == Contrib.name else DIALECTS[name]
 
 
 def _write_graph(
     checkpoint: Checkpoint, dialect: type[Dialect], options: GraphOptions, folder: Path
 ) -> None:
-    graph = GraphBuilder(dialect.opsets, dialect.ir_version)
     with DataFile(folder) as data:
-        weights = GraphWeights(checkpoint, graph, data)
-        dialect(checkpoint.decoder, graph, weights, options).build()
+        graph = build_graph(checkpoint, dialect, options, data)
     graph.save(folder / GRAPH_FILE)
+
+
+def build_graph(
+    checkpoint: Checkpoint, dialect: type[Dialect], options: GraphOptions, data: DataFile
+) -> GraphBuilder:
+    """The graph over the checkpoint's own files, and `data` for what it needs in another order."""
+    graph = GraphBuilder(dialect.opsets, dialect.ir_version)
+    dialect(checkpoint.decoder, graph, GraphWeights(checkpoint, graph, data), options).build()
+    return graph
 
 
 def _write_json(path: Path, content: object) -> None:

@@ -109,8 +109,11 @@ class GraphBuilder:
         """Cast an initializer of `dtype` to float32; folded when the runtime loads the graph."""
         return value if dtype == "F32" else self.node("Cast", [value], to=FLOAT.value)
 
+    def model(self) -> ir.Model:
+        return ir.Model(self._graph, ir_version=self._ir_version, producer_name="dsconv")
+
     def save(self, path: Path) -> None:
-        ir.save(ir.Model(self._graph, ir_version=self._ir_version, producer_name="dsconv"), path)
+        ir.save(self.model(), path)
 
     def _register(self, tensor: ir.TensorProtocol) -> Value:
         value = ir.Value(
