@@ -150,6 +150,8 @@ class Provenance:
     threads: int
     versions: Mapping[str, str]  # package -> version
     date: str  # ISO 8601, UTC
+    tokens_hash: str = ""  # of the token ids, window by window: the same tokens, the same hash
+    window: int = 0  # tokens of the longest
 
 
 @dataclass(frozen=True)
