@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .metrics import ROWS_AT_A_TIME, TokenScores, join, log_softmax
+from .metrics import TokenScores, blocks_of_rows, join, log_softmax
 
 # Together 6 KB per token. On SmolLM2-135M 4 % of the mass is in the tail, and the mean KL of 2,048
 # tokens is off by less than 0.1 %, of int8 (0.002 nats) as of int4 (0.09 nats).
@@ -48,8 +48,7 @@ class Condensed:
     def __len__(self) -> int:
         return len(self.loss)
 
-    def rows(self, start: int, stop: int) -> Condensed:
-        part = slice(start, stop)
+    def rows(self, part: slice) -> Condensed:
         return Condensed(
             self.ids[part],
             self.logits[part],
@@ -72,18 +71,13 @@ def condense(
     samples: int = SAMPLES,
 ) -> Condensed:
     """Keep what matters of logits [positions, vocabulary]; a small vocabulary is kept whole."""
-    return join_condensed(
-        [
-            _condense_rows(
-                logits[start : start + ROWS_AT_A_TIME],
-                np.asarray(targets[start : start + ROWS_AT_A_TIME]),
-                random,
-                min(top, logits.shape[1]),
-                samples if top < logits.shape[1] else 0,
-            )
-            for start in range(0, len(targets), ROWS_AT_A_TIME)
-        ]
-    )
+    top, samples = (top, samples) if top < logits.shape[1] else (logits.shape[1], 0)
+    wanted = np.asarray(targets)
+    parts = [
+        _condense_rows(logits[rows], wanted[rows], random, top, samples)
+        for rows in blocks_of_rows(logits.shape)
+    ]
+    return join_condensed(parts)
 
 
 def join_condensed(parts: Sequence[Condensed]) -> Condensed:
@@ -144,17 +138,12 @@ def compare_condensed(
     reference: Condensed, artifact: NDArray[np.float32], targets: Sequence[int]
 ) -> TokenScores:
     """Compare the artifact's logits [positions, vocabulary] with the reference, as `compare`."""
-    bounds = range(0, len(targets), ROWS_AT_A_TIME)
-    return join(
-        [
-            _compare_rows(
-                reference.rows(start, start + ROWS_AT_A_TIME),
-                log_softmax(artifact[start : start + ROWS_AT_A_TIME]),
-                np.asarray(targets[start : start + ROWS_AT_A_TIME]),
-            )
-            for start in bounds
-        ]
-    )
+    wanted = np.asarray(targets)
+    parts = [
+        _compare_rows(reference.rows(rows), log_softmax(artifact[rows]), wanted[rows])
+        for rows in blocks_of_rows(artifact.shape)
+    ]
+    return join(parts)
 
 
 def _compare_rows(
@@ -196,7 +185,7 @@ def compare_window(
     parts, start = [], 0
     for piece in pieces:
         targets = window[start + 1 : start + 1 + len(piece)]
-        expected = reference.rows(start, start + len(targets))
+        expected = reference.rows(slice(start, start + len(targets)))
         start += len(piece)
         if targets:
             parts.append(compare_condensed(expected, piece[: len(targets)], targets))

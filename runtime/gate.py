@@ -2,11 +2,11 @@
 
 A threshold holds to the letter. An earlier verdict (`--baseline`) does not: a figure counts as
 worse only when it is so by more than chance and by more than matters, that is by more than both
-three standard errors of the difference and a share of the earlier figure (MATERIAL). Where both
-verdicts saw the same tokens, the difference is taken block by block of 64 tokens and its standard
-error from the blocks, so what makes a text hard or easy cancels; otherwise the two standard errors
-are added in quadrature. An unchanged artifact on another machine passes, and so does one that
-differs by the luck of the text.
+three standard errors of the difference and a share of the earlier figure (MATERIAL). Standard
+errors are those of blocks of 64 tokens, since neighbours are hard or easy together. Where both
+verdicts saw the same tokens, the blocks are paired, and what makes a text hard or easy cancels;
+otherwise the two standard errors are added in quadrature. An unchanged artifact on another machine
+passes, and so does one that differs by the luck of the text.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from .metrics import TokenScores
 from .thresholds import Threshold
 from .verdict import Check, Finding, Verdict
 
-BLOCK = 64  # tokens; neighbours are alike, so single tokens would feign certainty
-FEWEST_BLOCKS = 8  # below, the spread of the blocks says nothing
+BLOCK = 64  # tokens
+FEWEST_BLOCKS = 8  # below, their spread says nothing
 STANDARD_ERRORS = 3.0
 MATERIAL = 0.02  # of the earlier figure
 MATERIAL_LOSS = 0.002  # nats: 0.2 % of the perplexity
@@ -62,11 +62,9 @@ def _excess(scores: TokenScores) -> NDArray[np.float64]:
 class Baseline:
     """What an earlier verdict measured."""
 
-    tokens: int
     tokens_hash: str
     reference_hash: str
     kl: float
-    kl_stderr: float
     disagreement: float
     loss: float  # log of the perplexity ratio
     blocks: Blocks
@@ -82,11 +80,9 @@ def read_baseline(path: Path) -> Baseline:
     try:
         blocks = content["blocks"]
         return Baseline(
-            int(content["tokens"]),
             str(content["provenance"]["tokens_hash"]),
             str(content["provenance"]["reference_hash"]),
             float(content["kl"]["mean"]),
-            float(content["kl"]["stderr"]),
             1 - float(content["top1_agreement"]),
             math.log(content["perplexity"]["artifact"] / content["perplexity"]["reference"]),
             Blocks(
@@ -103,7 +99,11 @@ def read_baseline(path: Path) -> Baseline:
 def judge(
     verdict: Verdict, thresholds: Sequence[Threshold], baseline: Baseline | None = None
 ) -> Verdict:
-    """Add the checks, and what makes figures meaningless, to what the verdict has already."""
+    """Add the checks, and what makes figures meaningless, to what the verdict has already.
+
+    Raises:
+        InputError: too few tokens to hold a baseline against.
+    """
     checks = [*verdict.checks, *(_against_threshold(verdict, t) for t in thresholds)]
     if baseline is not None:
         checks += _against_baseline(verdict, baseline)
@@ -131,21 +131,21 @@ def _against_threshold(verdict: Verdict, threshold: Threshold) -> Check:
 
 def _against_baseline(verdict: Verdict, baseline: Baseline) -> list[Check]:
     s, b = verdict.summary, baseline
-    excess = _excess(verdict.scores)
-    disagreement, loss = 1 - s.top1_agreement, float(excess.mean())
+    disagreement = 1 - s.top1_agreement
+    loss = float(_excess(verdict.scores).mean())
     mine, theirs = blocks_of(verdict.scores), baseline.blocks
-    if _saw_the_same(verdict, mine, baseline):
-        how = "the same tokens"
-        kl_error = _stderr(mine.kl - theirs.kl)
-        top_error = _stderr(mine.disagreement - theirs.disagreement)
-        loss_error = _stderr(mine.loss - theirs.loss)
-    else:
-        how = "other tokens"
-        kl_error = math.hypot(s.kl_stderr, b.kl_stderr)
-        top_error = math.hypot(
-            _share_stderr(disagreement, s.tokens), _share_stderr(b.disagreement, b.tokens)
+    fewest = min(len(mine.kl), len(theirs.kl))
+    if fewest < FEWEST_BLOCKS:
+        raise InputError(
+            f"a baseline cannot be held against {fewest * BLOCK} tokens, at least "
+            f"{FEWEST_BLOCKS * BLOCK} are needed to tell change from chance",
+            "verify on a longer text, or leave out --baseline",
         )
-        loss_error = math.hypot(_stderr(excess), _stderr(theirs.loss))
+    paired = _saw_the_same(verdict, mine, baseline)
+    how = "the same tokens" if paired else "other tokens"
+    kl_error = _error(mine.kl, theirs.kl, paired)
+    top_error = _error(mine.disagreement, theirs.disagreement, paired)
+    loss_error = _error(mine.loss, theirs.loss, paired)
 
     def check(name: str, words: str, value: float, before: float, margin: float) -> Check:
         figure = f"{words}, against the baseline on {how}"
@@ -164,24 +164,21 @@ def _against_baseline(verdict: Verdict, baseline: Baseline) -> list[Check]:
 
 
 def _saw_the_same(verdict: Verdict, mine: Blocks, baseline: Baseline) -> bool:
-    """Can the blocks be paired, and are there enough to tell their spread?"""
     now = verdict.provenance
     then = baseline.tokens_hash, baseline.reference_hash
     shapes = {values.shape for part in (mine, baseline.blocks) for values in vars(part).values()}
-    return (
-        then == (now.tokens_hash, now.reference_hash)
-        and len(shapes) == 1
-        and len(mine.kl) >= FEWEST_BLOCKS
-    )
+    return then == (now.tokens_hash, now.reference_hash) and len(shapes) == 1
+
+
+def _error(mine: NDArray[np.float64], theirs: NDArray[np.float64], paired: bool) -> float:
+    """Standard error of the difference of the means."""
+    if paired:
+        return _stderr(mine - theirs)
+    return math.hypot(_stderr(mine), _stderr(theirs))
 
 
 def _stderr(values: NDArray[np.float64]) -> float:
-    """Of the mean; no spread is known of a single value."""
-    return float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.inf
-
-
-def _share_stderr(share: float, count: int) -> float:
-    return math.sqrt(share * (1 - share) / count)
+    return float(values.std(ddof=1)) / math.sqrt(len(values))
 
 
 def failures(verdict: Verdict) -> list[str]:

@@ -81,7 +81,7 @@ def append_step_summary(verdict: Verdict, environment: Mapping[str, str]) -> Non
     if not name:
         return
     try:
-        with Path(name).open("a", encoding="utf-8") as file:
+        with Path(name).open("a", encoding="utf-8", errors="replace") as file:
             file.write(step_summary(verdict))
     except OSError as error:
         raise output_error(error, Path(name)) from error

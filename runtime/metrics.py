@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-ROWS_AT_A_TIME = 64  # positions held in float64 over the whole vocabulary
+VALUES_AT_A_TIME = 1 << 21  # of logits held in float64
 
 
 @dataclass(frozen=True)
@@ -78,15 +78,19 @@ def compare(
 
     KL(reference ‖ artifact) = Σ p (log p - log q) over the full vocabulary.
     """
+    wanted = np.asarray(targets)
     parts = [
-        _compare_rows(
-            reference[start : start + ROWS_AT_A_TIME],
-            artifact[start : start + ROWS_AT_A_TIME],
-            np.asarray(targets[start : start + ROWS_AT_A_TIME]),
-        )
-        for start in range(0, len(targets), ROWS_AT_A_TIME)
+        _compare_rows(reference[rows], artifact[rows], wanted[rows])
+        for rows in blocks_of_rows(reference.shape)
     ]
     return join(parts)
+
+
+def blocks_of_rows(shape: tuple[int, ...]) -> Iterator[slice]:
+    """Rows of [positions, vocabulary] that are held in float64 together."""
+    positions, vocabulary = shape
+    step = max(1, VALUES_AT_A_TIME // vocabulary)
+    return (slice(start, start + step) for start in range(0, positions, step))
 
 
 def _compare_rows(

@@ -140,6 +140,6 @@ def _unpack(data: bytes, key: str, windows: Tokens) -> KeptPredictions:
     noise = content["noise"]
     return KeptPredictions(
         windows,
-        tuple(whole.rows(a, b) for a, b in pairwise(ends.tolist())),
+        tuple(whole.rows(slice(a, b)) for a, b in pairwise(ends.tolist())),
         noise and NoiseFloor(noise["what"], Summary(**noise["summary"])),
     )
