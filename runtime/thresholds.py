@@ -74,11 +74,13 @@ FIGURES = (
 )
 BY_KEY = {figure.key: figure for figure in FIGURES}
 
-# To be measured.
+# Wide on purpose: they tell sound from broken, not good from better. Mean KL of SmolLM2-135M, which
+# loses more than larger models do: int8 0.002; int4 0.07 to 0.09 calibrated, 0.5 by least squares
+# (perplexity times 1.5). What is broken costs several nats. Fewer bits than a row says: the next.
 DEFAULTS: tuple[tuple[float, Mapping[str, float]], ...] = (
     (7.5, {"max_kl": 0.1, "max_ppl_ratio": 1.1}),
-    (3.5, {"max_kl": 0.7, "max_ppl_ratio": 1.7}),
-    (0.0, {"max_kl": 2.0, "max_ppl_ratio": 5.0}),
+    (3.5, {"max_kl": 1.0, "max_ppl_ratio": 2.5}),
+    (0.0, {"max_kl": 2.0, "max_ppl_ratio": 6.0}),
 )
 
 
