@@ -28,10 +28,12 @@ from dsconv.cli_options import (
     MaxMemory,
     Method,
     Model,
+    NoReferenceCache,
     Output,
     Overwrite,
     PrefixCorrection,
     Provider,
+    ReferenceCache,
     SchemeName,
     Symmetric,
     TargetBits,
@@ -302,9 +304,25 @@ def verify(
     reference: Annotated[str, typer.Option(help="The model it was made from")],
     text: Annotated[Path | None, typer.Option(help="Text to verify on (default: built-in)")] = None,
     max_kl: Annotated[float | None, typer.Option(help="Mean KL per token, nats")] = None,
+    max_kl_p99: Annotated[float | None, typer.Option(help="KL of the 99th of 100 tokens")] = None,
     min_top1: Annotated[float | None, typer.Option(help="Share of equal top tokens")] = None,
+    max_ppl_ratio: Annotated[
+        float | None, typer.Option(help="Perplexity over that of the reference")
+    ] = None,
+    max_probability_shift: Annotated[
+        float | None, typer.Option(help="Share of tokens whose probability changes by over 0.1")
+    ] = None,
+    baseline: Annotated[
+        Path | None, typer.Option(help="An earlier --json output that must not be undercut")
+    ] = None,
     window: Annotated[int, typer.Option(help="Tokens per window")] = 512,
     max_tokens: Annotated[int, typer.Option(help="Tokens of the text to use")] = 8192,
+    reference_cache: ReferenceCache = None,
+    no_reference_cache: NoReferenceCache = False,
+    junit: Annotated[Path | None, typer.Option(help="Write JUnit XML to this file")] = None,
+    github: Annotated[
+        bool, typer.Option("--github", help="Annotations and step summary for GitHub Actions")
+    ] = False,
     provider: Provider = "cpu",
     dtype: Annotated[str, typer.Option(help="Reference: float32 or bfloat16")] = "float32",
     threads: Threads = 0,
@@ -312,14 +330,39 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Compare an artifact with its model; exit code 1 when a threshold is not met."""
-    from dsconv.runtime.commands import verify_command
+    from dsconv.runtime.reference_cache import chosen_folder
+    from dsconv.runtime.thresholds import from_options
     from dsconv.runtime.verify import VerifyOptions
+    from dsconv.runtime.verify_command import VerifyReport, VerifyRequest, run_verify
 
-    chosen = VerifyOptions(window, max_tokens, max_kl, min_top1)
-    report = verify_command(artifact, reference, text, chosen, provider, dtype, threads, kv)
-    _print_json(report.verdict.to_json()) if as_json else report.show()
+    limits = from_options(
+        {
+            "max_kl": max_kl,
+            "max_kl_p99": max_kl_p99,
+            "min_top1": min_top1,
+            "max_ppl_ratio": max_ppl_ratio,
+            "max_probability_shift": max_probability_shift,
+        }
+    )
+    request = VerifyRequest(
+        artifact,
+        reference,
+        text,
+        VerifyOptions(window, max_tokens),
+        limits,
+        baseline=baseline,
+        cache=chosen_folder(reference_cache, no_reference_cache),
+        provider=provider,
+        dtype=dtype,
+        threads=threads,
+        kv=kv,
+        settings=Path(),
+    )
+    report = VerifyReport(run_verify(request))
+    report.publish(junit, github)
+    _print_json(report.to_json()) if as_json else report.show()
     if not report.verdict.passed:
-        raise VerdictFailed("; ".join(report.verdict.failures), report.hint)
+        raise VerdictFailed("; ".join(report.failures), report.hint)
 
 
 @app.command(

@@ -21,6 +21,13 @@ Threads = Annotated[int, typer.Option(help="Threads; 0 is one per core", min=0)]
 Kv = Annotated[
     str, typer.Option("--kv", help="Keys and values of a .dsq: fp16, or int8 (half the memory)")
 ]
+ReferenceCache = Annotated[
+    Path | None,
+    typer.Option(help="Folder of the reference's predictions (default: ~/.cache/dsconv)"),
+]
+NoReferenceCache = Annotated[
+    bool, typer.Option("--no-reference-cache", help="Run the reference, and keep nothing of it")
+]
 Provider = Annotated[str, typer.Option(help="Execution provider: cpu, cuda, openvino, …")]
 Bits = Annotated[int, typer.Option(help="Bits per weight: 4, 8; scale-min 3 to 6")]
 SchemeName = Annotated[

@@ -278,7 +278,8 @@ class _Builder:
 
     def _verify(self) -> Mapping[str, Any]:
         part = self._recipe.verify
-        found = judge(self._artifact, self._pulled.path, part, self._threads)
+        where = self._recipe.file
+        found = judge(self._artifact, self._pulled.path, part, where, self._threads)
         with output_folder(self._verdict) as folder:
             found.write(folder)
         return {"passed": found.passed}

@@ -15,8 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from ..atomic import MANIFEST
+from ..convert.manifest import sha256_file
 from .recipe import VerifyPart
+from .reference_cache import default_folder
+from .thresholds import from_table
+from .verdict import Verdict
 from .verify import read_text
+from .verify_command import VerifyReport, VerifyRequest, run_verify
 
 VERDICT, REPORT = "verdict.json", "report.html"
 
@@ -41,34 +46,43 @@ class Judgement:
 def purpose_of(part: VerifyPart) -> dict[str, Any]:
     """What decides the verdict beside the two models."""
     text = read_text(None if part.text is None else Path(part.text))
-    return {**asdict(part), "text": hashlib.sha256(text.encode()).hexdigest()}
+    baseline = None if part.baseline is None else sha256_file(Path(part.baseline))
+    return {
+        **asdict(part),
+        "text": hashlib.sha256(text.encode()).hexdigest(),
+        "baseline": baseline,
+    }
 
 
-def judge(artifact: Path, reference: Path, part: VerifyPart, threads: int) -> Judgement:
-    """Measure the artifact in its own runtime against the model it was made from."""
-    from .commands import verify_command
+def judge(artifact: Path, reference: Path, part: VerifyPart, where: str, threads: int) -> Judgement:
+    """Measure the artifact in its own runtime against the model it was made from.
 
-    text = None if part.text is None else Path(part.text)
-    done = verify_command(
+    Only the recipe's limits count, or where it has none the defaults: a build does not depend on
+    the folder that it is started in.
+
+    where: the recipe's file, for messages.
+    """
+    request = VerifyRequest(
         str(artifact),
         str(reference),
-        text,
+        None if part.text is None else Path(part.text),
         part.options(),
-        part.provider,
-        part.dtype,
-        threads,
-        part.kv,
+        recipe=from_table(part.limits(), f"{where}: [verify]", "recipe"),
+        baseline=None if part.baseline is None else Path(part.baseline),
+        cache=default_folder(),
+        provider=part.provider,
+        dtype=part.dtype,
+        threads=threads,
+        kv=part.kv,
     )
-    verdict = done.verdict
-    failures = tuple(verdict.failures)
-    return Judgement(verdict.passed, failures, verdict.to_json(), _report(verdict))
+    verdict = run_verify(request)
+    report = VerifyReport(verdict)
+    return Judgement(verdict.passed, tuple(report.failures), report.to_json(), _page(verdict))
 
 
-def _report(verdict: Any) -> str | None:
-    """The page of report.py; None where that module, or what it shows, is not there."""
-    from .verdict import Verdict
-
-    if not isinstance(verdict, Verdict) or find_spec(f"{__package__}.report") is None:
+def _page(verdict: Verdict) -> str | None:
+    """The page of report.py; None where that module is not there."""
+    if find_spec(f"{__package__}.report") is None:
         return None
     page = importlib.import_module(f"{__package__}.report").report_html(verdict)
     assert isinstance(page, str)

@@ -1,21 +1,18 @@
-"""What run, verify, inspect and demo do between parsing and printing, and their tables."""
+"""What run, inspect and demo do between parsing and printing, and their tables."""
 
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 from ..convert.checkpoint import generation_config
 from ..convert.inspect import Description
 from .console import progress, say, size_text
 from .demo import DemoResult, run_demo
-from .load import Loaded, load
+from .load import Loaded
 from .run import Answer, answer
 from .sampling import from_generation_config
 from .thinking import Kind
-from .verify import Verdict, VerifyOptions, plan_windows, read_text
-from .verify import verify as verify_sessions
 
 Overrides = tuple["float | None", "float | None", "int | None", "int | None"]
 
@@ -52,58 +49,6 @@ def run_command(
             f"{loaded.provider}{guessed}"
         )
     return reply
-
-
-@dataclass(frozen=True)
-class VerifyReport:
-    verdict: Verdict
-    artifact: str
-    reference: str
-
-    hint = "calibrate, use smaller groups or more bits (--head-bits 8, --bits 8)"
-
-    def show(self) -> None:
-        from rich.console import Console
-        from rich.table import Table
-
-        s, o = self.verdict.summary, self.verdict.options
-        noise = self.verdict.noise_kl
-        table = Table(title=f"{self.artifact} against {self.reference}", title_justify="left")
-        for column in ("figure", "value", "threshold"):
-            table.add_column(column, justify="left" if column == "figure" else "right")
-        kl_limit = "" if o.max_kl is None else f"≤ {o.max_kl:g}"
-        top1_limit = "" if o.min_top1 is None else f"≥ {o.min_top1:g}"
-        table.add_row("mean KL, nats per token", f"{s.kl_mean:.5f} ± {s.kl_stderr:.5f}", kl_limit)
-        table.add_row("median, p99, max", f"{s.kl_median:.5f}, {s.kl_p99:.4f}, {s.kl_max:.3f}")
-        if noise is not None:
-            table.add_row("noise floor (bfloat16 against float32)", f"{noise:.5f}")
-        table.add_row("top-1 agreement", f"{s.top1_agreement:.4f}", top1_limit)
-        table.add_row("perplexity of the reference", f"{s.reference_perplexity:.4f}")
-        ratio = s.artifact_perplexity / s.reference_perplexity
-        table.add_row("perplexity of the artifact", f"{s.artifact_perplexity:.4f} (× {ratio:.4f})")
-        table.add_row("tokens", str(s.tokens))
-        table.add_row("runtime", f"{self.verdict.runtime} on {self.verdict.provider}")
-        Console().print(table)
-        print("verdict: passed" if self.verdict.passed else "verdict: failed")
-
-
-def verify_command(
-    artifact: str,
-    reference: str,
-    text: Path | None,
-    options: VerifyOptions,
-    provider: str,
-    dtype: str,
-    threads: int,
-    kv: str,
-) -> VerifyReport:
-    content = read_text(text)
-    tested = load(artifact, provider, threads, kv=kv)
-    judge = load(reference, "cpu", threads, dtype)
-    total = sum(map(len, plan_windows(tested, judge, content, options)))
-    with progress("verify", total, "tokens") as advance:
-        verdict = verify_sessions(tested, judge, content, options, advance)
-    return VerifyReport(verdict, artifact, reference)
 
 
 def show_description(description: Description) -> None:

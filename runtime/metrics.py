@@ -3,25 +3,42 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-ROWS_AT_A_TIME = 64  # positions held in float64 over the whole vocabulary
+VALUES_AT_A_TIME = 1 << 21  # of logits held in float64
 
 
 @dataclass(frozen=True)
 class TokenScores:
-    """Per position: KL in nats, agreement of the top token, negative log-likelihoods (nats), and
-    the reference's largest probability."""
+    """Per position: KL in nats, agreement of the top token, negative log-likelihoods (nats), the
+    reference's largest probability; the artifact's top token and its probability; the reference's
+    top token."""
 
     kl: NDArray[np.float64]
     agree: NDArray[np.bool_]
     reference_loss: NDArray[np.float64]
     artifact_loss: NDArray[np.float64]
     confidence: NDArray[np.float64]
+    artifact_top: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    artifact_confidence: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
+    reference_top: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+
+    def select(self, which: NDArray[np.bool_] | slice) -> TokenScores:
+        """The positions that a mask or a slice names."""
+        return TokenScores(
+            self.kl[which],
+            self.agree[which],
+            self.reference_loss[which],
+            self.artifact_loss[which],
+            self.confidence[which],
+            self.artifact_top[which],
+            self.artifact_confidence[which],
+            self.reference_top[which],
+        )
 
 
 @dataclass(frozen=True)
@@ -61,15 +78,19 @@ def compare(
 
     KL(reference ‖ artifact) = Σ p (log p - log q) over the full vocabulary.
     """
+    wanted = np.asarray(targets)
     parts = [
-        _compare_rows(
-            reference[start : start + ROWS_AT_A_TIME],
-            artifact[start : start + ROWS_AT_A_TIME],
-            np.asarray(targets[start : start + ROWS_AT_A_TIME]),
-        )
-        for start in range(0, len(targets), ROWS_AT_A_TIME)
+        _compare_rows(reference[rows], artifact[rows], wanted[rows])
+        for rows in blocks_of_rows(reference.shape)
     ]
     return join(parts)
+
+
+def blocks_of_rows(shape: tuple[int, ...]) -> Iterator[slice]:
+    """Rows of [positions, vocabulary] that are held in float64 together."""
+    positions, vocabulary = shape
+    step = max(1, VALUES_AT_A_TIME // vocabulary)
+    return (slice(start, start + step) for start in range(0, positions, step))
 
 
 def _compare_rows(
@@ -78,13 +99,16 @@ def _compare_rows(
     log_p, log_q = log_softmax(reference), log_softmax(artifact)
     difference = log_p - log_q
     kl = np.einsum("ij,ij->i", np.exp(log_p), difference)
-    rows = np.arange(len(targets))
+    rows, best, expected = np.arange(len(targets)), log_q.argmax(-1), log_p.argmax(-1)
     return TokenScores(
         np.maximum(kl, 0.0),  # rounding may leave -1e-16 where the two are equal
-        log_p.argmax(-1) == log_q.argmax(-1),
+        expected == best,
         -log_p[rows, targets],
         -log_q[rows, targets],
-        np.exp(log_p.max(-1)),
+        np.exp(log_p[rows, expected]),
+        best,
+        np.exp(log_q[rows, best]),
+        expected,
     )
 
 
@@ -95,6 +119,9 @@ def join(parts: Sequence[TokenScores]) -> TokenScores:
         np.concatenate([part.reference_loss for part in parts]),
         np.concatenate([part.artifact_loss for part in parts]),
         np.concatenate([part.confidence for part in parts]),
+        np.concatenate([part.artifact_top for part in parts]),
+        np.concatenate([part.artifact_confidence for part in parts]),
+        np.concatenate([part.reference_top for part in parts]),
     )
 
 

@@ -106,17 +106,25 @@ def quality_rows(verdict: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
         yield "mean KL, nats per token", f"{kl['mean']:.5f}{spread}", limit
     for key, name in (("median", "median KL"), ("p99", "99th percentile"), ("max", "largest")):
         if kl.get(key) is not None:
-            yield name, f"{kl[key]:.5f}", ""
+            limit = _limit("≤", limits.get("max_kl_p99")) if key == "p99" else ""
+            yield name, f"{kl[key]:.5f}", limit
     floor = (verdict.get("noise_floor") or {}).get("kl_mean")
     if floor is not None:
         yield "noise floor of the mean KL", f"{floor:.5f}", ""
     top1 = verdict.get("top1_agreement")
     if top1 is not None:
         yield "top-1 agreement", f"{top1:.4f}", _limit("≥", limits.get("min_top1"))
+    shift = verdict.get("probability_shift")
+    if shift is not None:
+        limit = _limit("≤", limits.get("max_probability_shift"))
+        yield "probability off by more than 0.1", f"{shift:.4f}", limit
     perplexity = verdict.get("perplexity") or {}
     for key in ("reference", "artifact"):
         if perplexity.get(key) is not None:
             yield f"perplexity of the {key}", f"{perplexity[key]:.4f}", ""
+    if perplexity.get("ratio") is not None:
+        limit = _limit("≤", limits.get("max_ppl_ratio"))
+        yield "perplexity ratio", f"{perplexity['ratio']:.4f}", limit
 
 
 def _limit(sign: str, value: float | None) -> str:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # a list of recipes needs none of these
 SUFFIX = ".toml"
 MAX_BYTES = 2**20
 BITS = (3, 4, 5, 6, 8)
+LIMITS = ("max_kl", "max_kl_p99", "min_top1", "max_ppl_ratio", "max_probability_shift")
 OUTPUT_NAMES = {
     "onnx": "model",
     "native": "model.dsq",
@@ -108,10 +109,14 @@ class ExportPart:
 
 @dataclass(frozen=True)
 class VerifyPart:
-    """As the options of `dsconv verify`. Without a limit the artifact is measured, not judged."""
+    """As the options of `dsconv verify`; without any limit its defaults count."""
 
     max_kl: float | None = limited(None, low=0)
+    max_kl_p99: float | None = limited(None, low=0)
     min_top1: float | None = limited(None, low=0, high=1)
+    max_ppl_ratio: float | None = limited(None, low=0)
+    max_probability_shift: float | None = limited(None, low=0, high=1)
+    baseline: str | None = None
     text: str | None = None
     window: int = limited(512, low=2)
     max_tokens: int = limited(8192, low=2)
@@ -122,7 +127,12 @@ class VerifyPart:
     def options(self) -> VerifyOptions:
         from .verify import VerifyOptions
 
-        return VerifyOptions(self.window, self.max_tokens, self.max_kl, self.min_top1)
+        return VerifyOptions(self.window, self.max_tokens)
+
+    def limits(self) -> dict[str, float]:
+        """Those that the recipe gives."""
+        found = {name: getattr(self, name) for name in LIMITS}
+        return {name: limit for name, limit in found.items() if limit is not None}
 
 
 @dataclass(frozen=True)

@@ -1,103 +1,48 @@
 """The verdict: an artifact in its own runtime against the model it was made from.
 
-Both read the same text with the right answer given at every step (teacher forcing), window by
-window, so memory is bounded by one window of logits.
+Both read the same text with the right answer given at every step (teacher forcing). The reference's
+predictions come first, from the cache or by running it; then the artifact reads the same windows, a
+piece at a time, so memory is bounded by a piece of logits.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import InputError, UsageError
 from .load import Loaded
-from .metrics import Summary, TokenScores, compare, join, summarize
+from .metrics import TokenScores, join, summarize
+from .reference import Predictions, Reference, Tokens, score_in_pieces
 from .text_file import read_text_file
 from .tokenizer import TextTokenizer
+from .verdict import Bucket, Provenance, Verdict, WorstToken
 
 Advance = Callable[[int], None]
-NOISE_WINDOWS = 2  # enough to tell the order of magnitude of the noise
+
+POSITION_EDGES = (0, 256, 1024)
+CONFIDENCE_EDGES = (0.0, 0.5, 0.9, 0.99, 1.0)
+WORST_TOKENS = 10
+CONTEXT_TOKENS = 24  # shown before a bad token
+FOLLOWING_TOKENS = 8
 
 
 @dataclass(frozen=True)
 class VerifyOptions:
-    """Thresholds are optional; `max_tokens` bounds the work, whole windows are not cut."""
+    """How much is read: `max_tokens` of the text, in windows of at most `window` tokens."""
 
     window: int = 512
     max_tokens: int = 8192
-    max_kl: float | None = None
-    min_top1: float | None = None
 
     def __post_init__(self) -> None:
         if self.window < 2 or self.max_tokens < 2:
             raise UsageError("window and token limit must be at least 2", "give larger numbers")
-        if self.max_kl is not None and not self.max_kl >= 0:
-            raise UsageError(f"max kl {self.max_kl} is negative", "give nats per token, e.g. 0.03")
-        if self.min_top1 is not None and not 0 <= self.min_top1 <= 1:
-            raise UsageError(f"min top1 {self.min_top1} is outside 0..1", "give a share, e.g. 0.93")
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What was measured, against what was asked for."""
-
-    summary: Summary
-    noise_kl: float | None
-    options: VerifyOptions
-    runtime: str
-    provider: str
-    nodes_on_provider: float
-
-    @property
-    def failures(self) -> list[str]:
-        """One sentence per threshold that was not met."""
-        found = []
-        s, o = self.summary, self.options
-        if not math.isfinite(s.kl_mean):
-            found.append("the logits are not finite")
-        elif o.max_kl is not None and not s.kl_mean <= o.max_kl:
-            found.append(f"mean KL {s.kl_mean:.4g} nats per token, allowed {o.max_kl:g}")
-        if o.min_top1 is not None and not s.top1_agreement >= o.min_top1:
-            found.append(f"top-1 agreement {s.top1_agreement:.4f}, required {o.min_top1:g}")
-        return found
-
-    @property
-    def passed(self) -> bool:
-        return not self.failures
-
-    def to_json(self) -> dict[str, Any]:
-        s = self.summary
-        return {
-            "passed": self.passed,
-            "tokens": s.tokens,
-            "kl": {
-                "mean": _finite(s.kl_mean),
-                "stderr": _finite(s.kl_stderr),
-                "median": _finite(s.kl_median),
-                "p99": _finite(s.kl_p99),
-                "max": _finite(s.kl_max),
-            },
-            "top1_agreement": s.top1_agreement,
-            "perplexity": {
-                "reference": _finite(s.reference_perplexity),
-                "artifact": _finite(s.artifact_perplexity),
-            },
-            "noise_floor": {"kl_mean": self.noise_kl},
-            "runtime": self.runtime,
-            "provider": self.provider,
-            "nodes_on_provider": self.nodes_on_provider,
-            "thresholds": {"max_kl": self.options.max_kl, "min_top1": self.options.min_top1},
-            "failures": self.failures,
-        }
-
-
-def _finite(value: float) -> float | None:
-    """JSON has no NaN."""
-    return value if math.isfinite(value) else None
 
 
 def read_text(path: Path | None) -> str:
@@ -120,53 +65,25 @@ def windows(tokens: Sequence[int], bos: Sequence[int], size: int) -> Iterator[li
             yield window
 
 
-def verify(
-    artifact: Loaded,
-    reference: Loaded,
-    text: str,
-    options: VerifyOptions,
-    advance: Advance = lambda tokens: None,
-) -> Verdict:
-    """Score `text` with both and compare.
+def plan_windows(
+    artifact: Loaded, reference: Reference, text: str, options: VerifyOptions
+) -> list[list[int]]:
+    """Tokenize and cut the text, after checking that the two models can be compared.
 
     Raises:
         InputError: the two do not share a vocabulary, or the text is too short.
     """
-    pieces = plan_windows(artifact, reference, text, options)
-    parts: list[TokenScores] = []
-    noise: list[TokenScores] = []
-    for index, window in enumerate(pieces):
-        targets = window[1:]
-        expected = reference.session.score(window)[:-1]
-        parts.append(compare(expected, artifact.session.score(window)[:-1], targets))
-        if index < NOISE_WINDOWS and reference.runtime == "torch":
-            noise.append(compare(expected, _other_precision(reference, window)[:-1], targets))
-        advance(len(window))
-    return Verdict(
-        summarize(join(parts)),
-        summarize(join(noise)).kl_mean if noise else None,
-        options,
-        artifact.runtime,
-        artifact.provider,
-        1.0,  # a provider that leaves a node to another is refused when the session is opened
-    )
-
-
-def plan_windows(
-    artifact: Loaded, reference: Loaded, text: str, options: VerifyOptions
-) -> list[list[int]]:
-    """Tokenize and cut the text, after checking that the two models can be compared."""
-    mine, theirs = artifact.session.vocabulary, reference.session.vocabulary
+    mine, theirs = artifact.session.vocabulary, reference.vocabulary
     if mine != theirs:
         raise InputError(
             f"the artifact has {mine} logits per token, the reference {theirs}",
             "give the checkpoint that the artifact was made from as --reference",
         )
-    tokenizer = TextTokenizer(reference.side_files or artifact.side_files, reference.config)
+    tokenizer = _tokenizer(artifact, reference)
     tokens = tokenizer.encode_prompt(text)
     bos = tokens[:1] if tokens[:1] == [tokenizer.bos_id] else []
     tokens = tokens[len(bos) :][: options.max_tokens]
-    size = min(options.window, artifact.session.context_length, reference.session.context_length)
+    size = min(options.window, artifact.session.context_length, reference.context_length)
     if size <= len(bos) or size < 2:
         raise InputError(
             f"a context of {size} tokens holds no prediction", "export with a longer context"
@@ -185,11 +102,89 @@ def plan_windows(
     return pieces
 
 
-def _other_precision(reference: Loaded, window: Sequence[int]) -> Any:
-    """The reference's own weights computed in bfloat16 (or float32, when it is bfloat16)."""
-    from .torch_session import TorchSession
+def verify(
+    artifact: Loaded,
+    reference: Reference,
+    planned: Tokens,
+    predictions: Predictions,
+    provenance: Provenance,
+    advance: Advance = lambda tokens: None,
+) -> Verdict:
+    """Score the planned windows with the artifact and compare with the reference's predictions.
 
-    session = reference.session
-    if not isinstance(session, TorchSession):
-        raise TypeError("only the torch reference has another precision")
-    return session.score_in_other_precision(window)
+    Args:
+        predictions: for the windows of `planned`.
+
+    The verdict is measured, not judged: its checks are those of gate.py.
+    """
+    parts = []
+    for index, window in enumerate(planned):
+        parts.append(predictions.compare(index, score_in_pieces(artifact.session, window)))
+        advance(len(window))
+    scores = join(parts)
+    return Verdict(
+        summary=summarize(scores),
+        scores=scores,
+        buckets=(*_position_buckets(scores, planned), *_confidence_buckets(scores)),
+        noise_floor=predictions.noise,
+        worst_tokens=_worst_tokens(scores, planned, _tokenizer(artifact, reference)),
+        nodes_on_provider=1.0,  # a session that leaves a node to another provider is refused
+        checks=(),
+        findings=(),
+        provenance=provenance,
+    )
+
+
+def _tokenizer(artifact: Loaded, reference: Reference) -> TextTokenizer:
+    return TextTokenizer(reference.side_files or artifact.side_files, reference.config)
+
+
+def _position_buckets(scores: TokenScores, planned: Tokens) -> Iterator[Bucket]:
+    """By how much the model has seen: the position of the last token it knows."""
+    positions = np.concatenate([np.arange(len(window) - 1) for window in planned])
+    for low, high in pairwise((*POSITION_EDGES, np.inf)):
+        which = (positions >= low) & (positions < high)
+        name = f"{low}+" if high == np.inf else f"{low}-{high}"
+        if which.any():
+            yield Bucket("position", name, summarize(scores.select(which)))
+
+
+def _confidence_buckets(scores: TokenScores) -> Iterator[Bucket]:
+    """By the reference's largest probability; 1 belongs to the last."""
+    for low, high in pairwise(CONFIDENCE_EDGES):
+        which = (scores.confidence >= low) & ((scores.confidence < high) | (high == 1))
+        if which.any():
+            yield Bucket("confidence", f"{low}-{high}", summarize(scores.select(which)))
+
+
+def _worst_tokens(
+    scores: TokenScores, planned: Tokens, tokenizer: TextTokenizer
+) -> tuple[WorstToken, ...]:
+    """The tokens of the largest KL, the worst first, in their context."""
+    starts = np.cumsum([0, *(len(window) - 1 for window in planned)])
+    found = []
+    for place in _largest(scores.kl, WORST_TOKENS):
+        index = int(np.searchsorted(starts, place, side="right")) - 1
+        window, position = planned[index], int(place - starts[index])
+        follows = position + 1
+        found.append(
+            WorstToken(
+                float(scores.kl[place]),
+                index,
+                follows,
+                tokenizer.decode(window[max(0, follows - CONTEXT_TOKENS) : follows]),
+                tokenizer.decode([window[follows]], skip_special=False),
+                tokenizer.decode(window[follows + 1 : follows + 1 + FOLLOWING_TOKENS]),
+                tokenizer.decode([int(scores.reference_top[place])], skip_special=False),
+                float(scores.confidence[place]),
+                tokenizer.decode([int(scores.artifact_top[place])], skip_special=False),
+                float(scores.artifact_confidence[place]),
+            )
+        )
+    return tuple(found)
+
+
+def _largest(values: NDArray[np.float64], count: int) -> list[int]:
+    """Places of the largest values, descending; of those that are no number, first."""
+    order = np.argsort(-np.where(np.isnan(values), np.inf, values), kind="stable")
+    return [int(place) for place in order[:count]]

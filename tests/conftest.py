@@ -1,4 +1,4 @@
-"""Settings for every test: no network, two threads, quiet libraries."""
+"""Settings for every test: no network, two threads, quiet libraries, an empty cache."""
 
 from __future__ import annotations
 
@@ -11,6 +11,14 @@ os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 
 import pytest
 import torch
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Nothing is left in the user's cache, and nothing found there."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -111,6 +111,7 @@ def run_script(folder: Path, recipe: Path, settings: str = "", **more: str) -> t
     environment = {
         **{key: value for key, value in os.environ.items() if not key.startswith("GITHUB_")},
         "DSCONV": str(command),
+        "XDG_CACHE_HOME": str(folder / "cache"),
         "DSCONV_RECIPE": str(recipe),
         "DSCONV_OUTPUT": str(folder / "out put"),
         "DSCONV_SETTINGS": settings,

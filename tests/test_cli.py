@@ -56,6 +56,18 @@ VERIFY = {
     "nodes_on_provider",
     "thresholds",
     "failures",
+    "probability_shift",
+    "checks",
+    "findings",
+    "buckets",
+    "worst_tokens",
+    "layers",
+    "free_running",
+    "tasks",
+    "speeds",
+    "report",
+    "provenance",
+    "blocks",
 }
 INSPECT = {"kind", "family", "parameters", "bits_per_weight", "size_bytes", "tensors"}
 SHORT = ("--window", 64, "--max-tokens", 128, "--threads", 2)
@@ -216,12 +228,13 @@ def test_run_in_a_terminal_without_unicode(exported: tuple[Path, Outcome]) -> No
 def test_verify(model: Path, exported: tuple[Path, Outcome]) -> None:
     report = good(dsconv("verify", exported[0], "--reference", model, *SHORT, "--json"))
     assert set(report) == VERIFY
-    assert set(report["kl"]) == {"mean", "stderr", "median", "p99", "max"}
-    assert set(report["perplexity"]) == {"reference", "artifact"}
-    assert set(report["noise_floor"]) == {"kl_mean"}
+    assert set(report["kl"]) == {"mean", "stderr", "median", "p90", "p99", "p999", "max"}
+    assert set(report["perplexity"]) == {"reference", "artifact", "ratio"}
+    assert report["noise_floor"]["what"] == "bfloat16 against float32"
     assert report["thresholds"] == {"max_kl": None, "min_top1": None}
     assert report["passed"] is True
     assert report["failures"] == []
+    assert {check["source"] for check in report["checks"]} == {"default"}
     assert report["tokens"] == 128
     assert report["provider"] == "cpu"
     assert report["nodes_on_provider"] == 1.0
