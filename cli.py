@@ -309,6 +309,9 @@ def verify(
     max_ppl_ratio: Annotated[
         float | None, typer.Option(help="Perplexity over that of the reference")
     ] = None,
+    min_speedup: Annotated[
+        float | None, typer.Option(help="Decoding speed over that of the reference")
+    ] = None,
     max_probability_shift: Annotated[
         float | None, typer.Option(help="Share of tokens whose probability changes by over 0.1")
     ] = None,
@@ -319,6 +322,26 @@ def verify(
     max_tokens: Annotated[int, typer.Option(help="Tokens of the text to use")] = 8192,
     reference_cache: ReferenceCache = None,
     no_reference_cache: NoReferenceCache = False,
+    layers: Annotated[
+        bool | None,
+        typer.Option(
+            "--layers/--no-layers",
+            help="Compare weights layer by layer (default: where it is possible)",
+        ),
+    ] = None,
+    integrity: Annotated[
+        bool, typer.Option("--integrity", help="Recompute every hash of the artifact")
+    ] = False,
+    free_running: Annotated[
+        int, typer.Option(help="Prompts that both models answer freely, greedily", min=0)
+    ] = 0,
+    task: Annotated[
+        Path | None, typer.Option(help="Questions with answers (jsonl, as GSM8K): exact match")
+    ] = None,
+    task_questions: Annotated[int, typer.Option(help="Questions of the task to ask")] = 50,
+    task_seeds: Annotated[int, typer.Option(help="Answers per question")] = 3,
+    task_tokens: Annotated[int, typer.Option(help="Tokens of an answer at most")] = 4096,
+    report: Annotated[Path | None, typer.Option(help="Write a page (HTML) to this file")] = None,
     junit: Annotated[Path | None, typer.Option(help="Write JUnit XML to this file")] = None,
     github: Annotated[
         bool, typer.Option("--github", help="Annotations and step summary for GitHub Actions")
@@ -330,7 +353,9 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Compare an artifact with its model; exit code 1 when a threshold is not met."""
+    from dsconv.runtime.inspection import Inspections
     from dsconv.runtime.reference_cache import chosen_folder
+    from dsconv.runtime.task import TaskOptions
     from dsconv.runtime.thresholds import from_options
     from dsconv.runtime.verify import VerifyOptions
     from dsconv.runtime.verify_command import VerifyReport, VerifyRequest, run_verify
@@ -342,8 +367,10 @@ def verify(
             "min_top1": min_top1,
             "max_ppl_ratio": max_ppl_ratio,
             "max_probability_shift": max_probability_shift,
+            "min_speedup": min_speedup,
         }
     )
+    asked = TaskOptions(task_questions, task_seeds, task_tokens)
     request = VerifyRequest(
         artifact,
         reference,
@@ -357,12 +384,13 @@ def verify(
         threads=threads,
         kv=kv,
         settings=Path(),
+        inspections=Inspections(layers, integrity, free_running, task, asked),
     )
-    report = VerifyReport(run_verify(request))
-    report.publish(junit, github)
-    _print_json(report.to_json()) if as_json else report.show()
-    if not report.verdict.passed:
-        raise VerdictFailed("; ".join(report.failures), report.hint)
+    result = VerifyReport(run_verify(request))
+    result.publish(junit, github, report)
+    _print_json(result.to_json()) if as_json else result.show()
+    if not result.verdict.passed:
+        raise VerdictFailed("; ".join(result.failures), result.hint)
 
 
 @app.command(

@@ -1,4 +1,4 @@
-"""The verify step of a build: [verify] of a recipe -> verdict.json, and the report where it can be.
+"""The verify step of a build: [verify] of a recipe -> verdict.json and the report.
 
 The only place that knows how a recipe's keys become a verdict.
 """
@@ -6,11 +6,9 @@ The only place that knows how a recipe's keys become a verdict.
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +16,8 @@ from ..atomic import MANIFEST
 from ..convert.manifest import sha256_file
 from .recipe import VerifyPart
 from .reference_cache import default_folder
+from .report import report_html
 from .thresholds import from_table
-from .verdict import Verdict
 from .verify import read_text
 from .verify_command import VerifyReport, VerifyRequest, run_verify
 
@@ -28,19 +26,18 @@ VERDICT, REPORT = "verdict.json", "report.html"
 
 @dataclass(frozen=True)
 class Judgement:
-    """`failures`: one sentence for everything that the gate does not let pass."""
+    """`failures`: one sentence for everything that the gate does not let pass; report: the page."""
 
     passed: bool
     failures: tuple[str, ...]
     content: Mapping[str, Any]
-    report: str | None = None
+    report: str
 
     def write(self, folder: Path) -> None:
-        """verdict.json and, where there is one, report.html."""
+        """verdict.json and report.html."""
         text = json.dumps(self.content, indent=2, ensure_ascii=False) + "\n"
         (folder / VERDICT).write_text(text, "utf-8")
-        if self.report is not None:
-            (folder / REPORT).write_text(self.report, "utf-8")
+        (folder / REPORT).write_text(self.report, "utf-8")
 
 
 def purpose_of(part: VerifyPart) -> dict[str, Any]:
@@ -77,16 +74,7 @@ def judge(artifact: Path, reference: Path, part: VerifyPart, where: str, threads
     )
     verdict = run_verify(request)
     report = VerifyReport(verdict)
-    return Judgement(verdict.passed, tuple(report.failures), report.to_json(), _page(verdict))
-
-
-def _page(verdict: Verdict) -> str | None:
-    """The page of report.py; None where that module is not there."""
-    if find_spec(f"{__package__}.report") is None:
-        return None
-    page = importlib.import_module(f"{__package__}.report").report_html(verdict)
-    assert isinstance(page, str)
-    return page
+    return Judgement(verdict.passed, tuple(report.failures), report.to_json(), report_html(verdict))
 
 
 def result_files(folder: Path) -> list[Path]:

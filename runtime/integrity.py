@@ -41,6 +41,16 @@ def integrity_findings(path: Path, beside: Collection[str] = ()) -> tuple[Findin
     return _folder_findings(path, beside)
 
 
+def can_be_vouched_for(path: Path) -> bool:
+    """Was it written with all the hashes that `integrity_findings` asks for?"""
+    try:
+        if path.suffix == SUFFIX and path.is_file():
+            return bool(open_native_file(path).metadata.header_sha256)
+        return SELF_HASH in read_json_object(path / MANIFEST)
+    except InputError:
+        return False
+
+
 def _file_findings(path: Path) -> tuple[Finding, ...]:
     try:
         file = open_native_file(path)

@@ -29,7 +29,14 @@ if TYPE_CHECKING:  # a list of recipes needs none of these
 SUFFIX = ".toml"
 MAX_BYTES = 2**20
 BITS = (3, 4, 5, 6, 8)
-LIMITS = ("max_kl", "max_kl_p99", "min_top1", "max_ppl_ratio", "max_probability_shift")
+LIMITS = (
+    "max_kl",
+    "max_kl_p99",
+    "min_top1",
+    "max_ppl_ratio",
+    "max_probability_shift",
+    "min_speedup",
+)
 OUTPUT_NAMES = {
     "onnx": "model",
     "native": "model.dsq",
@@ -116,6 +123,7 @@ class VerifyPart:
     min_top1: float | None = limited(None, low=0, high=1)
     max_ppl_ratio: float | None = limited(None, low=0)
     max_probability_shift: float | None = limited(None, low=0, high=1)
+    min_speedup: float | None = limited(None, low=0)
     baseline: str | None = None
     text: str | None = None
     window: int = limited(512, low=2)

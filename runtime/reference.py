@@ -135,7 +135,7 @@ class CheckpointReference:
     def __init__(
         self, checkpoint: Checkpoint, name: str, precision: str = "float32", threads: int = 0
     ) -> None:
-        self._checkpoint = checkpoint
+        self.checkpoint = checkpoint
         self._threads = threads
         self.name = name
         self.precision = precision
@@ -146,7 +146,7 @@ class CheckpointReference:
         self.context_length = checkpoint.decoder.config.max_position_embeddings
 
     def work(self, windows: Tokens) -> int:
-        layers = self._checkpoint.decoder.config.num_hidden_layers
+        layers = self.checkpoint.decoder.config.num_hidden_layers
         return layers * sum(map(len, [*windows, *_noise_windows(windows)]))
 
     def predict(self, windows: Tokens, advance: Advance) -> LivePredictions:
@@ -163,7 +163,7 @@ class CheckpointReference:
             *(Window(window, self.precision) for window in windows),
             *(Window(window, other) for window in noisy),
         ]
-        forward = StreamedForward(self._checkpoint, planned, advance)
+        forward = StreamedForward(self.checkpoint, planned, advance)
 
         def logits(index: int) -> Pieces:
             return forward.logits(index, POSITIONS)

@@ -57,6 +57,14 @@ def perplexity_ratio(verdict: Verdict) -> float:
     return verdict.summary.artifact_perplexity / verdict.summary.reference_perplexity
 
 
+def speedup(verdict: Verdict) -> float:
+    """Decoding of the artifact over that of the reference; NaN where it was not timed."""
+    rates = [speed.decode_tokens_per_second for speed in verdict.speeds[:2]]
+    if len(rates) < 2 or not rates[0] or not rates[1]:
+        return float("nan")
+    return rates[0] / rates[1]
+
+
 FIGURES = (
     Figure("max_kl", "mean KL, nats per token", lambda v: v.summary.kl_mean, True),
     Figure("max_kl_p99", "p99 of the KL, nats", lambda v: v.summary.kl_p99, True, example="0.5"),
@@ -71,6 +79,7 @@ FIGURES = (
         1,
         "0.05",
     ),
+    Figure("min_speedup", "decoding speed over the reference's", speedup, False, example="2"),
 )
 BY_KEY = {figure.key: figure for figure in FIGURES}
 

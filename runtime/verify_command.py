@@ -1,9 +1,9 @@
-"""What `dsconv verify` does between parsing and printing, and its table."""
+"""What `dsconv verify` does between parsing and printing."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,14 @@ from .console import progress, say
 from .file_hashes import FileHashes
 from .gate import failures, judge, read_baseline
 from .github_annotations import append_step_summary, error_annotations
+from .inspection import Inspections, Subject, inspect_all
 from .junit import write_junit
 from .load import load
 from .provenance import trace, weight_hashes
 from .reference import LivePredictions, Reference, Tokens, open_reference
 from .reference_cache import ReferenceCache, cache_key
 from .thresholds import Threshold, choose, from_file, narrowest_bits
-from .verdict import Check, Verdict
+from .verdict import Verdict
 from .verdict_json import to_json
 from .verify import VerifyOptions, plan_windows, read_text, verify
 
@@ -43,6 +44,7 @@ class VerifyRequest:
     threads: int = 0
     kv: str = "fp16"
     settings: Path | None = None
+    inspections: Inspections = field(default_factory=Inspections)
 
 
 def run_verify(request: VerifyRequest) -> Verdict:
@@ -72,6 +74,10 @@ def run_verify(request: VerifyRequest) -> Verdict:
         cache.store(key, predictions.kept())
     bits = narrowest_bits(request.artifact)
     thresholds = choose(request.thresholds, request.recipe, file, bits)
+    times = any(threshold.figure.key == "min_speedup" for threshold in thresholds)
+    wanted = replace(request.inspections, speed=times or request.inspections.speed)
+    subject = Subject(request.artifact, artifact, reference, request.dtype, request.threads)
+    verdict = inspect_all(verdict, subject, wanted, windows, request.cache)
     return judge(verdict, thresholds, baseline)
 
 
@@ -93,8 +99,12 @@ class VerifyReport:
     def to_json(self) -> dict[str, Any]:
         return to_json(self.verdict)
 
-    def publish(self, junit: Path | None, github: bool) -> None:
-        """Write what CI systems read. Raises OutputError: a file cannot be written."""
+    def publish(self, junit: Path | None, github: bool, report: Path | None = None) -> None:
+        """Write what people and CI systems read. Raises OutputError: a file cannot be written."""
+        if report is not None:
+            from .report import write_report
+
+            write_report(self.verdict, report)
         if junit is not None:
             write_junit(junit, self.verdict)
         if github:
@@ -103,56 +113,9 @@ class VerifyReport:
             append_step_summary(self.verdict, os.environ)
 
     def show(self) -> None:
-        """A plain table: figures, then every check with what it misses by."""
         from rich.console import Console
-        from rich.table import Table
 
-        s, p = self.verdict.summary, self.verdict.provenance
-        noise = self.verdict.noise_floor
-        table = Table(title=f"{p.artifact} against {p.reference}", title_justify="left")
-        table.add_column("figure")
-        table.add_column("value", justify="right")
-        table.add_row("mean KL, nats per token", f"{s.kl_mean:.5f} ± {s.kl_stderr:.5f}")
-        table.add_row("median, p90, p99", f"{s.kl_median:.5f}, {s.kl_p90:.4f}, {s.kl_p99:.4f}")
-        table.add_row("p99.9, max", f"{s.kl_p999:.3f}, {s.kl_max:.3f}")
-        if noise is not None:
-            table.add_row(f"noise floor ({noise.what})", f"{noise.summary.kl_mean:.6f}")
-        table.add_row("top-1 agreement", f"{s.top1_agreement:.4f}")
-        table.add_row("probability off by more than 0.1", f"{s.probability_shift:.4f}")
-        table.add_row("perplexity of the reference", f"{s.reference_perplexity:.4f}")
-        ratio = s.artifact_perplexity / s.reference_perplexity
-        table.add_row("perplexity of the artifact", f"{s.artifact_perplexity:.4f} (× {ratio:.4f})")
-        table.add_row("tokens", str(s.tokens))
-        table.add_row("runtime", f"{p.runtime} on {p.provider}")
-        console = Console()
-        console.print(table)
-        self._show_checks(console)
+        from .report_terminal import show_verdict
+
+        show_verdict(self.verdict, Console())
         print("verdict: passed" if self.verdict.passed else "verdict: failed")
-
-    def _show_checks(self, console: Any) -> None:
-        from rich.table import Table
-
-        table = Table()
-        for column in ("", "check", "value", "limit", "missed by", "from"):
-            table.add_column(column, justify="left" if column in ("", "check") else "right")
-        for check in self.verdict.checks:
-            table.add_row(*_cells(check), style=None if check.passed else "bold red")
-        for finding in self.verdict.findings:
-            table.add_row("✗", finding.place, finding.message, "", "", "", style="bold red")
-        console.print(table)
-
-
-def _cells(check: Check) -> tuple[str, ...]:
-    mark, sign = "✓" if check.passed else "✗", "≤" if check.is_upper else "≥"
-    margin = f" + {check.margin:.2g}" if check.margin else ""
-    limit = f"{sign} {check.limit:.5g}{margin}"
-    value = "not measured" if check.value is None else f"{check.value:.5g}"
-    return mark, check.figure, value, limit, _missed_by(check), check.source
-
-
-def _missed_by(check: Check) -> str:
-    """How far a failed check is beyond its limit, and that in shares of the limit."""
-    if check.passed or check.value is None:
-        return ""
-    beyond = abs(check.value - check.limit) - check.margin
-    return f"{beyond:.3g} ({beyond / abs(check.limit):.0%})" if check.limit else f"{beyond:.3g}"

@@ -31,6 +31,8 @@ Sums = NDArray[np.float64]
 
 LOST = 0.5  # of a row's or head's power is error: it is not the original's any more
 MAX_GAIN = 0.006  # beyond the interval above, where nothing moves weights on purpose
+MAX_SHRINKAGE = 0.1
+SCATTERS = 2.0  # as much as single rows move, all of a matrix may have been moved
 MAX_GAIN_STEP = 0.012  # of a matrix from its neighbours in depth
 MAX_LAYER_STEP = 0.0105  # the same of the median over a layer's matrices
 SWAPPED_SHARE = 0.2  # of a head's power: less error in a matrix holds no lost head
@@ -83,13 +85,14 @@ class RowSums:
 class MatrixError:
     """sqnr_db: None where the matrix is exact; gains: the two sides of the interval; rows: lost
     ones, with the share of their power that is error; heads: those that hold another's weights, as
-    (head, the head whose weights they are), or zeros: (head, None)."""
+    (head, the head whose weights they are), or zeros: (head, None); scatter: of the rows' gains."""
 
     name: str
     sqnr_db: float | None
     gains: tuple[float, float]
     rows: tuple[tuple[int, float], ...]
     heads: tuple[tuple[int, int | None], ...] = ()
+    scatter: float = 0.0
 
     @property
     def noise(self) -> float:
@@ -135,7 +138,18 @@ def matrix_error(
         (cross / original, artifact / cross) if positive else (1.0, 1.0),
         tuple((row, float(errors[row])) for row in rows),
         heads,
+        _scatter(sums),
     )
+
+
+def _scatter(sums: RowSums) -> float:
+    """Robust standard deviation of <v, w> / <w, w> over the rows: wrong scales move all alike,
+    calibration moves each on its own."""
+    rows = sums.original > 0
+    if not rows.any():
+        return 0.0
+    gains = sums.cross[rows] / sums.original[rows]
+    return _spread(gains - np.median(gains))
 
 
 def head_swaps(
@@ -210,12 +224,19 @@ def _wrong_gains(errors: Mapping[str, MatrixError]) -> dict[str, float]:
             steps.update(_steps(members))
             off.update(_outliers(members, steps))
         else:
-            off.update({e.name: e.excess for e in members if abs(e.excess) > _limit(e, MAX_GAIN)})
+            off.update({e.name: e.excess for e in members if abs(e.excess) > _alone(e)})
     return _by_layer(healthy, off, _layer_steps(steps))
 
 
 def _limit(error: MatrixError, least: float) -> float:
     return max(least, error.noise)
+
+
+def _alone(error: MatrixError) -> float:
+    """The limit where no neighbours in depth tell what calibration does: it shrinks weights whose
+    inputs carry noise from the layers before, as least squares does with noisy regressors."""
+    limit = max(_limit(error, MAX_GAIN), SCATTERS * error.scatter)
+    return max(limit, MAX_SHRINKAGE) if error.excess < 0 else limit
 
 
 def _steps(members: Sequence[MatrixError]) -> dict[str, float]:
@@ -235,7 +256,7 @@ def _around(values: Sums, index: int) -> Sums:
     return values[[i for i in near if i < len(values)]]
 
 
-def _spread(values: Sequence[float]) -> float:
+def _spread(values: Sequence[float] | Sums) -> float:
     """A standard deviation that a few wild values do not move."""
     return 1.4826 * float(np.median(np.abs(values)))
 
