@@ -107,7 +107,8 @@ def _weights(
     known = _read(path) if path else None
     if known is not None:
         return known
-    place, damaged = Path(subject.path).expanduser(), ()
+    place = Path(subject.path).expanduser()
+    damaged: tuple[Finding, ...] = ()
     if not wanted.integrity and can_be_vouched_for(place):
         damaged = integrity_findings(place, BESIDE)
     layers, findings = _layers(subject, wanted.layers, sample)
