@@ -36,6 +36,7 @@ from .divergence import mean_divergence
 from .families.base import DecoderConfig, Linear, Norm, Table
 from .families.inventory import Role
 from .head_moments import tied_moments
+from .heap import return_freed_blocks
 from .journal import Journal
 from .moments import InputStatistics, MomentSum, diagonal_blocks
 from .parallel import Workers, single_threaded_libraries
@@ -83,6 +84,7 @@ def quantize_calibrated(
         InputError: weights or activations that are not finite, or a matrix that cannot be
             quantized with less error than signal.
     """
+    return_freed_blocks()
     with single_threaded_libraries(), Workers(options.threads) as workers, torch.inference_mode():
         store = ActivationStore(journal.folder, int(options.max_memory * ACTIVATION_SHARE))
         calibration = _Calibration(
