@@ -23,6 +23,9 @@ from .verdict_json import to_json
 from .verify import VerifyOptions, plan_windows, read_text, verify
 
 
+CURE = "calibrate, use smaller groups or more bits (--head-bits 8, --bits 8)"
+
+
 @dataclass(frozen=True)
 class VerifyRequest:
     """What to compare, how, and what must hold.
@@ -90,7 +93,11 @@ def _predict(reference: Reference, windows: Tokens) -> LivePredictions:
 class VerifyReport:
     verdict: Verdict
 
-    hint = "calibrate, use smaller groups or more bits (--head-bits 8, --bits 8)"
+    @property
+    def hint(self) -> str:
+        """The cure of what is wrong in itself; otherwise of too much loss."""
+        cures = [finding.hint for finding in self.verdict.findings if finding.hint]
+        return cures[0] if cures else CURE
 
     @property
     def failures(self) -> list[str]:
