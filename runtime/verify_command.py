@@ -22,7 +22,6 @@ from .verdict import Verdict
 from .verdict_json import to_json
 from .verify import VerifyOptions, plan_windows, read_text, verify
 
-
 CURE = "calibrate, use smaller groups or more bits (--head-bits 8, --bits 8)"
 
 
