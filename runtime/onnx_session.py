@@ -295,9 +295,7 @@ def open_graph(path: Path, accuracy_level: int, provider: str, threads: int) -> 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads
-    options.add_session_config_entry(
-        "session.qdq_matmulnbits_accuracy_level", str(accuracy_level)
-    )
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", str(accuracy_level))
     if provider != "cpu":  # a node that the provider does not take is an error, not a CPU run
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     if not path.exists():

@@ -85,6 +85,8 @@ class Contrib(Dialect):
     def embedding(self, table: Table) -> Lazy:
         name = f"{table.name}.weight"
         scheme = self.weights.scheme(name)
+        if self.rewrites_embedding(name):
+            return self.graph.cast_between(self.half_embedding(name), "F16", self._element)
         if scheme is None:  # gather in the stored dtype, so that the table stays mapped
             rows = self.weights.range([name], (table.vocabulary, table.hidden))
             gathered = self.graph.node("Gather", [rows, self.ids], axis=0)

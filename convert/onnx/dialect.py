@@ -34,6 +34,7 @@ class GraphOptions:
         sequence_length: tokens of one run, all shapes fixed; None leaves them open.
         rotary_tables: look cosine and sine up instead of computing them.
         packed_embedding: keep a quantized embedding packed; else it is written as float16.
+        bfloat16: gather from a bfloat16 embedding as it lies; else it is written as float16.
         explicit_zero_points: write zero points of symmetric codes too.
         fused_products: multiply float matrices by FusedMatMul as they lie (dialect contrib).
     """
@@ -44,6 +45,7 @@ class GraphOptions:
     sequence_length: int | None = None
     rotary_tables: bool = False
     packed_embedding: bool = True
+    bfloat16: bool = True
     explicit_zero_points: bool = False
     fused_products: bool = True
 
@@ -107,6 +109,16 @@ class Dialect:
         if name not in self._shared:
             self._shared[name] = build()
         return self._shared[name]  # type: ignore[return-value]
+
+    def rewrites_embedding(self, name: str) -> bool:
+        """Must a float embedding be written as float16, since the target cannot take its bytes?"""
+        is_float = self.weights.scheme(name) is None
+        stored = self.weights.stored(name).dtype if is_float else ""
+        return stored == "BF16" and not self.options.bfloat16
+
+    def half_embedding(self, name: str) -> Value:
+        """Rows of a float16 copy, in float16."""
+        return self.graph.node("Gather", [self.weights.half_rows(name), self.ids], axis=0)
 
     def build(self) -> None:
         """Interpret the decoder into the graph."""

@@ -53,6 +53,7 @@ class ExportOptions:
     prefill_length: int | None = None
     rotary_tables: bool = False
     packed_embedding: bool = True
+    bfloat16: bool = True
     explicit_zero_points: bool = False
     fused_products: bool = True
     target: str = "cpu"
@@ -101,6 +102,7 @@ class ExportOptions:
             None,
             self.rotary_tables or self.prefill_length is not None,
             self.packed_embedding,
+            self.bfloat16,
             self.explicit_zero_points,
             self.fused_products,
         )

@@ -46,10 +46,11 @@ class Standard(Dialect):
     def embedding(self, table: Table) -> Value:
         name = f"{table.name}.weight"
         if self.options.half:
-            return self._half_embedding(name)
+            return cast(self.graph, self.half_embedding(name), FLOAT)
         scheme = self.weights.scheme(name)
-        if scheme is not None and not self.options.packed_embedding:
-            return self._half_embedding(name)
+        is_packed = scheme is not None
+        if (is_packed and not self.options.packed_embedding) or self.rewrites_embedding(name):
+            return cast(self.graph, self.half_embedding(name), FLOAT)
         if scheme is None:
             rows = self.weights.range([name], (table.vocabulary, table.hidden))
             gathered = self.graph.node("Gather", [rows, self.ids], axis=0)
@@ -114,10 +115,6 @@ class Standard(Dialect):
                 f"{name}: {columns} inputs are no multiple of the group {scheme.group_size}",
                 f"dialect {self.name} needs whole groups; quantize again with dsconv",
             )
-
-    def _half_embedding(self, name: str) -> Value:
-        rows = self.weights.half_rows(name)
-        return cast(self.graph, self.graph.node("Gather", [rows, self.ids], axis=0), FLOAT)
 
     def _quantized_embedding(self, name: str, table: Table, scheme: Scheme) -> Value:
         """Gather packed rows, take the bytes apart by arithmetic, scale: exact in float32."""

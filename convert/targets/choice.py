@@ -13,8 +13,6 @@ from ..onnx.export import ExportOptions
 from .lint import lint
 from .target import Recipe, Target
 
-OTHER_FORMATS = "use --format compressed-tensors, which its vendor's vLLM plugin reads"
-
 
 def choose_format(target: Target, wanted: str | None) -> str:
     """The format asked for, or the target's first.
@@ -72,6 +70,7 @@ def choose_options(
         prefill_length or recipe.prefill_length,
         recipe.rotary_tables,
         recipe.packed_embedding,
+        recipe.bfloat16,
         recipe.explicit_zero_points,
         recipe.fused_products,
         target.name,
@@ -119,10 +118,10 @@ def checker(target: Target) -> Callable[[Path], None]:
         first = findings[0]
         where = f"{first.node} ({first.operator}): " if first.node else ""
         more = f"; {len(findings) - 1} more" if len(findings) > 1 else ""
-        nearest = OTHER_FORMATS if "compressed-tensors" in target.artifacts else first.fix
+        by_torch = "compressed-tensors" in target.artifacts
         raise UnsupportedError(
             f"target {target.name} would not run this: {where}{first.message}{more}",
-            f"{nearest}; or export with --target cpu",
+            f"use {'--format compressed-tensors' if by_torch else '--target cpu'}; or: {first.fix}",
         )
 
     return check

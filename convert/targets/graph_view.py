@@ -1,4 +1,4 @@
-"""What a check needs to know of an ONNX graph: nodes, types, constants, sizes; no weights are read."""
+"""What a check needs to know of an ONNX graph: nodes, types, constants, sizes."""
 
 from __future__ import annotations
 

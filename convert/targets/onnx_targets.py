@@ -62,7 +62,7 @@ WEBGPU = Target(
     provider="webgpu",
     wheel="onnxruntime-webgpu",
     versions="1.27",
-    recipe=Recipe("contrib", fused_products=False),
+    recipe=Recipe("contrib", bfloat16=False, fused_products=False),
     rules=GraphRules(
         refused=(
             Refusal("FusedMatMul", "no kernel", "use Transpose and MatMul"),
@@ -89,7 +89,7 @@ OPENVINO = Target(
     provider="openvino",
     wheel="onnxruntime-openvino",
     versions="1.24.1 (OpenVINO 2025.4)",
-    recipe=Recipe("std17-nbits", packed_embedding=False),
+    recipe=Recipe("std17-nbits", packed_embedding=False, bfloat16=False),
     rules=GraphRules(
         opsets=(7, 22),
         refused=(
@@ -137,6 +137,7 @@ OPENVINO_NPU = Target(
         "std21",
         prefill_length=64,
         packed_embedding=False,
+        bfloat16=False,
         explicit_zero_points=True,
         group_sizes=(-1,),
         symmetric=True,
@@ -166,7 +167,13 @@ QNN = Target(
     options={"backend_type": "htp"},
     wheel="onnxruntime-qnn",
     versions="2.7.0 beside onnxruntime 1.31",
-    recipe=Recipe("std17-nbits", prefill_length=64, packed_embedding=False, group_sizes=(32, 64)),
+    recipe=Recipe(
+        "std17-nbits",
+        prefill_length=64,
+        packed_embedding=False,
+        bfloat16=False,
+        group_sizes=(32, 64),
+    ),
     rules=GraphRules(
         opsets=(11, 24),
         refused=(
@@ -277,7 +284,7 @@ MIGRAPHX_TARGET = Target(
     options={"migraphx_fp16_enable": "1"},
     wheel="onnxruntime-migraphx",
     versions="1.27.1, ROCm 7",
-    recipe=Recipe("std17-nbits", prefill_length=64, packed_embedding=False),
+    recipe=Recipe("std17-nbits", prefill_length=64, packed_embedding=False, bfloat16=False),
     rules=GraphRules(
         operators=MIGRAPHX,
         fixed_shapes=True,
@@ -310,6 +317,7 @@ TENSORRT = Target(
         "std21",
         prefill_length=64,
         packed_embedding=False,
+        bfloat16=False,
         explicit_zero_points=True,
         symmetric=True,
     ),

@@ -74,6 +74,7 @@ class Recipe:
     prefill_length: int | None = None
     rotary_tables: bool = False
     packed_embedding: bool = True
+    bfloat16: bool = True
     explicit_zero_points: bool = False
     fused_products: bool = True
     group_sizes: tuple[int, ...] | None = None

@@ -1,4 +1,4 @@
-"""Targets that no execution provider reaches: torch's devices, and vendors with a stack of their own.
+"""Targets beyond execution providers: devices of torch, and vendors with a stack of their own.
 
 For them export writes what their own software reads, where we know what that is.
 """
