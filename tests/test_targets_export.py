@@ -5,6 +5,7 @@ Differences are relative to the largest logit: ≤ 1e-3, and ≤ 2e-2 where a ta
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -202,8 +203,18 @@ def test_weights_beyond_float16_are_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "x").exists()
 
 
+def test_a_model_that_is_too_large_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(str(write_checkpoint(tmp_path / "m")))
+    cann = TARGETS["cann"]
+    assert cann.rules is not None
+    limit = 2 * checkpoint.parameter_count
+    small = dataclasses.replace(cann, rules=dataclasses.replace(cann.rules, graph_bytes=limit))
+    with pytest.raises(UnsupportedError, match=f"less than {limit}"):
+        choose_options(small, checkpoint)
+
+
 def test_a_graph_that_breaks_the_rules_is_not_left_behind(tmp_path: Path) -> None:
-    """A CANN graph is refused at 2 GB; here the limit is asked of the wrong target's rules."""
+    """Rules of another target than the one that the options were chosen for."""
     checkpoint = open_checkpoint(str(write_checkpoint(tmp_path / "m")))
     with pytest.raises(UnsupportedError, match="target cann would not run this"):
         export_onnx(checkpoint, ExportOptions(), tmp_path / "x", check=checker(TARGETS["cann"]))

@@ -46,23 +46,27 @@ def rotary_waves(dialect: Dialect, rope: Rope) -> tuple[Value, Value]:
     def build() -> tuple[Value, Value]:
         graph = dialect.graph
         if dialect.options.rotary_tables:
-            cosine, sine = (
-                dialect.weights.written(f"rotary_{name}", "F32", table.shape, iter([table]))
-                for name, table in zip(
-                    ("cosine", "sine"),
-                    rotary_tables(rope, dialect.options.context_length),
-                    strict=True,
-                )
-            )
-            rows = [
-                graph.node("Gather", [table, dialect.positions], axis=0) for table in (cosine, sine)
-            ]
-            return rows[0], rows[1]
+            return _waves_from_tables(dialect, rope)
         positions = cast(graph, dialect.positions, FLOAT)
         column = graph.node("Unsqueeze", [positions, graph.integers(-1)])
         return dialect.cosine_and_sine(rope, column)
 
     return dialect.once("rotary_waves", build)
+
+
+def _waves_from_tables(dialect: Dialect, rope: Rope) -> tuple[Value, Value]:
+    graph, positions = dialect.graph, dialect.positions
+    tables = dict(
+        zip(("cosine", "sine"), rotary_tables(rope, dialect.options.context_length), strict=True)
+    )
+    cosine, sine = (
+        dialect.weights.written(f"rotary_{name}", "F32", table.shape, iter([table]))
+        for name, table in tables.items()
+    )
+    return (
+        graph.node("Gather", [cosine, positions], axis=0),
+        graph.node("Gather", [sine, positions], axis=0),
+    )
 
 
 def rotary_tables(rope: Rope, positions: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

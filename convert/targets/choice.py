@@ -60,6 +60,7 @@ def choose_options(
             f"--prefill-length {prefill_length}: target {target.name} has open shapes",
             "leave it out: prompts of any length run there",
         )
+    _check_size(target, checkpoint)
     _check_weights(target.name, recipe, checkpoint)
     return ExportOptions(
         recipe.dialect,
@@ -75,6 +76,18 @@ def choose_options(
         recipe.fused_products,
         target.name,
     )
+
+
+def _check_size(target: Target, checkpoint: Checkpoint) -> None:
+    """Refuse before gigabytes are written; what is just below the limit, lint decides."""
+    limit = target.rules.graph_bytes if target.rules else None
+    size = 2 * checkpoint.parameter_count  # in float16, which targets with a limit are written in
+    if limit is not None and size >= limit:
+        raise UnsupportedError(
+            f"{checkpoint.origin}: {size} bytes in float16; target {target.name} takes a graph of "
+            f"less than {limit}",
+            "use --format compressed-tensors, for the vendor's torch and vLLM",
+        )
 
 
 def _check_weights(name: str, recipe: Recipe, checkpoint: Checkpoint) -> None:
