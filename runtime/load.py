@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..convert.onnx.names import GENAI_CONFIG
+from ..convert.onnx.names import FIXED_SHAPES, GENAI_CONFIG
 from ..errors import UnsupportedError, UsageError
 from .providers import refuse_unknown
 from .session import Session
@@ -32,7 +32,11 @@ def is_native_file(path: Path) -> bool:
 
 
 def is_onnx_artifact(path: Path) -> bool:
-    return os.path.isfile(path / GENAI_CONFIG)
+    return os.path.isfile(path / GENAI_CONFIG) or has_fixed_shapes(path)
+
+
+def has_fixed_shapes(path: Path) -> bool:
+    return os.path.isfile(path / FIXED_SHAPES)
 
 
 def refuse_unknown_dtype(dtype: str) -> None:
@@ -68,9 +72,11 @@ def load(
     if is_onnx_artifact(folder):
         from ..convert.checkpoint import CONFIG, open_side_files
         from ..convert.json_file import read_json_object
+        from .fixed_onnx_session import FixedOnnxSession
         from .onnx_session import OnnxSession
 
-        session = OnnxSession(folder, provider, threads)
+        kind = FixedOnnxSession if has_fixed_shapes(folder) else OnnxSession
+        session: Session = kind(folder, provider, threads)
         config = read_json_object(folder / CONFIG)
         return Loaded(session, open_side_files(folder), config, "onnxruntime", provider)
     if provider != "cpu":

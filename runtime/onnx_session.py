@@ -24,6 +24,10 @@ from .providers import provider_name
 PREFILL_CHUNK = 256  # bounds the logits of a step: 256 * 152k * 4 bytes = 156 MB
 FIRST_BUFFER = 512  # positions of the first cache buffer
 
+Element = type[np.floating[Any]]
+# Of keys and values, by ONNX Runtime's name.
+ELEMENTS: dict[str, Element] = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+
 
 @dataclass(frozen=True)
 class GraphShape:
@@ -54,11 +58,6 @@ def read_graph_shape(folder: Path) -> GraphShape:
     filename = decoder.string("filename")
     if "/" in filename or "\\" in filename:
         raise reader.fail("model.decoder.filename", f"{filename!r} leads out of the folder")
-    level = 4
-    if (folder / MANIFEST).exists():
-        manifest = ConfigReader(read_json_object(folder / MANIFEST), str(folder / MANIFEST))
-        recipe = manifest.child("recipe")
-        level = recipe.integer("accuracy_level", 4, low=0, high=4) if recipe else 4
     return GraphShape(
         filename,
         model.integer("vocab_size"),
@@ -67,8 +66,17 @@ def read_graph_shape(folder: Path) -> GraphShape:
         decoder.integer("num_key_value_heads"),
         decoder.integer("head_size"),
         search.boolean("past_present_share_buffer", False),
-        level,
+        accuracy_level_of(folder),
     )
+
+
+def accuracy_level_of(folder: Path) -> int:
+    """Of products that ONNX Runtime fuses itself, from the manifest; 4 where there is none."""
+    if not (folder / MANIFEST).exists():
+        return 4
+    manifest = ConfigReader(read_json_object(folder / MANIFEST), str(folder / MANIFEST))
+    recipe = manifest.child("recipe")
+    return recipe.integer("accuracy_level", 4, low=0, high=4) if recipe else 4
 
 
 class OnnxSession:
@@ -76,8 +84,9 @@ class OnnxSession:
 
     def __init__(self, folder: Path, provider: str = "cpu", threads: int = 0) -> None:
         self._shape = read_graph_shape(folder)
-        self._session = _open(folder / self._shape.filename, self._shape, provider, threads)
-        _check_graph(self._session, self._shape, folder)
+        level = self._shape.accuracy_level
+        self._session = open_graph(folder / self._shape.filename, level, provider, threads)
+        self._element = _check_graph(self._session, self._shape, folder)
         self._inputs = {node.name: node for node in self._session.get_inputs()}
         self._outputs = [node.name for node in self._session.get_outputs()]
         self._cache: _SharedCache | _GrowingCache
@@ -99,7 +108,7 @@ class OnnxSession:
         """Forget the sequence."""
         self._position = 0
         kind = _SharedCache if self._shape.shares_buffer else _GrowingCache
-        self._cache = kind(self._shape)
+        self._cache = kind(self._shape, self._element)
         self._step = self._session.io_binding()
         self._step_token = np.zeros((1, 1), np.int64)
         self._step_logits = np.empty((1, 1, self.vocabulary), np.float32)
@@ -183,10 +192,11 @@ def _cache_names(shape: GraphShape) -> list[tuple[str, str]]:
 class _SharedCache:
     """Past and present are the same memory [1, kv_heads, capacity, head_dim] per tensor."""
 
-    def __init__(self, shape: GraphShape) -> None:
+    def __init__(self, shape: GraphShape, element: Element) -> None:
         self._shape = shape
+        self._element = element
         self._names = _cache_names(shape)
-        self._arrays: list[NDArray[np.float32]] = []
+        self._arrays: list[NDArray[Any]] = []
         self._values: list[Any] = []
 
     def reserve(self, length: int) -> bool:
@@ -197,7 +207,7 @@ class _SharedCache:
         wanted = max(FIRST_BUFFER, 2 * capacity, length)
         wanted = max(length, min(wanted, self._shape.context_length))
         shape = (1, self._shape.kv_heads, wanted, self._shape.head_dim)
-        grown = [np.zeros(shape, np.float32) for _ in self._names]
+        grown = [np.zeros(shape, self._element) for _ in self._names]
         for new, old in zip(grown, self._arrays, strict=False):
             new[:, :, :capacity] = old
         self._arrays = grown
@@ -221,9 +231,9 @@ class _SharedCache:
 class _GrowingCache:
     """Every step returns a longer present, which is the next step's past."""
 
-    def __init__(self, shape: GraphShape) -> None:
+    def __init__(self, shape: GraphShape, element: Element) -> None:
         self._names = _cache_names(shape)
-        empty = np.zeros((1, shape.kv_heads, 0, shape.head_dim), np.float32)
+        empty = np.zeros((1, shape.kv_heads, 0, shape.head_dim), element)
         self._values = [_wrap(empty) for _ in self._names]
 
     def reserve(self, length: int) -> bool:
@@ -243,20 +253,26 @@ class _GrowingCache:
         self._values = [_wrap(array) for array in kept]
 
 
-def _check_graph(session: Any, shape: GraphShape, folder: Path) -> None:
-    """The graph must be what genai_config.json says: buffers of other sizes would not fit it."""
+def _check_graph(session: Any, shape: GraphShape, folder: Path) -> Element:
+    """The graph must be what genai_config.json says: buffers of other sizes would not fit it.
+
+    -> element type of the cache, which only the graph says.
+    """
     cache = {
         node.name: (node.type, *node.shape[1::2])
         for node in session.get_inputs()
         if node.name.startswith("past_key_values.")
     }
-    row = ("tensor(float)", shape.kv_heads, shape.head_dim)
+    names = [past for past, _ in _cache_names(shape)]
     widths = [node.shape[-1] for node in session.get_outputs() if node.name == "logits"]
-    if cache != {past: row for past, _ in _cache_names(shape)} or widths != [shape.vocabulary]:
-        raise InputError(
-            f"{folder / shape.filename}: its cache or logits are not what {GENAI_CONFIG} says",
-            "graph and configuration do not belong together; export the artifact again",
-        )
+    for kind, element in ELEMENTS.items():
+        row = (kind, shape.kv_heads, shape.head_dim)
+        if cache == dict.fromkeys(names, row) and widths == [shape.vocabulary]:
+            return element
+    raise InputError(
+        f"{folder / shape.filename}: its cache or logits are not what {GENAI_CONFIG} says",
+        "graph and configuration do not belong together; export the artifact again",
+    )
 
 
 def _wrap(array: NDArray[Any]) -> Any:
@@ -266,16 +282,20 @@ def _wrap(array: NDArray[Any]) -> Any:
     return onnxruntime.OrtValue.ortvalue_from_numpy(array)
 
 
-def _open(path: Path, shape: GraphShape, provider: str, threads: int) -> Any:
+def open_graph(path: Path, accuracy_level: int, provider: str, threads: int) -> Any:
+    """-> InferenceSession on `provider`.
+
+    Raises:
+        InputError: the file is missing or no graph.
+        ProviderError: the provider is not there, or does not run the graph.
+    """
     import onnxruntime
 
     name = provider_name(provider)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads
-    options.add_session_config_entry(
-        "session.qdq_matmulnbits_accuracy_level", str(shape.accuracy_level)
-    )
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", str(accuracy_level))
     if provider != "cpu":  # a node that the provider does not take is an error, not a CPU run
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     if not path.exists():

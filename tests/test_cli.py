@@ -417,7 +417,7 @@ def test_usage_errors(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("option", [["--target", "cuda"], ["--format", "tflite"]])
+@pytest.mark.parametrize("option", [["--format", "tflite"]])
 def test_what_is_not_supported_yet(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

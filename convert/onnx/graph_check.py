@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,15 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ...errors import InputError
+from ...atomic import MANIFEST
+from ...errors import DsconvError, InputError
 from ..checkpoint import Checkpoint
 from ..json_file import ConfigReader, read_json_object
 from .dialect import Dialect, GraphOptions
-from .export import build_graph, dialect_for
+from .export import ExportOptions, build_graph, dialect_for, fixed_lengths
 from .genai import genai_config
 from .graph import MICROSOFT
-from .names import DATA_FILE, GENAI_CONFIG
+from .names import DATA_FILE, FIXED_SHAPES, GENAI_CONFIG
 from .weights import DataFile
 
 LAYER = re.compile(r"(?:model\.layers|past_key_values)\.(\d+)\.")
@@ -44,30 +45,84 @@ def check_graph(folder: Path, checkpoint: Checkpoint) -> list[Difference]:
     """Compare an ONNX artifact with its own checkpoint (`open_folder` of the same folder).
 
     Raises:
-        InputError: the graph cannot be read, or is in no dialect that is known here.
+        InputError: a graph cannot be read, or is in no dialect that is known here.
     """
+    recorded = _recorded_options(folder)
+    if (folder / FIXED_SHAPES).is_file():
+        return _check_fixed(folder, checkpoint, recorded or ExportOptions())
     reader = ConfigReader(read_json_object(folder / GENAI_CONFIG), GENAI_CONFIG)
     model = reader.child("model")
     decoder = model.child("decoder") if model else None
     if model is None or decoder is None:
         raise reader.fail("model.decoder", "missing")
     graph_file = decoder.string("filename")
-    try:
-        found = ir.load(folder / graph_file)
-    except Exception as error:  # the library promises no class
-        raise InputError(f"{graph_file}: cannot read: {error}", "export it again") from error
-    dialect = _dialect_of(found, checkpoint)
+    found = _load(folder, graph_file)
+    dialect = dialect_for(recorded.dialect, checkpoint) if recorded else None
     session = decoder.child("session_options")
     level = session.data.get("session.qdq_matmulnbits_accuracy_level", "4") if session else "4"
-    options = GraphOptions(model.integer("context_length"), int(str(level)))
-    data = _ComparedData(folder)
-    with data:
-        expected = build_graph(checkpoint, dialect, options, data).model()
-    differences = list(_compare(found.graph, expected.graph, checkpoint))
-    differences += data.differences(expected.graph)
+    length = model.integer("context_length")
+    options = (recorded or ExportOptions()).graph_options(length)
+    options = replace(options, context_length=length, accuracy_level=int(str(level)))
+    dialect = dialect or _dialect_of(found, checkpoint)
+    differences = _check_file(folder, found, checkpoint, dialect, options)
     content = genai_config(checkpoint, dialect, graph_file, options)["model"]
     differences += _compare_genai(model.data, content, "model")
     return differences
+
+
+def _check_fixed(folder: Path, checkpoint: Checkpoint, recorded: ExportOptions) -> list[Difference]:
+    """Graphs of fixed shapes: one per sequence length, in the order in which they share weights."""
+    content = read_json_object(folder / FIXED_SHAPES)
+    options = recorded.graph_options(checkpoint.decoder.config.max_position_embeddings)
+    lengths = fixed_lengths(options, recorded.prefill_length or 1)
+    expected = {
+        "context_length": options.context_length,
+        "graphs": [{"filename": name, "sequence_length": n} for name, n in lengths.items()],
+    }
+    differences = [*_compare_genai(content, expected, FIXED_SHAPES)]
+    dialect = dialect_for(recorded.dialect, checkpoint)
+    data = _ComparedData(folder)
+    with data:
+        for name, length in lengths.items():
+            of_length = replace(options, sequence_length=length)
+            model = build_graph(checkpoint, dialect, of_length, data).model()
+            differences += _compare(_load(folder, name).graph, model.graph, checkpoint)
+    return [*differences, *data.differences(model.graph)]
+
+
+def _check_file(
+    folder: Path,
+    found: ir.Model,
+    checkpoint: Checkpoint,
+    dialect: type[Dialect],
+    options: GraphOptions,
+) -> list[Difference]:
+    data = _ComparedData(folder)
+    with data:
+        expected = build_graph(checkpoint, dialect, options, data).model()
+    return [
+        *_compare(found.graph, expected.graph, checkpoint),
+        *data.differences(expected.graph),
+    ]
+
+
+def _recorded_options(folder: Path) -> ExportOptions | None:
+    """How the export was asked for; None where the manifest does not tell."""
+    try:
+        recipe = read_json_object(folder / MANIFEST).get("recipe")
+        known = {field.name for field in fields(ExportOptions)}
+        if not isinstance(recipe, dict) or not recipe.keys() <= known:
+            return None
+        return ExportOptions(**recipe)
+    except (DsconvError, TypeError):
+        return None
+
+
+def _load(folder: Path, name: str) -> ir.Model:
+    try:
+        return ir.load(folder / name)
+    except Exception as error:  # the library promises no class
+        raise InputError(f"{name}: cannot read: {error}", "export it again") from error
 
 
 def _dialect_of(model: ir.Model, checkpoint: Checkpoint) -> type[Dialect]:
@@ -83,7 +138,7 @@ class _ComparedData(DataFile):
         super().__init__(folder)
         self._wrong: list[int] = []
 
-    def append(self, pieces: Iterator[NDArray[Any]]) -> tuple[int, int]:
+    def _write(self, pieces: Iterator[NDArray[Any]]) -> tuple[int, int]:
         if self._file is None:
             try:
                 self._file = self._path.open("rb")
