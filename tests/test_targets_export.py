@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 from small_models import VOCABULARY, write_checkpoint
 
-from dsconv.convert.checkpoint import Checkpoint, open_checkpoint
+from dsconv.convert.checkpoint import Checkpoint, open_checkpoint, open_folder
 from dsconv.convert.onnx.export import ExportOptions, export_onnx
+from dsconv.convert.onnx.graph_check import check_graph
 from dsconv.convert.onnx.names import FIXED_SHAPES, GRAPH_FILE, PREFILL_FILE
 from dsconv.convert.targets.choice import checker, choose_options
 from dsconv.convert.targets.lint import lint
@@ -83,6 +84,7 @@ def test_every_target_computes_the_reference(
     options = choose_options(target, checkpoint, 0, CONTEXT, copy=True)
     export_onnx(checkpoint, options, tmp_path / "x", check=checker(target))
     assert lint(tmp_path / "x", target).findings == ()
+    assert check_graph(tmp_path / "x", open_folder(tmp_path / "x")) == []
     for path in (tmp_path / "x").glob("*.onnx"):
         if all(node.domain == "" for node in onnx.load(path, load_external_data=False).graph.node):
             onnx.checker.check_model(str(path), full_check=True)
