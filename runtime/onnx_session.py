@@ -7,6 +7,8 @@ tensors of one step to the next as past.
 
 from __future__ import annotations
 
+import json
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +21,14 @@ from ..atomic import MANIFEST
 from ..convert.json_file import ConfigReader, read_json_object
 from ..convert.onnx.names import GENAI_CONFIG
 from ..errors import InputError, ProviderError
-from .providers import provider_name
+from .placement import SHAPE_ARITHMETIC, Placement, from_partition, from_profile, with_times
+from .provider_session import create_session, import_onnxruntime
+from .providers import ProviderChoice, choose_provider
 
 PREFILL_CHUNK = 256  # bounds the logits of a step: 256 * 152k * 4 bytes = 156 MB
 FIRST_BUFFER = 512  # positions of the first cache buffer
+PROBE_PREFILL, PROBE_DECODE = 16, 4  # tokens of the steps that are profiled
+CACHE_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
 @dataclass(frozen=True)
@@ -72,16 +78,53 @@ def read_graph_shape(folder: Path) -> GraphShape:
 
 
 class OnnxSession:
-    """One sequence on one graph. The array that `decode` returns is reused by the next call."""
+    """One sequence on one graph. The array that `decode` returns is reused by the next call.
 
-    def __init__(self, folder: Path, provider: str = "cpu", threads: int = 0) -> None:
+    provider: `NAME[:DEVICE]`, see providers.py. allow_fallback: the CPU may run what the provider
+    leaves, and `placement` says what that is; it is None on the CPU.
+    """
+
+    def __init__(
+        self, folder: Path, provider: str = "cpu", threads: int = 0, allow_fallback: bool = False
+    ) -> None:
+        choice = choose_provider(provider)
         self._shape = read_graph_shape(folder)
-        self._session = _open(folder / self._shape.filename, self._shape, provider, threads)
-        _check_graph(self._session, self._shape, folder)
-        self._inputs = {node.name: node for node in self._session.get_inputs()}
-        self._outputs = [node.name for node in self._session.get_outputs()]
-        self._cache: _SharedCache | _GrowingCache
+        path = folder / self._shape.filename
+        profiles = not choice.is_cpu and (allow_fallback or choice.provider.shares_with_cpu)
+        with tempfile.TemporaryDirectory(prefix="dsconv-profile-") as scratch:
+            profile = Path(scratch) / "profile" if profiles else None
+            self._session = _open(path, self._shape, choice, threads, allow_fallback, profile)
+            _check_graph(self._session, self._shape, folder)
+            self._inputs = {node.name: node for node in self._session.get_inputs()}
+            self._outputs = [node.name for node in self._session.get_outputs()]
+            self._memory = choice.provider.memory or "cpu"
+            self._device = choice.device_index
+            self._cache: _SharedCache | _GrowingCache
+            self.reset()
+            self.placement = self._place(choice, allow_fallback, profiles)
+
+    def _place(
+        self, choice: ProviderChoice, allow_fallback: bool, profiles: bool
+    ) -> Placement | None:
+        """Where the nodes are; with `profiles` after a few steps, which end the profile."""
+        if choice.is_cpu:
+            return None
+        tell = getattr(self._session, "get_provider_graph_assignment_info", list)
+        placement = from_partition(tell())  # a recent addition to ONNX Runtime
+        if profiles:
+            timed = self._profile()
+            placement = with_times(placement, timed) if placement else timed
+        if placement and not allow_fallback:
+            _refuse_work_elsewhere(choice, placement)
+        return placement
+
+    def _profile(self) -> Placement:
+        """A few steps under the profiler, which is off afterwards."""
+        self.prefill([0] * min(PROBE_PREFILL, self.context_length // 2))
+        for _ in range(min(PROBE_DECODE, self.context_length - self._position)):
+            self.decode(0)
         self.reset()
+        return from_profile(json.loads(Path(self._session.end_profiling()).read_text()))
 
     @property
     def vocabulary(self) -> int:
@@ -99,7 +142,8 @@ class OnnxSession:
         """Forget the sequence."""
         self._position = 0
         kind = _SharedCache if self._shape.shares_buffer else _GrowingCache
-        self._cache = kind(self._shape)
+        element = CACHE_TYPES[self._inputs[_cache_names(self._shape)[0][0]].type]
+        self._cache = kind(self._shape, element, self._memory, self._device)
         self._step = self._session.io_binding()
         self._step_token = np.zeros((1, 1), np.int64)
         self._step_logits = np.empty((1, 1, self.vocabulary), np.float32)
@@ -181,28 +225,36 @@ def _cache_names(shape: GraphShape) -> list[tuple[str, str]]:
 
 
 class _SharedCache:
-    """Past and present are the same memory [1, kv_heads, capacity, head_dim] per tensor."""
+    """Past and present are the same memory [1, kv_heads, capacity, head_dim] per tensor.
 
-    def __init__(self, shape: GraphShape) -> None:
-        self._shape = shape
+    It lies where the provider computes, so that no step moves it.
+    """
+
+    def __init__(self, shape: GraphShape, element: type[Any], memory: str, device: int) -> None:
+        self._shape, self._element = shape, element
+        self._memory, self._device = memory, device
         self._names = _cache_names(shape)
-        self._arrays: list[NDArray[np.float32]] = []
+        self._capacity = 0
         self._values: list[Any] = []
 
     def reserve(self, length: int) -> bool:
         """Make room for `length` positions -> whether the buffers moved."""
-        capacity = self._arrays[0].shape[2] if self._arrays else 0
+        capacity = self._capacity
         if length <= capacity:
             return False
         wanted = max(FIRST_BUFFER, 2 * capacity, length)
         wanted = max(length, min(wanted, self._shape.context_length))
         shape = (1, self._shape.kv_heads, wanted, self._shape.head_dim)
-        grown = [np.zeros(shape, np.float32) for _ in self._names]
-        for new, old in zip(grown, self._arrays, strict=False):
-            new[:, :, :capacity] = old
-        self._arrays = grown
-        self._values = [_wrap(array) for array in grown]
+        old = self._values or [None for _ in self._names]
+        self._values = [self._grown(value, shape, capacity) for value in old]
+        self._capacity = wanted
         return True
+
+    def _grown(self, old: Any, shape: tuple[int, ...], filled: int) -> Any:
+        array = np.zeros(shape, self._element)
+        if old is not None:
+            array[:, :, :filled] = old.numpy()
+        return _wrap(array, self._memory, self._device)
 
     def bind(self, binding: Any, moved: bool) -> None:
         if not moved:
@@ -221,10 +273,11 @@ class _SharedCache:
 class _GrowingCache:
     """Every step returns a longer present, which is the next step's past."""
 
-    def __init__(self, shape: GraphShape) -> None:
+    def __init__(self, shape: GraphShape, element: type[Any], memory: str, device: int) -> None:
         self._names = _cache_names(shape)
-        empty = np.zeros((1, shape.kv_heads, 0, shape.head_dim), np.float32)
-        self._values = [_wrap(empty) for _ in self._names]
+        self._memory, self._device = memory, device
+        empty = np.zeros((1, shape.kv_heads, 0, shape.head_dim), element)
+        self._values = [_wrap(empty, memory, device) for _ in self._names]
 
     def reserve(self, length: int) -> bool:
         return True
@@ -232,7 +285,7 @@ class _GrowingCache:
     def bind(self, binding: Any, moved: bool) -> None:
         for (past, present), value in zip(self._names, self._values, strict=True):
             binding.bind_ortvalue_input(past, value)
-            binding.bind_output(present, "cpu")
+            binding.bind_output(present, self._memory, self._device)
 
     def take(self, binding: Any, outputs: list[str]) -> None:
         # Outputs come in the order in which they were bound: logits first, then the cache.
@@ -240,7 +293,7 @@ class _GrowingCache:
 
     def truncate(self, length: int) -> None:
         kept = [np.ascontiguousarray(value.numpy()[:, :, :length]) for value in self._values]
-        self._values = [_wrap(array) for array in kept]
+        self._values = [_wrap(array, self._memory, self._device) for array in kept]
 
 
 def _check_graph(session: Any, shape: GraphShape, folder: Path) -> None:
@@ -250,51 +303,62 @@ def _check_graph(session: Any, shape: GraphShape, folder: Path) -> None:
         for node in session.get_inputs()
         if node.name.startswith("past_key_values.")
     }
-    row = ("tensor(float)", shape.kv_heads, shape.head_dim)
+    rows = [(element, shape.kv_heads, shape.head_dim) for element in CACHE_TYPES]
+    expected = [{past: row for past, _ in _cache_names(shape)} for row in rows]
     widths = [node.shape[-1] for node in session.get_outputs() if node.name == "logits"]
-    if cache != {past: row for past, _ in _cache_names(shape)} or widths != [shape.vocabulary]:
+    if cache not in expected or widths != [shape.vocabulary]:
         raise InputError(
             f"{folder / shape.filename}: its cache or logits are not what {GENAI_CONFIG} says",
             "graph and configuration do not belong together; export the artifact again",
         )
 
 
-def _wrap(array: NDArray[Any]) -> Any:
-    """An OrtValue over the array's own memory."""
+def _wrap(array: NDArray[Any], memory: str = "cpu", device: int = 0) -> Any:
+    """An OrtValue: over the array's own memory on the CPU, a copy elsewhere."""
     import onnxruntime
 
-    return onnxruntime.OrtValue.ortvalue_from_numpy(array)
+    return onnxruntime.OrtValue.ortvalue_from_numpy(array, memory, device)
 
 
-def _open(path: Path, shape: GraphShape, provider: str, threads: int) -> Any:
-    import onnxruntime
+def _refuse_work_elsewhere(choice: ProviderChoice, placement: Placement) -> None:
+    """Shape arithmetic may be the CPU's, nothing else."""
+    elsewhere = placement.elsewhere(choice.provider.name)
+    work = {op: nodes for op, nodes in elsewhere.items() if op not in SHAPE_ARITHMETIC}
+    if work:
+        listed = ", ".join(f"{op} ({nodes})" for op, nodes in sorted(work.items()))
+        raise ProviderError(
+            f"provider {choice.label!r} leaves operators to others: {listed}",
+            "export for that provider (--target), or add --allow-fallback",
+        )
 
-    name = provider_name(provider)
-    options = onnxruntime.SessionOptions()
+
+def _open(
+    path: Path,
+    shape: GraphShape,
+    choice: ProviderChoice,
+    threads: int,
+    allow_fallback: bool,
+    profile: Path | None,
+) -> Any:
+    """The session; with `profile` (the prefix of a file) its steps are timed."""
+    runtime = import_onnxruntime()
+    if not path.exists():
+        raise InputError(f"{path}: missing", "export the artifact again")
+    options = runtime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads
     options.add_session_config_entry(
         "session.qdq_matmulnbits_accuracy_level", str(shape.accuracy_level)
     )
-    if provider != "cpu":  # a node that the provider does not take is an error, not a CPU run
-        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-    if not path.exists():
-        raise InputError(f"{path}: missing", "export the artifact again")
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile)
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=[name])
+        return create_session(path, choice, options, allow_fallback)
+    except ProviderError:
+        raise
     except Exception as error:  # ONNX Runtime raises a class of its own per status code
         reason = " ".join(str(error).split())
-        if provider != "cpu":
-            raise ProviderError(
-                f"{path}: provider {provider!r} cannot run it: {reason}",
-                "export for that provider's target, or run with --provider cpu",
-            ) from error
         raise InputError(
             f"{path}: ONNX Runtime cannot load it: {reason}", "export the artifact again"
         ) from error
-    if session.get_providers()[0] != name:
-        raise ProviderError(
-            f"{path}: asked for {name}, got {session.get_providers()[0]}",
-            "the provider's libraries are missing; run with --provider cpu",
-        )
-    return session

@@ -148,7 +148,7 @@ def verify(
         options,
         artifact.runtime,
         artifact.provider,
-        1.0,  # a provider that leaves a node to another is refused when the session is opened
+        artifact.nodes_on_provider,
     )
 
 
