@@ -209,20 +209,30 @@ def export(
         ),
     ],
     format: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="onnx, gguf (llama.cpp), compressed-tensors (transformers, vLLM), or native"
+            help="onnx, gguf (llama.cpp), compressed-tensors (transformers, vLLM), or native "
+            "(default: what the target takes)"
         ),
-    ] = "onnx",
-    target: Annotated[str, typer.Option(help="cpu")] = "cpu",
+    ] = None,
+    target: Annotated[
+        str, typer.Option(help="cpu, cuda, openvino, qnn, cann, … (dsconv targets)")
+    ] = "cpu",
     dialect: Annotated[
-        str, typer.Option(help="contrib (ONNX Runtime's operators), std24 or std17 (standard)")
-    ] = "contrib",
+        str | None,
+        typer.Option(
+            help="Of a graph for --target cpu: contrib (ONNX Runtime's operators), std24, std21, "
+            "std17 (standard) or std17-nbits"
+        ),
+    ] = None,
     accuracy_level: Annotated[
         int, typer.Option(help="4: int8 products, fast; 0: float32, exact")
     ] = 4,
     context_length: Annotated[
         int | None, typer.Option(help="Positions the graph allows (default: the model's)")
+    ] = None,
+    prefill_length: Annotated[
+        int | None, typer.Option(help="Tokens per run of a prompt, for targets with fixed shapes")
     ] = None,
     copy: Annotated[bool, typer.Option("--copy", help="Copy weights instead of linking")] = False,
     overwrite: Overwrite = False,
@@ -230,19 +240,23 @@ def export(
 ) -> None:
     """Export a checkpoint: for ONNX Runtime, llama.cpp, transformers, or the native engine."""
     from dsconv.convert.onnx.export import ExportOptions
+    from dsconv.convert.targets.choice import choose_format, choose_options
+    from dsconv.convert.targets.table import find_target
     from dsconv.runtime.export_commands import (
         export_command,
         export_compressed_tensors_command,
         export_gguf_command,
         export_native_command,
+        export_target_command,
     )
 
     formats = ("onnx", "gguf", "compressed-tensors", "native")
-    if format not in formats or target != "cpu":
-        what = f"target {target!r}" if format in formats else f"format {format!r}"
+    if format is not None and format not in formats:
         raise UnsupportedError(
-            f"{what} is not supported yet", f"use --format {', '.join(formats)}, --target cpu"
+            f"format {format!r} is not supported yet", f"use --format {', '.join(formats)}"
         )
+    wanted = find_target(target)
+    format = choose_format(wanted, format)
     if format == "compressed-tensors":
         folder = export_compressed_tensors_command(model, output, copy, overwrite)
         _print_json(folder.to_json()) if as_json else folder.show()
@@ -252,9 +266,48 @@ def export(
         file = to_file(model, output, overwrite)
         _print_json(file.to_json()) if as_json else file.show()
         return
-    chosen = ExportOptions(dialect, accuracy_level, context_length, copy)
-    report = export_command(model, chosen, output, overwrite)
+    if dialect is not None:
+        if target != "cpu":
+            raise UsageError(
+                f"--dialect {dialect}: target {target} has one of its own", "leave out --dialect"
+            )
+        chosen = ExportOptions(dialect, accuracy_level, context_length, copy)
+        report = export_command(model, chosen, output, overwrite)
+    else:
+        choose = partial(
+            choose_options,
+            wanted,
+            accuracy_level=accuracy_level,
+            context_length=context_length,
+            prefill_length=prefill_length,
+            copy=copy,
+        )
+        report = export_target_command(model, wanted, choose, output, overwrite)
     _print_json(report.to_json()) if as_json else report.show()
+
+
+@app.command(epilog="Example: dsconv lint model.onnx --target qnn")
+def lint(
+    artifact: Annotated[Path, typer.Argument(help="A .onnx file, made by whomever, or its folder")],
+    target: Annotated[str, typer.Option(help="Where it shall run (dsconv targets)")],
+    as_json: Json = False,
+) -> None:
+    """Check a graph against what a target takes; exit code 1 when it would not run there."""
+    from dsconv.runtime.target_commands import lint_command
+
+    found = lint_command(artifact, target)
+    _print_json(found.to_json()) if as_json else found.show()
+    if not found.passed:
+        raise VerdictFailed(found.summary, found.hint)
+
+
+@app.command(epilog="Example: dsconv targets")
+def targets(as_json: Json = False) -> None:
+    """List where a model can run, what each place takes, and how sure that is."""
+    from dsconv.runtime.target_commands import targets_command
+
+    table = targets_command()
+    _print_json(table.to_json()) if as_json else table.show()
 
 
 @app.command(epilog='Example: dsconv run r1-onnx -p "How many primes are below 50?"')

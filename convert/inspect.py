@@ -20,7 +20,7 @@ from .layout import stored_tensors
 from .native.file import open_native_file
 from .native.format import SUFFIX
 from .native.linear_layout import LinearLayout
-from .onnx.names import GENAI_CONFIG
+from .onnx.names import FIXED_SHAPES, GENAI_CONFIG
 
 DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 
@@ -89,7 +89,7 @@ def describe(model: str) -> Description:
 
 
 def _kind(folder: Path, checkpoint: Checkpoint) -> str:
-    if (folder / GENAI_CONFIG).is_file():
+    if (folder / GENAI_CONFIG).is_file() or (folder / FIXED_SHAPES).is_file():
         return "onnx"
     if folder.is_file():
         return "gguf"

@@ -130,6 +130,13 @@ class ConfigReader:
             raise self.fail(key, f"{value!r} is not an object")
         return ConfigReader(value, f"{self.where}: {key}")
 
+    def children(self, key: str) -> list[ConfigReader]:
+        """The objects of the list under `key`."""
+        value = self._required(key)
+        if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+            raise self.fail(key, f"{value!r} is not a list of objects")
+        return [ConfigReader(item, f"{self.where}: {key}[{i}]") for i, item in enumerate(value)]
+
     def token_ids(self, key: str) -> tuple[int, ...]:
         """One id, a list of ids, or nothing: `eos_token_id` comes in all three forms."""
         if not self.has(key):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from ..convert.gguf_export import GgufResult, export_gguf, is_single_file
 from ..convert.gguf_vocabulary import TextSettings
 from ..convert.native.export import NativeResult, export_native
 from ..convert.onnx.export import ExportOptions, ExportResult, export_onnx
+from ..convert.targets.choice import checker
+from ..convert.targets.target import Target
 from .chat import chat_template
 from .console import progress, say, size_text
 from .memory import peak_rss_bytes
@@ -24,11 +27,13 @@ from .tokenizer import TextTokenizer
 class ExportReport:
     result: ExportResult
     output: Path
+    target: str
     seconds: float
 
     def to_json(self) -> dict[str, Any]:
         return {
             "output": str(self.output),
+            "target": self.target,
             "bytes_written": self.result.bytes_written,
             "bytes_linked": self.result.bytes_linked,
             "files": list(self.result.files),
@@ -39,20 +44,44 @@ class ExportReport:
     def show(self) -> None:
         r = self.result
         say(
-            f"{self.output}: {size_text(r.bytes_written)} written, {size_text(r.bytes_linked)} "
-            f"linked to the checkpoint's own files, {self.seconds:.1f} s"
+            f"{self.output}: for {self.target}, {size_text(r.bytes_written)} written, "
+            f"{size_text(r.bytes_linked)} linked to the checkpoint's own files, "
+            f"{self.seconds:.1f} s"
         )
 
 
 def export_command(
     model: str, options: ExportOptions, output: Path, overwrite: bool
 ) -> ExportReport:
+    """Write the graph that `options` describe, for any runtime that takes it."""
+    return _export(model, lambda checkpoint: options, output, overwrite)
+
+
+def export_target_command(
+    model: str,
+    target: Target,
+    choose: Callable[[Checkpoint], ExportOptions],
+    output: Path,
+    overwrite: bool,
+) -> ExportReport:
+    """Write the graph that `choose` finds for the target; refused when it breaks its rules."""
+    return _export(model, choose, output, overwrite, checker(target))
+
+
+def _export(
+    model: str,
+    choose: Callable[[Checkpoint], ExportOptions],
+    output: Path,
+    overwrite: bool,
+    check: Callable[[Path], None] = lambda folder: None,
+) -> ExportReport:
     check_output(model, output, overwrite)
     start = time.perf_counter()
     checkpoint = open_checkpoint(model)
+    options = choose(checkpoint)
     with progress("export", checkpoint.parameter_count, "weights") as advance:
-        result = export_onnx(checkpoint, options, output, overwrite, advance)
-    return ExportReport(result, output, time.perf_counter() - start)
+        result = export_onnx(checkpoint, options, output, overwrite, advance, check)
+    return ExportReport(result, output, options.target, time.perf_counter() - start)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..convert.onnx.names import GENAI_CONFIG
+from ..convert.onnx.names import FIXED_SHAPES, GENAI_CONFIG
 from ..errors import UnsupportedError, UsageError
 from .placement import Placement
 from .providers import choose_provider, refuse_unknown, torch_device_name
@@ -44,7 +44,11 @@ def is_native_file(path: Path) -> bool:
 
 
 def is_onnx_artifact(path: Path) -> bool:
-    return os.path.isfile(path / GENAI_CONFIG)
+    return os.path.isfile(path / GENAI_CONFIG) or has_fixed_shapes(path)
+
+
+def has_fixed_shapes(path: Path) -> bool:
+    return os.path.isfile(path / FIXED_SHAPES)
 
 
 def load(
@@ -78,13 +82,15 @@ def load(
     if is_onnx_artifact(folder):
         from ..convert.checkpoint import CONFIG, open_side_files
         from ..convert.json_file import read_json_object
+        from .fixed_onnx_session import FixedOnnxSession
         from .onnx_session import OnnxSession
 
         if torch_device_name(provider) is not None:
             raise UnsupportedError(
                 f"{path}: torch runs checkpoints, not ONNX graphs", "give it the checkpoint"
             )
-        session = OnnxSession(folder, provider, threads, allow_fallback)
+        kind = FixedOnnxSession if has_fixed_shapes(folder) else OnnxSession
+        session = kind(folder, provider, threads, allow_fallback)
         config = read_json_object(folder / CONFIG)
         files = open_side_files(folder)
         return Loaded(session, files, config, "onnxruntime", provider, session.placement)

@@ -7,8 +7,6 @@ tensors of one step to the next as past.
 
 from __future__ import annotations
 
-import json
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,15 +18,16 @@ from numpy.typing import NDArray
 from ..atomic import MANIFEST
 from ..convert.json_file import ConfigReader, read_json_object
 from ..convert.onnx.names import GENAI_CONFIG
-from ..errors import InputError, ProviderError
-from .placement import SHAPE_ARITHMETIC, Placement, from_partition, from_profile, with_times
-from .provider_session import create_session, import_onnxruntime
-from .providers import ProviderChoice, choose_provider
+from ..errors import InputError
+from .onnx_graph import open_graph
 
 PREFILL_CHUNK = 256  # bounds the logits of a step: 256 * 152k * 4 bytes = 156 MB
 FIRST_BUFFER = 512  # positions of the first cache buffer
 PROBE_PREFILL, PROBE_DECODE = 16, 4  # tokens of the steps that are profiled
-CACHE_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+
+Element = type[np.floating[Any]]
+# Of keys and values, by ONNX Runtime's name.
+ELEMENTS: dict[str, Element] = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
 @dataclass(frozen=True)
@@ -60,11 +59,6 @@ def read_graph_shape(folder: Path) -> GraphShape:
     filename = decoder.string("filename")
     if "/" in filename or "\\" in filename:
         raise reader.fail("model.decoder.filename", f"{filename!r} leads out of the folder")
-    level = 4
-    if (folder / MANIFEST).exists():
-        manifest = ConfigReader(read_json_object(folder / MANIFEST), str(folder / MANIFEST))
-        recipe = manifest.child("recipe")
-        level = recipe.integer("accuracy_level", 4, low=0, high=4) if recipe else 4
     return GraphShape(
         filename,
         model.integer("vocab_size"),
@@ -73,8 +67,17 @@ def read_graph_shape(folder: Path) -> GraphShape:
         decoder.integer("num_key_value_heads"),
         decoder.integer("head_size"),
         search.boolean("past_present_share_buffer", False),
-        level,
+        accuracy_level_of(folder),
     )
+
+
+def accuracy_level_of(folder: Path) -> int:
+    """Of products that ONNX Runtime fuses itself, from the manifest; 4 where there is none."""
+    if not (folder / MANIFEST).exists():
+        return 4
+    manifest = ConfigReader(read_json_object(folder / MANIFEST), str(folder / MANIFEST))
+    recipe = manifest.child("recipe")
+    return recipe.integer("accuracy_level", 4, low=0, high=4) if recipe else 4
 
 
 class OnnxSession:
@@ -87,44 +90,28 @@ class OnnxSession:
     def __init__(
         self, folder: Path, provider: str = "cpu", threads: int = 0, allow_fallback: bool = False
     ) -> None:
-        choice = choose_provider(provider)
         self._shape = read_graph_shape(folder)
+        level = self._shape.accuracy_level
         path = folder / self._shape.filename
-        profiles = not choice.is_cpu and (allow_fallback or choice.provider.shares_with_cpu)
-        with tempfile.TemporaryDirectory(prefix="dsconv-profile-") as scratch:
-            profile = Path(scratch) / "profile" if profiles else None
-            self._session = _open(path, self._shape, choice, threads, allow_fallback, profile)
-            _check_graph(self._session, self._shape, folder)
-            self._inputs = {node.name: node for node in self._session.get_inputs()}
-            self._outputs = [node.name for node in self._session.get_outputs()]
-            self._memory = choice.provider.memory or "cpu"
-            self._device = choice.device_index
-            self._cache: _SharedCache | _GrowingCache
-            self.reset()
-            self.placement = self._place(choice, allow_fallback, profiles)
+        graph = open_graph(path, level, provider, threads, allow_fallback)
+        self._session = graph.session
+        self._element = _check_graph(self._session, self._shape, folder)
+        self._memory, self._device = (
+            graph.choice.provider.memory or "cpu",
+            graph.choice.device_index,
+        )
+        self._inputs = {node.name: node for node in self._session.get_inputs()}
+        self._outputs = [node.name for node in self._session.get_outputs()]
+        self._cache: _SharedCache | _GrowingCache
+        self.reset()
+        self.placement = graph.place(self._probe)
 
-    def _place(
-        self, choice: ProviderChoice, allow_fallback: bool, profiles: bool
-    ) -> Placement | None:
-        """Where the nodes are; with `profiles` after a few steps, which end the profile."""
-        if choice.is_cpu:
-            return None
-        tell = getattr(self._session, "get_provider_graph_assignment_info", list)
-        placement = from_partition(tell())  # a recent addition to ONNX Runtime
-        if profiles:
-            timed = self._profile()
-            placement = with_times(placement, timed) if placement else timed
-        if placement and not allow_fallback:
-            _refuse_work_elsewhere(choice, placement)
-        return placement
-
-    def _profile(self) -> Placement:
-        """A few steps under the profiler, which is off afterwards."""
+    def _probe(self) -> None:
+        """A few steps to time: a prompt, and tokens one by one."""
         self.prefill([0] * min(PROBE_PREFILL, self.context_length // 2))
         for _ in range(min(PROBE_DECODE, self.context_length - self._position)):
             self.decode(0)
         self.reset()
-        return from_profile(json.loads(Path(self._session.end_profiling()).read_text()))
 
     @property
     def vocabulary(self) -> int:
@@ -142,8 +129,7 @@ class OnnxSession:
         """Forget the sequence."""
         self._position = 0
         kind = _SharedCache if self._shape.shares_buffer else _GrowingCache
-        element = CACHE_TYPES[self._inputs[_cache_names(self._shape)[0][0]].type]
-        self._cache = kind(self._shape, element, self._memory, self._device)
+        self._cache = kind(self._shape, self._element, self._memory, self._device)
         self._step = self._session.io_binding()
         self._step_token = np.zeros((1, 1), np.int64)
         self._step_logits = np.empty((1, 1, self.vocabulary), np.float32)
@@ -230,7 +216,7 @@ class _SharedCache:
     It lies where the provider computes, so that no step moves it.
     """
 
-    def __init__(self, shape: GraphShape, element: type[Any], memory: str, device: int) -> None:
+    def __init__(self, shape: GraphShape, element: Element, memory: str, device: int) -> None:
         self._shape, self._element = shape, element
         self._memory, self._device = memory, device
         self._names = _cache_names(shape)
@@ -273,7 +259,7 @@ class _SharedCache:
 class _GrowingCache:
     """Every step returns a longer present, which is the next step's past."""
 
-    def __init__(self, shape: GraphShape, element: type[Any], memory: str, device: int) -> None:
+    def __init__(self, shape: GraphShape, element: Element, memory: str, device: int) -> None:
         self._names = _cache_names(shape)
         self._memory, self._device = memory, device
         empty = np.zeros((1, shape.kv_heads, 0, shape.head_dim), element)
@@ -296,21 +282,26 @@ class _GrowingCache:
         self._values = [_wrap(array, self._memory, self._device) for array in kept]
 
 
-def _check_graph(session: Any, shape: GraphShape, folder: Path) -> None:
-    """The graph must be what genai_config.json says: buffers of other sizes would not fit it."""
+def _check_graph(session: Any, shape: GraphShape, folder: Path) -> Element:
+    """The graph must be what genai_config.json says: buffers of other sizes would not fit it.
+
+    -> element type of the cache, which only the graph says.
+    """
     cache = {
         node.name: (node.type, *node.shape[1::2])
         for node in session.get_inputs()
         if node.name.startswith("past_key_values.")
     }
-    rows = [(element, shape.kv_heads, shape.head_dim) for element in CACHE_TYPES]
-    expected = [{past: row for past, _ in _cache_names(shape)} for row in rows]
+    names = [past for past, _ in _cache_names(shape)]
     widths = [node.shape[-1] for node in session.get_outputs() if node.name == "logits"]
-    if cache not in expected or widths != [shape.vocabulary]:
-        raise InputError(
-            f"{folder / shape.filename}: its cache or logits are not what {GENAI_CONFIG} says",
-            "graph and configuration do not belong together; export the artifact again",
-        )
+    for kind, element in ELEMENTS.items():
+        row = (kind, shape.kv_heads, shape.head_dim)
+        if cache == dict.fromkeys(names, row) and widths == [shape.vocabulary]:
+            return element
+    raise InputError(
+        f"{folder / shape.filename}: its cache or logits are not what {GENAI_CONFIG} says",
+        "graph and configuration do not belong together; export the artifact again",
+    )
 
 
 def _wrap(array: NDArray[Any], memory: str = "cpu", device: int = 0) -> Any:
@@ -318,47 +309,3 @@ def _wrap(array: NDArray[Any], memory: str = "cpu", device: int = 0) -> Any:
     import onnxruntime
 
     return onnxruntime.OrtValue.ortvalue_from_numpy(array, memory, device)
-
-
-def _refuse_work_elsewhere(choice: ProviderChoice, placement: Placement) -> None:
-    """Shape arithmetic may be the CPU's, nothing else."""
-    elsewhere = placement.elsewhere(choice.provider.name)
-    work = {op: nodes for op, nodes in elsewhere.items() if op not in SHAPE_ARITHMETIC}
-    if work:
-        listed = ", ".join(f"{op} ({nodes})" for op, nodes in sorted(work.items()))
-        raise ProviderError(
-            f"provider {choice.label!r} leaves operators to others: {listed}",
-            "export for that provider (--target), or add --allow-fallback",
-        )
-
-
-def _open(
-    path: Path,
-    shape: GraphShape,
-    choice: ProviderChoice,
-    threads: int,
-    allow_fallback: bool,
-    profile: Path | None,
-) -> Any:
-    """The session; with `profile` (the prefix of a file) its steps are timed."""
-    runtime = import_onnxruntime()
-    if not path.exists():
-        raise InputError(f"{path}: missing", "export the artifact again")
-    options = runtime.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = threads
-    options.add_session_config_entry(
-        "session.qdq_matmulnbits_accuracy_level", str(shape.accuracy_level)
-    )
-    if profile is not None:
-        options.enable_profiling = True
-        options.profile_file_prefix = str(profile)
-    try:
-        return create_session(path, choice, options, allow_fallback)
-    except ProviderError:
-        raise
-    except Exception as error:  # ONNX Runtime raises a class of its own per status code
-        reason = " ".join(str(error).split())
-        raise InputError(
-            f"{path}: ONNX Runtime cannot load it: {reason}", "export the artifact again"
-        ) from error

@@ -9,8 +9,11 @@ from typing import Any
 
 # Operators on the shapes and lengths of tensors; ONNX Runtime prefers the CPU for them.
 SHAPE_ARITHMETIC = frozenset(
-    "Add Cast Concat Constant ConstantOfShape Div Equal Expand Gather Identity Mul Range ReduceMax "
-    "ReduceSum Reshape Shape Size Slice Squeeze Sub Unsqueeze Where".split()
+    (
+        *("Add", "Cast", "Concat", "Constant", "ConstantOfShape", "Div", "Equal", "Expand"),
+        *("Gather", "Identity", "Mul", "Range", "ReduceMax", "ReduceSum", "Reshape", "Shape"),
+        *("Size", "Slice", "Squeeze", "Sub", "Unsqueeze", "Where"),
+    )
 )
 KERNEL_TIME = "_kernel_time"  # how the profile's events of nodes end
 

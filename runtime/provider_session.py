@@ -23,7 +23,6 @@ from .providers import PROVIDERS, Provider, ProviderChoice
 
 NO_CPU_NODES = "session.disable_cpu_ep_fallback"
 RECORD_PARTITION = "session.record_ep_graph_assignment_info"
-ALL_LOG_SEVERITIES_OFF = 4  # fatal only; ours is the one error line
 
 
 def import_onnxruntime() -> Any:
@@ -80,7 +79,7 @@ def _require_libraries(choice: ProviderChoice, runtime: Any) -> None:
 
 
 def missing_library(provider: Provider, runtime: Any) -> str | None:
-    """What the loader says of the provider's shared library; None when it loads (or is built in)."""
+    """What the loader says of the provider's shared library; None when it loads or is built in."""
     suffix = "dll" if os.name == "nt" else "so"
     prefix = "" if os.name == "nt" else "lib"
     path = Path(runtime.__file__).parent / "capi" / f"{prefix}{provider.library}.{suffix}"

@@ -141,7 +141,9 @@ def test_products(kernels: str, scheme: object, precision: str) -> None:
 
 @pytest.mark.parametrize("rows", [1, 40, 112])
 @pytest.mark.parametrize("kernels", KERNELS)
-@pytest.mark.parametrize("scheme", [s for s in SCHEMES if s.group_size in (128, WHOLE_ROW)], ids=str)
+@pytest.mark.parametrize(
+    "scheme", [s for s in SCHEMES if s.group_size in (128, WHOLE_ROW)], ids=str
+)
 def test_loud_channels_in_wide_groups(scheme: Scheme, kernels: str, rows: int) -> None:
     """Some units have two terms; blocks come by three, two and one; a last group is ragged."""
     random = np.random.default_rng(4)

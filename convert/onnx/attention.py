@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..families.base import Attention
 from ..families.rope import Rope
@@ -44,6 +45,19 @@ def rotary_waves(dialect: Dialect, rope: Rope) -> tuple[Value, Value]:
 
     def build() -> tuple[Value, Value]:
         graph = dialect.graph
+        if dialect.options.rotary_tables:
+            cosine, sine = (
+                dialect.weights.written(f"rotary_{name}", "F32", table.shape, iter([table]))
+                for name, table in zip(
+                    ("cosine", "sine"),
+                    rotary_tables(rope, dialect.options.context_length),
+                    strict=True,
+                )
+            )
+            rows = [
+                graph.node("Gather", [table, dialect.positions], axis=0) for table in (cosine, sine)
+            ]
+            return rows[0], rows[1]
         positions = cast(graph, dialect.positions, FLOAT)
         column = graph.node("Unsqueeze", [positions, graph.integers(-1)])
         return dialect.cosine_and_sine(rope, column)
@@ -51,11 +65,21 @@ def rotary_waves(dialect: Dialect, rope: Rope) -> tuple[Value, Value]:
     return dialect.once("rotary_waves", build)
 
 
+def rotary_tables(rope: Rope, positions: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """-> cosine, sine [positions, head_dim / 2]; angles in float32, as the models' authors do."""
+    angles = np.arange(positions, dtype=np.float32)[:, None] * rope.frequencies()
+    factor = np.float32(rope.attention_factor)
+    return np.cos(angles) * factor, np.sin(angles) * factor
+
+
 def score_mask(dialect: Dialect) -> Value:
     """float [batch, 1, sequence, total]: 0 where a query may look, MASKED elsewhere; made once.
 
-    Query row r stands at cache column past + r; padding columns come from attention_mask.
+    Query row r stands at cache column past + r; padding columns come from attention_mask. With
+    fixed shapes the caller brings the mask.
     """
+    if dialect.options.fixed:
+        return dialect.mask
 
     def build() -> Value:
         graph = dialect.graph
@@ -66,10 +90,10 @@ def score_mask(dialect: Dialect) -> Value:
         rows = graph.node("Range", [past, total, one])
         columns = graph.node("Range", [zero, total, one])
         visible = graph.node(
-            "LessOrEqual",
+            "GreaterOrEqual",  # not LessOrEqual, which Moore Threads' provider lacks
             [
-                graph.node("Unsqueeze", [columns, graph.integers(0)]),
                 graph.node("Unsqueeze", [rows, graph.integers(1)]),
+                graph.node("Unsqueeze", [columns, graph.integers(0)]),
             ],
         )
         kept = graph.node("Cast", [dialect.mask], to=BOOL)

@@ -1,8 +1,8 @@
 """Dialect `contrib`: ONNX Runtime's own operators, the fastest on CPU and CUDA.
 
-Quantized matrices are read in place: MatMulNBits wants [outputs, blocks, bytes] with the low
-nibble first, which is how the checkpoint stores them. Scales are float16 there and cast when the
-graph is loaded. Results of fused matrices are split only where somebody needs the parts.
+Quantized matrices are read in place. Results of fused matrices are split only where somebody needs
+the parts. With precision float16 everything between the embedding and the logits is float16: CUDA
+has GroupQueryAttention in that type only.
 """
 
 from __future__ import annotations
@@ -13,14 +13,13 @@ from typing import ClassVar
 
 import numpy as np
 
-from ...quant.scheme import GROUP_SIZES, Scheme
+from ...errors import UnsupportedError
 from ..families.base import Attention, Decoder, Linear, Norm, Table
 from ..families.rope import Rope
 from .attention import attention24
 from .dialect import Dialect, cast
-from .graph import INT32, MICROSOFT, Value
-
-BLOCK_SIZES = (256, 128, 64, 32, 16)  # what MatMulNBits takes; 512 fails, see its source
+from .graph import FLOAT, FLOAT16, INT32, MICROSOFT, Value
+from .nbits import block_scales, blocks_of, matmul_nbits, packed_codes, packed_zeros
 
 
 @dataclass(eq=False)
@@ -50,9 +49,18 @@ class Contrib(Dialect):
     ir_version = 10
     shares_cache_buffer = True
     needs_position_ids = False
+    precisions = ("float32", "float16")
 
     def build(self) -> None:
-        self.declare_outputs(self._value(self.decoder.forward(self)))
+        logits = self._value(self.decoder.forward(self))
+        self.declare_outputs(cast(self.graph, logits, FLOAT) if self.options.half else logits)
+
+    @property
+    def _element(self) -> str:
+        return "F16" if self.options.half else "F32"
+
+    def _floats(self, names: list[str]) -> Value:
+        return self.weights.floats(names, self._element)
 
     # --- laziness ---------------------------------------------------------------------------
 
@@ -77,16 +85,20 @@ class Contrib(Dialect):
     def embedding(self, table: Table) -> Lazy:
         name = f"{table.name}.weight"
         scheme = self.weights.scheme(name)
+        if self.rewrites_embedding(name):
+            return self.graph.cast_between(self.half_embedding(name), "F16", self._element)
         if scheme is None:  # gather in the stored dtype, so that the table stays mapped
             rows = self.weights.range([name], (table.vocabulary, table.hidden))
             gathered = self.graph.node("Gather", [rows, self.ids], axis=0)
-            return self.graph.cast_to_float(gathered, self.weights.stored(name).dtype)
-        block, blocks = _blocks(scheme, table.hidden)
+            stored = self.weights.stored(name).dtype
+            return self.graph.cast_between(gathered, stored, self._element)
+        block, blocks = blocks_of(scheme, table.hidden)
         row_bytes = table.hidden * scheme.bits // 8
-        codes = self._codes([name], (table.vocabulary, row_bytes), row_bytes)
-        inputs = [codes, self.ids, self._scales([name], table.vocabulary, blocks)]
+        codes = packed_codes(self, [name], (table.vocabulary, row_bytes), row_bytes)
+        scales = block_scales(self, [name], table.vocabulary, blocks, self._element)
+        inputs = [codes, self.ids, scales]
         if not scheme.symmetric:
-            inputs.append(self._zeros([name], table.vocabulary, blocks, scheme))
+            inputs.append(packed_zeros(self, [name], table.vocabulary, blocks, scheme))
         return self.graph.node(
             "GatherBlockQuantized",
             inputs,
@@ -99,7 +111,7 @@ class Contrib(Dialect):
 
     def rms_norm(self, x: Lazy, norm: Norm) -> Lazy:
         graph = self.graph
-        gain = self.weights.floats([f"{norm.name}.weight"])
+        gain = self._floats([f"{norm.name}.weight"])
         if isinstance(x, Sum) and x.value is None:
             outputs = graph.nodes(
                 "SkipSimplifiedLayerNormalization",
@@ -187,53 +199,20 @@ class Contrib(Dialect):
     def _linear(self, x: Value, group: list[Linear]) -> Value:
         """One matrix product for linears that lie side by side."""
         names = [f"{linear.name}.weight" for linear in group]
-        outputs, inputs = sum(linear.outputs for linear in group), group[0].inputs
         bias = None
         if group[0].bias:
-            bias = self.weights.floats([f"{linear.name}.bias" for linear in group])
+            bias = self._floats([f"{linear.name}.bias" for linear in group])
         scheme = self.weights.scheme(names[0])
-        if scheme is None:
-            matrix = self.weights.floats(names)
-            product = self.graph.node("FusedMatMul", [x, matrix], MICROSOFT, transB=1)
-            return product if bias is None else self.graph.node("Add", [product, bias])
-        block, blocks = _blocks(scheme, inputs)
-        row_bytes = block * scheme.bits // 8
-        codes = self._codes(names, (outputs, blocks, row_bytes), blocks * row_bytes)
-        zeros = None if scheme.symmetric else self._zeros(names, outputs, blocks, scheme)
-        operands = [x, codes, self._scales(names, outputs, blocks), zeros, None, bias]
-        while operands[-1] is None:
-            operands.pop()
-        return self.graph.node(
-            "MatMulNBits",
-            operands,
-            MICROSOFT,
-            name=f"{names[0]}.MatMulNBits",
-            K=inputs,
-            N=outputs,
-            bits=scheme.bits,
-            block_size=block,
-            accuracy_level=self.options.accuracy_level,
-        )
+        if scheme is not None:
+            return matmul_nbits(self, x, group, scheme, bias, self._element)
+        product = self._float_product(x, self._floats(names))
+        return product if bias is None else self.graph.node("Add", [product, bias])
 
-    def _codes(self, names: list[str], shape: tuple[int, ...], row_bytes: int) -> Value:
-        """The checkpoint's own bytes, or a padded copy where a row's length does not fit."""
-        stored = [f"{name}_packed" for name in names]
-        if self.weights.stored(stored[0]).shape[1] * 4 == row_bytes:
-            return self.weights.range(stored, shape, "U8")
-        pieces = self.weights.repacked_rows(names, row_bytes)
-        return self.weights.written(f"{stored[0]}:padded", "U8", shape, pieces)
-
-    def _scales(self, names: list[str], rows: int, blocks: int) -> Value:
-        """float32 [rows, blocks]; a group that spans several blocks repeats its scale."""
-        scales = self.weights.floats([f"{name}_scale" for name in names])
-        if self.weights.stored(f"{names[0]}_scale").shape[1] == blocks:
-            return scales
-        return self.graph.node("Expand", [scales, self.graph.integers(rows, blocks)])
-
-    def _zeros(self, names: list[str], rows: int, blocks: int, scheme: Scheme) -> Value:
-        pieces = self.weights.packed_zero_points(names, blocks, scheme.bits)
-        shape = (rows, -(-blocks * scheme.bits // 8))
-        return self.weights.written(f"{names[0]}_packed_zeros", "U8", shape, pieces)
+    def _float_product(self, x: Value, matrix: Value) -> Value:
+        """x Wᵀ; FusedMatMul reads W as it lies, a Transpose is a copy when the graph is loaded."""
+        if self.options.fused_products:
+            return self.graph.node("FusedMatMul", [x, matrix], MICROSOFT, transB=1)
+        return self.graph.node("MatMul", [x, self.graph.node("Transpose", [matrix], perm=[1, 0])])
 
     # --- once per graph ---------------------------------------------------------------------------
 
@@ -258,7 +237,10 @@ class Contrib(Dialect):
             bounds = (np.float32(0), np.float32(self.options.context_length), np.float32(1))
             positions = graph.node("Range", [graph.constant(bound) for bound in bounds])
             column = graph.node("Unsqueeze", [positions, graph.integers(1)])
-            return self.cosine_and_sine(rope, column)
+            waves = self.cosine_and_sine(rope, column)
+            if not self.options.half:
+                return waves
+            return cast(graph, waves[0], FLOAT16), cast(graph, waves[1], FLOAT16)
 
         return self.once("rotary_tables", build)
 
@@ -272,6 +254,12 @@ class ContribPlainAttention(Contrib):
     needs_position_ids = True
 
     def attention(self, query: Lazy, key: Lazy, value: Lazy, attention: Attention) -> Lazy:
+        if self.options.half:
+            raise UnsupportedError(
+                f"heads of {attention.head_dim}: GroupQueryAttention takes multiples of 16, and "
+                "its stand-in is not written in float16",
+                "export with --target cpu or webgpu, which compute in float32",
+            )
         q, k, v = (self._value(lazy) for lazy in (query, key, value))
         output, *present = attention24(self, q, k, v, attention)
         self.present[attention.layer] = (present[0], present[1])
@@ -294,14 +282,3 @@ def _packed(query: Lazy, key: Lazy, value: Lazy) -> Value | None:
         if len(wholes) == 1 and isinstance(query, Part):
             return query.whole
     return None
-
-
-def _blocks(scheme: Scheme, columns: int) -> tuple[int, int]:
-    """-> (block size, blocks per row). A group that is too large becomes several blocks."""
-    if scheme.group_size in (16, *GROUP_SIZES):
-        return scheme.group_size, scheme.groups(columns)
-    for block in BLOCK_SIZES:
-        if columns % block == 0:
-            return block, columns // block
-    block = next((block for block in reversed(BLOCK_SIZES) if block >= columns), BLOCK_SIZES[0])
-    return block, -(-columns // block)

@@ -7,12 +7,12 @@ are hard-linked (or copied) beside it.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ...atomic import link_or_copy, output_folder
-from ...errors import UsageError
+from ...errors import UnsupportedError, UsageError
 from ..checkpoint import CONFIG, Checkpoint, open_folder
 from ..manifest import Provenance, write_manifest
 from ..materialize import place_side_files, write_float_checkpoint
@@ -21,22 +21,42 @@ from .contrib import Contrib, contrib_for
 from .dialect import Dialect, GraphOptions
 from .genai import genai_config
 from .graph import GraphBuilder
-from .names import GENAI_CONFIG, GRAPH_FILE
+from .names import FIXED_SHAPES, GENAI_CONFIG, GRAPH_FILE, PREFILL_FILE
 from .std17 import Std17
+from .std17_nbits import Std17NBits
+from .std21 import Std21
 from .std24 import Std24
 from .weights import DataFile, GraphWeights
 
-DIALECTS: dict[str, type[Dialect]] = {d.name: d for d in (Contrib, Std24, Std17)}
+DIALECTS: dict[str, type[Dialect]] = {d.name: d for d in (Contrib, Std24, Std21, Std17, Std17NBits)}
+PRECISIONS = ("float32", "float16")
+# With fixed shapes every step looks at the whole cache, so the model's own length is no default.
+FIXED_CONTEXT = 2048
 
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """`context_length` None: what the model was made for. `copy`: never hard-link."""
+    """How to write a graph; what the fields mean to it stands at `GraphOptions`.
+
+    Attributes:
+        context_length: None is what the model was made for, or FIXED_CONTEXT if that is less.
+        prefill_length: all shapes fixed; tokens per run of the prompt, beside a graph for one.
+        copy: never hard-link.
+        target: what the options were chosen for; only noted.
+    """
 
     dialect: str = "contrib"
     accuracy_level: int = 4
     context_length: int | None = None
     copy: bool = False
+    precision: str = "float32"
+    prefill_length: int | None = None
+    rotary_tables: bool = False
+    packed_embedding: bool = True
+    bfloat16: bool = True
+    explicit_zero_points: bool = False
+    fused_products: bool = True
+    target: str = "cpu"
 
     def __post_init__(self) -> None:
         if self.dialect not in DIALECTS:
@@ -48,10 +68,44 @@ class ExportOptions:
                 f"accuracy level: {self.accuracy_level} is not known",
                 "4 multiplies in int8 (fast), 0 in float32 (exact)",
             )
-        if self.context_length is not None and self.context_length < 1:
+        for name, value in (("context", self.context_length), ("prefill", self.prefill_length)):
+            if value is not None and value < 1:
+                raise UsageError(
+                    f"{name} length: {value} is not positive", "give a number of tokens"
+                )
+        self._check_dialect()
+
+    def _check_dialect(self) -> None:
+        dialect = DIALECTS[self.dialect]
+        if self.precision not in PRECISIONS:
             raise UsageError(
-                f"context length: {self.context_length} is not positive", "give a number of tokens"
+                f"precision: {self.precision!r} is not known", f"choose {', '.join(PRECISIONS)}"
             )
+        if self.precision not in dialect.precisions:
+            able = ", ".join(d.name for d in DIALECTS.values() if self.precision in d.precisions)
+            raise UnsupportedError(
+                f"dialect {self.dialect} is not written in {self.precision}", f"choose {able}"
+            )
+        if self.prefill_length is not None and not dialect.allows_fixed_shapes:
+            able = ", ".join(d.name for d in DIALECTS.values() if d.allows_fixed_shapes)
+            raise UnsupportedError(
+                f"dialect {self.dialect} is not written with fixed shapes", f"choose {able}"
+            )
+
+    def graph_options(self, longest: int) -> GraphOptions:
+        """For a model of `longest` positions; sequence_length is left open."""
+        default = longest if self.prefill_length is None else min(longest, FIXED_CONTEXT)
+        return GraphOptions(
+            self.context_length or default,
+            self.accuracy_level,
+            self.precision,
+            None,
+            self.rotary_tables or self.prefill_length is not None,
+            self.packed_embedding,
+            self.bfloat16,
+            self.explicit_zero_points,
+            self.fused_products,
+        )
 
 
 @dataclass(frozen=True)
@@ -67,11 +121,13 @@ def export_onnx(
     output: Path,
     overwrite: bool = False,
     advance: Callable[[int], None] = lambda count: None,
+    check: Callable[[Path], None] = lambda folder: None,
 ) -> ExportResult:
     """Write the ONNX artifact to the folder `output`.
 
     Args:
         advance: told the number of weights copied, when the source is no safetensors folder.
+        check: looks at the finished folder before it stands under its name; raises to refuse it.
 
     Raises:
         OutputError: `output` exists, or the disk refuses.
@@ -80,12 +136,15 @@ def export_onnx(
     with output_folder(output, overwrite) as folder:
         linked = _place_weights(checkpoint, folder, options.copy, advance)
         local = open_folder(folder)
-        context = options.context_length or local.decoder.config.max_position_embeddings
         dialect = _dialect_for(options.dialect, local)
-        graph_options = GraphOptions(context, options.accuracy_level)
-        _write_graph(local, dialect, graph_options, folder)
-        content = genai_config(local, dialect, GRAPH_FILE, graph_options)
-        _write_json(folder / GENAI_CONFIG, content)
+        graph_options = options.graph_options(local.decoder.config.max_position_embeddings)
+        if options.prefill_length is None:
+            _write_graphs(local, dialect, {GRAPH_FILE: graph_options}, folder)
+            content = genai_config(local, dialect, GRAPH_FILE, graph_options)
+            _write_json(folder / GENAI_CONFIG, content)
+        else:
+            _write_fixed(local, dialect, graph_options, options.prefill_length, folder)
+        check(folder)
         source = Provenance(checkpoint.origin.resolve().name, {})
         recipe = {key: value for key, value in vars(options).items() if key != "copy"}
         facts = {"parameters": local.parameter_count}
@@ -117,14 +176,39 @@ def _dialect_for(name: str, checkpoint: Checkpoint) -> type[Dialect]:
     return contrib_for(checkpoint.decoder) if name == Contrib.name else DIALECTS[name]
 
 
-def _write_graph(
-    checkpoint: Checkpoint, dialect: type[Dialect], options: GraphOptions, folder: Path
+def _write_graphs(
+    checkpoint: Checkpoint,
+    dialect: type[Dialect],
+    graphs: Mapping[str, GraphOptions],
+    folder: Path,
 ) -> None:
-    graph = GraphBuilder(dialect.opsets, dialect.ir_version)
+    """Write graphs by file name; they share their weights."""
     with DataFile(folder) as data:
-        weights = GraphWeights(checkpoint, graph, data)
-        dialect(checkpoint.decoder, graph, weights, options).build()
-    graph.save(folder / GRAPH_FILE)
+        for filename, options in graphs.items():
+            graph = GraphBuilder(dialect.opsets, dialect.ir_version)
+            weights = GraphWeights(checkpoint, graph, data)
+            dialect(checkpoint.decoder, graph, weights, options).build()
+            graph.save(folder / filename)
+
+
+def _write_fixed(
+    checkpoint: Checkpoint,
+    dialect: type[Dialect],
+    options: GraphOptions,
+    prefill_length: int,
+    folder: Path,
+) -> None:
+    """One graph per sequence length, and the file that names them for our session."""
+    lengths = {GRAPH_FILE: 1}
+    if prefill_length > 1:
+        lengths[PREFILL_FILE] = min(prefill_length, options.context_length)
+    graphs = {name: replace(options, sequence_length=n) for name, n in lengths.items()}
+    _write_graphs(checkpoint, dialect, graphs, folder)
+    content = {
+        "context_length": options.context_length,
+        "graphs": [{"filename": n, "sequence_length": length} for n, length in lengths.items()],
+    }
+    _write_json(folder / FIXED_SHAPES, content)
 
 
 def _write_json(path: Path, content: object) -> None:

@@ -27,6 +27,7 @@ ELEMENT_TYPES = {
     "UINT4": ir.DataType.UINT4,
 }
 FLOAT = ir.DataType.FLOAT
+FLOAT16 = ir.DataType.FLOAT16
 INT32 = ir.DataType.INT32
 INT64 = ir.DataType.INT64
 
@@ -105,9 +106,11 @@ class GraphBuilder:
             self._references[name] = self._register(tensor)
         return self._references[name]
 
-    def cast_to_float(self, value: Value, dtype: str) -> Value:
-        """Cast an initializer of `dtype` to float32; folded when the runtime loads the graph."""
-        return value if dtype == "F32" else self.node("Cast", [value], to=FLOAT.value)
+    def cast_between(self, value: Value, stored: str, wanted: str = "F32") -> Value:
+        """Cast what is stored in another dtype; on initializers folded when the graph is loaded."""
+        if stored == wanted:
+            return value
+        return self.node("Cast", [value], to=ELEMENT_TYPES[wanted].value)
 
     def save(self, path: Path) -> None:
         ir.save(ir.Model(self._graph, ir_version=self._ir_version, producer_name="dsconv"), path)

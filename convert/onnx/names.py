@@ -3,3 +3,5 @@
 GRAPH_FILE = "model.onnx"
 DATA_FILE = "model.onnx.data"
 GENAI_CONFIG = "genai_config.json"
+PREFILL_FILE = "prefill.onnx"  # of an artifact with fixed shapes: many tokens per run
+FIXED_SHAPES = "fixed_shapes.json"  # lies there in place of GENAI_CONFIG

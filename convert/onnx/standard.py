@@ -1,8 +1,12 @@
-"""What the two standard-operator dialects share: nothing outside the `ai.onnx` domain.
+"""What the dialects of standard operators share.
 
 Matrices are [inputs, outputs] here, so quantized codes are transposed into the data file. The
 embedding stays in the checkpoint's own bytes: its rows are gathered packed and unpacked by
 arithmetic, four or eight bits alike.
+
+With precision float16 the matrices are float16, dequantized, and so are their products and the
+cache; norms, rotation, scores and the residual stream stay in float32. Squares of real activations
+and products of Qwen2's queries and keys leave float16's range.
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ from ...errors import UnsupportedError
 from ...quant.scheme import Scheme
 from ..families.base import Attention, Linear, Norm, Table
 from .dialect import Dialect, cast
-from .graph import FLOAT, Value
+from .graph import FLOAT, FLOAT16, Value
 
 
 class Standard(Dialect):
@@ -41,15 +45,20 @@ class Standard(Dialect):
 
     def embedding(self, table: Table) -> Value:
         name = f"{table.name}.weight"
+        if self.options.half:
+            return cast(self.graph, self.half_embedding(name), FLOAT)
         scheme = self.weights.scheme(name)
+        is_packed = scheme is not None
+        if (is_packed and not self.options.packed_embedding) or self.rewrites_embedding(name):
+            return cast(self.graph, self.half_embedding(name), FLOAT)
         if scheme is None:
             rows = self.weights.range([name], (table.vocabulary, table.hidden))
             gathered = self.graph.node("Gather", [rows, self.ids], axis=0)
-            return self.graph.cast_to_float(gathered, self.weights.stored(name).dtype)
+            return self.graph.cast_between(gathered, self.weights.stored(name).dtype)
         return self._quantized_embedding(name, table, scheme)
 
     def rms_norm(self, x: Value, norm: Norm) -> Value:
-        gain = self.weights.floats([f"{norm.name}.weight"])
+        gain = self.vector(f"{norm.name}.weight")
         if norm.heads == 1:
             return self.normalize(x, gain, norm.epsilon)
         graph = self.graph
@@ -72,17 +81,32 @@ class Standard(Dialect):
 
     # --- weights ----------------------------------------------------------------------------------
 
-    def _linear(self, x: Value, linear: Linear) -> Value:
+    def vector(self, name: str) -> Value:
+        """A gain or bias in float32."""
+        return (
+            self.weights.copied_vector(name) if self.options.half else self.weights.floats([name])
+        )
+
+    def product(self, x: Value, linear: Linear) -> Value:
+        """x Wᵀ without the bias."""
         name = f"{linear.name}.weight"
+        if self.options.half:
+            x16 = self.once(f"{x.name}:F16", lambda: cast(self.graph, x, FLOAT16))
+            matrix = self.weights.half_transposed(name)
+            product = self.graph.node("MatMul", [x16, matrix], name=f"{name}.MatMul")
+            return cast(self.graph, product, FLOAT)
         scheme = self.weights.scheme(name)
         if scheme is None:
             matrix = self.graph.node("Transpose", [self.weights.floats([name])], perm=[1, 0])
         else:
             matrix = self.quantized_matrix(name, scheme)
-        product = self.graph.node("MatMul", [x, matrix], name=f"{name}.MatMul")
+        return self.graph.node("MatMul", [x, matrix], name=f"{name}.MatMul")
+
+    def _linear(self, x: Value, linear: Linear) -> Value:
+        product = self.product(x, linear)
         if not linear.bias:
             return product
-        return self.graph.node("Add", [product, self.weights.floats([f"{linear.name}.bias"])])
+        return self.graph.node("Add", [product, self.vector(f"{linear.name}.bias")])
 
     def require_whole_groups(self, name: str, scheme: Scheme) -> None:
         columns = self.weights.checkpoint.parameters[name].shape[1]

@@ -14,7 +14,7 @@ from ...quant.scheme import WHOLE_ROW, Scheme
 from ..families.base import Attention
 from .attention import rotary_waves, score_mask
 from .dialect import cast
-from .graph import FLOAT, Value
+from .graph import FLOAT, FLOAT16, Value
 from .standard import Standard
 
 
@@ -22,11 +22,17 @@ class Std17(Standard):
     name = "std17"
     opsets: ClassVar[dict[str, int]] = {"": 17}
     ir_version = 8
+    precisions = ("float32", "float16")
+    allows_fixed_shapes = True
 
     def normalize(self, x: Value, gain: Value, epsilon: float) -> Value:
         graph = self.graph
         square = graph.node("Mul", [x, x])
         mean = graph.node("ReduceMean", [square], axes=[-1], keepdims=1)
+        return self.scale_by_root(x, mean, gain, epsilon)
+
+    def scale_by_root(self, x: Value, mean: Value, gain: Value, epsilon: float) -> Value:
+        graph = self.graph
         shifted = graph.node("Add", [mean, graph.constant(np.float32(epsilon))])
         return graph.node("Mul", [graph.node("Div", [x, graph.node("Sqrt", [shifted])]), gain])
 
@@ -37,21 +43,55 @@ class Std17(Standard):
         q = self._rotate(self._split_heads(query, a.heads, a.head_dim), a)
         k = self._rotate(self._split_heads(key, a.kv_heads, a.head_dim), a)
         v = self._split_heads(value, a.kv_heads, a.head_dim)
-        past_key, past_value = self.past[a.layer]
-        k = graph.node("Concat", [past_key, k], axis=2)
-        v = graph.node("Concat", [past_value, v], axis=2)
-        self.present[a.layer] = (k, v)
+        k, v = self._extend_cache(a.layer, k, v)
         scale = graph.constant(np.float32(self.attention_scale(a)))
+        scaled = graph.node("Mul", [q, scale])
+        if self.options.fixed:
+            return self._fixed_attention(scaled, k, v, a)
         shape = graph.integers(0, a.kv_heads, repeat, -1, a.head_dim)
-        grouped = graph.node("Reshape", [graph.node("Mul", [q, scale]), shape])
+        grouped = graph.node("Reshape", [scaled, shape])
         turned = graph.node("Transpose", [k], perm=[0, 1, 3, 2])
         scores = graph.node("MatMul", [grouped, self._unsqueeze(turned, 2)])
         masked = graph.node("Add", [scores, self._unsqueeze(score_mask(self), 2)])
         weights = graph.node("Softmax", [masked], axis=-1)
         mixed = graph.node("MatMul", [weights, self._unsqueeze(v, 2)])
-        by_head = graph.node("Reshape", [mixed, graph.integers(0, a.heads, -1, a.head_dim)])
-        rows = graph.node("Transpose", [by_head], perm=[0, 2, 1, 3])
-        return graph.node("Reshape", [rows, graph.integers(0, 0, a.heads * a.head_dim)])
+        return self._merge_heads(mixed, a)
+
+    def _fixed_attention(self, q: Value, k: Value, v: Value, a: Attention) -> Value:
+        """The same with arrays of at most four axes, which is what NPU compilers take."""
+        graph, rows, repeat = self.graph, self.options.sequence_length, a.heads // a.kv_heads
+        assert rows is not None
+        tall = [1, a.kv_heads, repeat * rows]
+        queries = graph.node("Reshape", [q, graph.integers(*tall, a.head_dim)])
+        turned = graph.node("Transpose", [k], perm=[0, 1, 3, 2])
+        scores = graph.node("MatMul", [queries, turned])
+        total = self.options.context_length + rows
+        apart = graph.node("Reshape", [scores, graph.integers(a.kv_heads, repeat, rows, total)])
+        masked = graph.node("Add", [apart, score_mask(self)])
+        weights = graph.node("Softmax", [masked], axis=-1)
+        together = graph.node("Reshape", [weights, graph.integers(*tall, total)])
+        return self._merge_heads(graph.node("MatMul", [together, v]), a)
+
+    def _extend_cache(self, layer: int, key: Value, value: Value) -> tuple[Value, Value]:
+        """Past and new keys and values in float32; declares what the graph returns of them."""
+        graph, half, fixed = self.graph, self.options.half, self.options.fixed
+        new = [cast(graph, x, FLOAT16) if half else x for x in (key, value)]
+        whole = [
+            graph.node("Concat", [past, x], axis=2)
+            for past, x in zip(self.past[layer], new, strict=True)
+        ]
+        present = new if fixed else whole
+        self.present[layer] = (present[0], present[1])
+        wide = [cast(graph, x, FLOAT) if half else x for x in whole]
+        return wide[0], wide[1]
+
+    def _merge_heads(self, mixed: Value, a: Attention) -> Value:
+        """[batch, ..., sequence, head_dim] in the order of heads -> [batch, sequence, features]."""
+        graph = self.graph
+        rows = self.options.sequence_length or -1
+        by_head = graph.node("Reshape", [mixed, graph.integers(0, a.heads, rows, a.head_dim)])
+        turned = graph.node("Transpose", [by_head], perm=[0, 2, 1, 3])
+        return graph.node("Reshape", [turned, graph.integers(0, 0, a.heads * a.head_dim)])
 
     def quantized_matrix(self, name: str, scheme: Scheme) -> Value:
         graph, weights = self.graph, self.weights

@@ -25,6 +25,8 @@ from .graph import GraphBuilder, Value
 from .names import DATA_FILE
 
 CHUNK_CODES = 1 << 24  # codes held unpacked at a time while reordering
+CHUNK_HALVES = 1 << 26  # float16 weights held at a time: each pass over the rows dequantizes them
+HALF_MAX = 65504.0
 
 
 class DataFile:
@@ -33,6 +35,7 @@ class DataFile:
     def __init__(self, folder: Path) -> None:
         self._path = folder / DATA_FILE
         self._file: BinaryIO | None = None
+        self._ranges: dict[str, tuple[int, int]] = {}
         self.size = 0
 
     def __enter__(self) -> DataFile:
@@ -42,8 +45,16 @@ class DataFile:
         if self._file is not None:
             self._file.close()
 
-    def append(self, pieces: Iterator[NDArray[Any]]) -> tuple[int, int]:
-        """Write the pieces one after the other -> (offset, bytes)."""
+    def append(self, name: str, pieces: Iterator[NDArray[Any]]) -> tuple[int, int]:
+        """Write the pieces one after the other -> (offset, bytes).
+
+        A name that was written before, by another graph of the artifact, keeps its bytes.
+        """
+        if name not in self._ranges:
+            self._ranges[name] = self._write(pieces)
+        return self._ranges[name]
+
+    def _write(self, pieces: Iterator[NDArray[Any]]) -> tuple[int, int]:
         if self._file is None:
             self._file = self._path.open("wb")
         padding = -self.size % 64
@@ -114,18 +125,47 @@ class GraphWeights:
             label += f":{dtype}:{'x'.join(map(str, shape))}"
         return self._graph.reference(label, first.path.name, first.offset, nbytes, dtype, shape)
 
-    def floats(self, names: list[str]) -> Value:
-        """Adjacent float tensors as one float32 array, cast from their stored dtype."""
+    def floats(self, names: list[str], element: str = "F32") -> Value:
+        """Adjacent float tensors as one array of `element`, cast from their stored dtype."""
         first = self._infos[names[0]]
         rows = sum(self._infos[name].shape[0] for name in names)
         value = self.range(names, (rows, *first.shape[1:]))
-        return self._graph.cast_to_float(value, first.dtype)
+        return self._graph.cast_between(value, first.dtype, element)
+
+    def copied_vector(self, name: str) -> Value:
+        """A vector written out in float32: no node for providers that fold no constants."""
+        values = self.checkpoint.rows(name)
+        return self.written(f"{name}:F32", "F32", values.shape, iter([values]))
+
+    def half_rows(self, name: str) -> Value:
+        """A matrix as float16 [rows, columns], dequantized where it is quantized."""
+        pieces = (_half(self.checkpoint.rows(name, *rows), name) for rows in self.chunks(name))
+        return self.written(f"{name}:F16", "F16", self.checkpoint.parameters[name].shape, pieces)
+
+    def half_transposed(self, name: str) -> Value:
+        """A matrix as float16 [columns, rows], dequantized where it is quantized.
+
+        Like `transposed_codes` in a few passes over the rows, whatever the matrix's size.
+        """
+        rows, columns = self.checkpoint.parameters[name].shape
+
+        def pieces() -> Iterator[NDArray[np.float16]]:
+            step = max(1, CHUNK_HALVES // rows)
+            for left in range(0, columns, step):
+                right = min(columns, left + step)
+                piece = np.empty((right - left, rows), np.float16)
+                for start, stop in self.chunks(name):
+                    values = self.checkpoint.rows(name, start, stop)[:, left:right]
+                    piece[:, start:stop] = _half(values, name).T
+                yield piece
+
+        return self.written(f"{name}:F16:transposed", "F16", (columns, rows), pieces())
 
     def written(
         self, name: str, dtype: str, shape: tuple[int, ...], pieces: Iterator[NDArray[Any]]
     ) -> Value:
         """Stream `pieces` into the data file -> initializer."""
-        offset, nbytes = self._data.append(pieces)
+        offset, nbytes = self._data.append(name, pieces)
         return self._graph.reference(name, DATA_FILE, offset, nbytes, dtype, shape)
 
     def chunks(self, name: str) -> Iterator[tuple[int, int]]:
@@ -196,3 +236,12 @@ class GraphWeights:
 
     def _all_rows(self, stored_name: str) -> NDArray[Any]:
         return self.checkpoint.source.rows(stored_name)
+
+
+def _half(values: NDArray[np.float32], name: str) -> NDArray[np.float16]:
+    if not np.abs(values).max(initial=0) <= HALF_MAX:
+        raise UnsupportedError(
+            f"{name}: a weight does not fit float16 (limit {HALF_MAX:g})",
+            "export for a target that computes in float32: cpu, openvino, webgpu",
+        )
+    return values.astype(np.float16)

@@ -1,0 +1,113 @@
+"""Rules that a list of operators and types cannot say, by the name that the table uses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from .finding import Finding
+from .graph_view import GraphView, attribute, input_of
+
+WHOLE_ROWS = "quantize with --group-size -1 --symmetric"
+
+
+def blocked_gather(view: GraphView) -> Iterator[Finding]:
+    """OpenVINO 2025.4 gives wrong rows for DequantizeLinear in blocks, then Gather."""
+    for node in view.nodes:
+        source = view.producers.get(input_of(node, 0))
+        if node.op_type == "Gather" and source is not None and _is_blocked(source):
+            yield Finding.of(
+                view,
+                node,
+                "blocked-gather",
+                "rows of a blocked DequantizeLinear come out wrong",
+                "keep the table in float16, or in int8 with one scale per row",
+            )
+
+
+def whole_row_blocks(view: GraphView) -> Iterator[Finding]:
+    """Intel's NPU is slow on groups: one scale per row."""
+    for node in view.nodes:
+        blocked = _is_blocked(node) or (
+            node.op_type == "MatMulNBits" and attribute(node, "block_size") < attribute(node, "K")
+        )
+        if blocked:
+            yield Finding.of(
+                view, node, "group-size", "groups of weights; the target wants rows", WHOLE_ROWS
+            )
+
+
+def nbits_blocks(view: GraphView) -> Iterator[Finding]:
+    """The Hexagon NPU takes MatMulNBits with blocks of 32 or 64."""
+    for node in view.nodes:
+        size = attribute(node, "block_size")
+        if node.op_type == "MatMulNBits" and size not in (32, 64):
+            message = f"blocks of {size}; the target takes 32 and 64"
+            yield Finding.of(view, node, "group-size", message, "quantize with --group-size 32")
+
+
+def weight_only_dequantize(view: GraphView) -> Iterator[Finding]:
+    """DequantizeLinear runs on the Hexagon NPU only between quantized activations."""
+    for node in view.nodes:
+        if node.op_type != "DequantizeLinear" or node.input[0] not in view.constants:
+            continue
+        users = [user for user in view.nodes if node.output[0] in user.input]
+        if not all(_has_quantized_partner(view, user, node) for user in users):
+            yield Finding.of(
+                view,
+                node,
+                "weight-only-dequantize",
+                "quantized weights beside float activations stay on the CPU",
+                "use MatMulNBits with blocks of 32, or quantize the activations too",
+            )
+
+
+def half_attention(view: GraphView) -> Iterator[Finding]:
+    """CUDA has these in half precision only."""
+    for node in view.nodes:
+        kind = view.element(input_of(node, 3)) if node.op_type == "GroupQueryAttention" else None
+        kind = view.element(input_of(node, 0)) if node.op_type == "QMoE" else kind
+        if kind == "FLOAT":
+            message = "no kernel in float32, only in float16 and bfloat16"
+            yield Finding.of(view, node, "type", message, "export again with this --target")
+
+
+def bfloat16_product(view: GraphView) -> Iterator[Finding]:
+    """The CPU provider multiplies no bfloat16 matrices."""
+    for node in view.nodes:
+        kinds = {view.element(name) for name in node.input}
+        if node.op_type in ("MatMul", "Gemm") and "BFLOAT16" in kinds:
+            yield Finding.of(
+                view, node, "type", "no kernel in bfloat16", "cast the inputs to float32"
+            )
+
+
+def constant_shapes(view: GraphView) -> Iterator[Finding]:
+    """MIGraphX takes Expand and ConstantOfShape with constant shapes only."""
+    for node in view.nodes:
+        index = {"Expand": 1, "ConstantOfShape": 0}.get(node.op_type)
+        if index is not None and input_of(node, index) not in view.constants:
+            message = "its shape is computed; the target takes a constant one"
+            yield Finding.of(view, node, "computed-shape", message, "fix the graph's shapes")
+
+
+def _is_blocked(node: Any) -> bool:
+    return node.op_type == "DequantizeLinear" and attribute(node, "block_size") > 0
+
+
+def _has_quantized_partner(view: GraphView, user: Any, node: Any) -> bool:
+    """Does `user` combine the node's result with another dequantized value?"""
+    others = [name for name in user.input if name and name != node.output[0]]
+    sources = [view.producers.get(name) for name in others]
+    return any(s is not None and s.op_type == "DequantizeLinear" for s in sources)
+
+
+CHECKS: Mapping[str, Callable[[GraphView], Iterator[Finding]]] = {
+    "bfloat16-product": bfloat16_product,
+    "blocked-gather": blocked_gather,
+    "constant-shapes": constant_shapes,
+    "half-attention": half_attention,
+    "nbits-blocks": nbits_blocks,
+    "weight-only-dequantize": weight_only_dequantize,
+    "whole-row-blocks": whole_row_blocks,
+}

@@ -1,0 +1,159 @@
+"""What a check needs to know of an ONNX graph: nodes, types, constants, sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from ...errors import InputError
+
+STANDARD_DOMAINS = ("", "ai.onnx")
+
+
+@dataclass(frozen=True)
+class GraphView:
+    """One ONNX file."""
+
+    path: Path
+    model: Any  # onnx.ModelProto
+
+    @cached_property
+    def nodes(self) -> list[Any]:
+        """All nodes, those of If and Loop bodies included."""
+        return list(_nodes(self.model.graph))
+
+    @cached_property
+    def initializers(self) -> dict[str, Any]:
+        return {tensor.name: tensor for tensor in self.model.graph.initializer}
+
+    @property
+    def inputs(self) -> list[Any]:
+        """Inputs that the caller feeds; old files list their weights among them."""
+        return [x for x in self.model.graph.input if x.name not in self.initializers]
+
+    @property
+    def opset(self) -> int:
+        """Version of the standard operators; 0 where the file imports none."""
+        versions = [o.version for o in self.model.opset_import if o.domain in STANDARD_DOMAINS]
+        return max(versions, default=0)
+
+    @cached_property
+    def producers(self) -> dict[str, Any]:
+        return {name: node for node in self.nodes for name in node.output if name}
+
+    @cached_property
+    def constants(self) -> set[str]:
+        """Values known when the graph is loaded, which ONNX Runtime computes before any provider
+        sees the graph. It leaves DequantizeLinear in place."""
+        known = set(self.initializers)
+        for node in self.nodes:
+            if node.op_type == "Constant" or (
+                node.op_type not in ("DequantizeLinear", "QuantizeLinear")
+                and any(node.input)
+                and all(name in known for name in node.input if name)
+            ):
+                known.update(node.output)
+        return known
+
+    def is_folded(self, node: Any) -> bool:
+        return all(name in self.constants for name in node.output)
+
+    @cached_property
+    def _elements(self) -> dict[str, str]:
+        """Type of every value that is declared or can be inferred."""
+        try:
+            graph = onnx.shape_inference.infer_shapes(self.model).graph
+        except Exception:  # a graph that onnx itself cannot follow; what is declared must do
+            graph = self.model.graph
+        values = (*graph.input, *graph.output, *graph.value_info)
+        found = {x.name: _type_name(x.type.tensor_type.elem_type) for x in values}
+        weights = {name: _type_name(t.data_type) for name, t in self.initializers.items()}
+        return found | weights
+
+    def element(self, name: str) -> str | None:
+        """FLOAT, FLOAT16, INT4, …; None where it is not known."""
+        kind = self._elements.get(name)
+        return None if kind == "UNDEFINED" else kind
+
+    def shape(self, value: Any) -> list[int | str]:
+        """Of an input: numbers, and names (or `?`) of open dimensions."""
+        dims = value.type.tensor_type.shape.dim
+        return [d.dim_value if d.HasField("dim_value") else d.dim_param or "?" for d in dims]
+
+    @cached_property
+    def size_bytes(self) -> int:
+        """The graph with all its weights inside."""
+        outside = sum(_external_bytes(t) for t in self.initializers.values())
+        return int(self.model.ByteSize()) + outside
+
+    def constant_array(self, name: str) -> NDArray[Any] | None:
+        """Values of an initializer; None where there is none, or its file is missing."""
+        tensor = self.initializers.get(name)
+        if tensor is None:
+            return None
+        if tensor.data_location != onnx.TensorProto.EXTERNAL:
+            return np.asarray(onnx.numpy_helper.to_array(tensor))
+        return self._external_array(tensor)
+
+    def _external_array(self, tensor: Any) -> NDArray[Any] | None:
+        """Raw bytes of a tensor beside the graph (4-bit values stay packed)."""
+        entries = {entry.key: entry.value for entry in tensor.external_data}
+        path = self.path.parent / entries.get("location", "")
+        length = int(entries.get("length", 0))
+        if not path.is_file() or length <= 0:
+            return None
+        offset = int(entries.get("offset", 0))
+        return np.fromfile(path, np.uint8, length, offset=offset)
+
+
+def open_graph_view(path: Path) -> GraphView:
+    """Read a graph without its external weights.
+
+    Raises:
+        InputError: it is missing or no ONNX file.
+    """
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+    except OSError as error:
+        raise InputError(f"{path}: cannot read: {error.strerror}", "check the path") from error
+    except Exception as error:  # protobuf's own class, which moved between its versions
+        raise InputError(f"{path}: not an ONNX file", "give a .onnx file or its folder") from error
+    if not model.graph.node:
+        raise InputError(f"{path}: a graph without nodes", "give a .onnx file or its folder")
+    return GraphView(path, model)
+
+
+def attribute(node: Any, name: str, default: int = 0) -> int:
+    """An integer attribute."""
+    return next((int(a.i) for a in node.attribute if a.name == name), default)
+
+
+def input_of(node: Any, index: int) -> str:
+    """Name of an input, "" where it is left out."""
+    return str(node.input[index]) if index < len(node.input) else ""
+
+
+def _nodes(graph: Any) -> Iterator[Any]:
+    for node in graph.node:
+        yield node
+        for item in node.attribute:
+            for body in (*([item.g] if item.HasField("g") else []), *item.graphs):
+                yield from _nodes(body)
+
+
+def _type_name(number: int) -> str:
+    return str(onnx.TensorProto.DataType.Name(number))
+
+
+def _external_bytes(tensor: Any) -> int:
+    if tensor.data_location != onnx.TensorProto.EXTERNAL:
+        return 0
+    lengths = [int(e.value) for e in tensor.external_data if e.key == "length"]
+    return lengths[0] if lengths else 0
