@@ -21,7 +21,17 @@ Threads = Annotated[int, typer.Option(help="Threads; 0 is one per core", min=0)]
 Kv = Annotated[
     str, typer.Option("--kv", help="Keys and values of a .dsq: fp16, or int8 (half the memory)")
 ]
-Provider = Annotated[str, typer.Option(help="Execution provider: cpu, cuda, openvino, …")]
+Provider = Annotated[
+    str,
+    typer.Option(
+        help="Execution provider: cpu, cuda, openvino, qnn, … (see doctor), with a device as "
+        "cuda:1; for a checkpoint torch:cuda, torch:npu, …"
+    ),
+]
+AllowFallback = Annotated[
+    bool,
+    typer.Option("--allow-fallback", help="The CPU runs what the provider leaves; shows how much"),
+]
 Bits = Annotated[int, typer.Option(help="Bits per weight: 4, 8; scale-min 3 to 6")]
 SchemeName = Annotated[
     str, typer.Option("--scheme", help="integer (ONNX, vLLM, vendors) or scale-min (GGUF, native)")

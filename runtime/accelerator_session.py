@@ -18,9 +18,8 @@ from ..convert.checkpoint import Checkpoint
 from ..convert.families.base import Attention, Linear, Table
 from ..convert.families.inventory import Role
 from ..convert.families.rope import Rope
-from ..convert.torch_ops import KeyValueCache, TorchOps, load_parameter, round_tokens
+from ..convert.torch_ops import KeyValueCache, TorchOps, load_parameter, round_tokens, split_heads
 from ..convert.torch_ops import rotate as rotate_heads
-from ..convert.torch_ops import split_heads
 from .packed_linear import Matrix, load_matrix
 
 PREFILL_CHUNK = 512

@@ -51,6 +51,8 @@ def run_command(
             f"{g.decode_tokens_per_second:.1f} tokens/s, {loaded.runtime} on "
             f"{loaded.provider}{guessed}"
         )
+        if loaded.placement:
+            say(loaded.placement.words())
     return reply
 
 
@@ -96,9 +98,12 @@ def verify_command(
     dtype: str,
     threads: int,
     kv: str,
+    allow_fallback: bool = False,
 ) -> VerifyReport:
     content = read_text(text)
-    tested = load(artifact, provider, threads, kv=kv)
+    tested = load(artifact, provider, threads, kv=kv, allow_fallback=allow_fallback)
+    if tested.placement and allow_fallback:
+        say(tested.placement.words())
     judge = load(reference, "cpu", threads, dtype)
     total = sum(map(len, plan_windows(tested, judge, content, options)))
     with progress("verify", total, "tokens") as advance:

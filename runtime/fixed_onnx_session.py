@@ -64,7 +64,8 @@ class FixedOnnxSession:
         outputs = {node.name: node.shape for node in self._graphs[0].session.get_outputs()}
         self._vocabulary = int(outputs["logits"][-1])
         self._position = 0
-        self.placement = [graph.graph.place(self._probe(graph)) for graph in self._graphs][0]
+        placements = [graph.graph.place(self._probe(graph)) for graph in self._graphs]
+        self.placement = placements[0]
 
     def _probe(self, graph: FixedGraph) -> Callable[[], None]:
         """One run of the graph, to time."""

@@ -141,7 +141,7 @@ def create_session(
     if devices:
         options.add_provider_for_devices([_device(devices, choice)], _device_options(choice))
     else:
-        arguments["providers"] = _provider_list(choice, runtime, is_strict)
+        arguments["providers"] = _provider_list(choice, is_strict)
     try:
         with captured_output() as said:
             source = model if isinstance(model, bytes) else str(model)
@@ -170,10 +170,10 @@ def _device_options(choice: ProviderChoice) -> dict[str, str]:
     return {key: value for key, value in choice.options.items() if key != "device_id"}
 
 
-def _provider_list(choice: ProviderChoice, runtime: Any, is_strict: bool) -> list[Any]:
+def _provider_list(choice: ProviderChoice, is_strict: bool) -> list[Any]:
     """ONNX Runtime refuses a list that names the CPU where the CPU is to get nothing."""
     wanted: list[Any] = [(choice.provider.name, dict(choice.options))]
-    if is_strict or choice.is_cpu:
+    if is_strict or choice.provider.name == PROVIDERS["cpu"].name:
         return wanted
     helpers = [PROVIDERS["cuda"].name] if choice.provider is PROVIDERS["tensorrt"] else []
     return [*wanted, *helpers, PROVIDERS["cpu"].name]

@@ -10,6 +10,7 @@ import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from ..convert.targets.table import TARGETS
 from ..errors import UsageError
 
 SUFFIX = "ExecutionProvider"
@@ -24,7 +25,8 @@ class Provider:
     wheel: brings the provider; it replaces onnxruntime, or stands beside it if there is a `plugin`.
     plugin: module of a wheel with `get_library_path()`, for ONNX Runtime's plugin interface.
     needs: what no wheel brings, in words. prepare: how to get that.
-    options: given at creation. device_option: the one that `:DEVICE` sets.
+    options: given at creation, beside those of the target of the same name (convert/targets).
+    device_option: the one that `:DEVICE` sets.
     shares_with_cpu: ONNX Runtime itself leaves shape arithmetic to the CPU (providers with a
         kernel per operator); the others compile whole graphs and take all or nothing.
     memory: the device under which ONNX Runtime keeps this provider's tensors; "" for the host's.
@@ -62,7 +64,7 @@ def _qnn_options() -> dict[str, str]:
     """Where there is no Qualcomm chip the wheel emulates one, which must be named: a v75 NPU."""
     emulated = platform.machine().lower() in ("x86_64", "amd64")
     chip = {"soc_model": "69", "htp_arch": "75"} if emulated else {}
-    return {"backend_type": "htp", **chip}
+    return chip
 
 
 PROVIDERS: dict[str, Provider] = {
@@ -178,8 +180,9 @@ def choose_provider(label: str) -> ProviderChoice:
     """
     name, _, device = label.partition(":")
     if name.endswith(SUFFIX):
-        known = (provider for provider in PROVIDERS.values() if provider.name == name)
-        provider = next(known, Provider(name))
+        known = (short for short, provider in PROVIDERS.items() if provider.name == name)
+        name = next(known, name)
+        provider = PROVIDERS.get(name, Provider(name))
     elif name in PROVIDERS:
         provider = PROVIDERS[name]
     else:
@@ -190,7 +193,9 @@ def choose_provider(label: str) -> ProviderChoice:
     if device and provider.name == PROVIDERS["cpu"].name:
         raise UsageError(f"provider: {label!r}: the CPU has no devices", "use --provider cpu")
     chosen = {provider.device_option: device} if device else {}
-    return ProviderChoice(label, provider, {**provider.options, **chosen})
+    target = TARGETS.get(name)
+    needed = target.options if target else {}
+    return ProviderChoice(label, provider, {**needed, **provider.options, **chosen})
 
 
 def torch_device_name(label: str) -> str | None:
