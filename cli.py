@@ -17,6 +17,7 @@ import typer
 from dsconv import __version__
 from dsconv.cli_options import (
     Activations,
+    AllowFallback,
     Bits,
     Calibration,
     CalibrationTokens,
@@ -330,6 +331,7 @@ def run(
         typer.Option(help="Tokens to guess ahead from the text so far; 0 is off", min=0, max=64),
     ] = 0,
     provider: Provider = "cpu",
+    allow_fallback: AllowFallback = False,
     dtype: Annotated[str, typer.Option(help="Torch reference: float32 or bfloat16")] = "float32",
     threads: Threads = 0,
     kv: Kv = "fp16",
@@ -339,7 +341,7 @@ def run(
     from dsconv.runtime.commands import run_command
     from dsconv.runtime.load import load
 
-    loaded = load(artifact, provider, threads, dtype, kv)
+    loaded = load(artifact, provider, threads, dtype, kv, allow_fallback)
     overrides = (temperature, top_p, top_k, seed)
     reply = run_command(loaded, prompt, system, raw, max_tokens, overrides, not as_json, speculate)
     if as_json:
@@ -400,6 +402,7 @@ def verify(
         bool, typer.Option("--github", help="Annotations and step summary for GitHub Actions")
     ] = False,
     provider: Provider = "cpu",
+    allow_fallback: AllowFallback = False,
     dtype: Annotated[str, typer.Option(help="Reference: float32 or bfloat16")] = "float32",
     threads: Threads = 0,
     kv: Kv = "fp16",
@@ -433,6 +436,7 @@ def verify(
         baseline=baseline,
         cache=chosen_folder(reference_cache, no_reference_cache),
         provider=provider,
+        allow_fallback=allow_fallback,
         dtype=dtype,
         threads=threads,
         kv=kv,
@@ -473,6 +477,7 @@ def bench(
         Path | None, typer.Option(help="Folder that keeps what --against makes, for the next time")
     ] = None,
     provider: Provider = "cpu",
+    allow_fallback: AllowFallback = False,
     threads: Threads = 0,
     kv: Kv = "fp16",
     as_json: Json = False,
@@ -484,7 +489,8 @@ def bench(
     contexts = {} if context is None else {"contexts": tuple(context)}
     chosen = BenchOptions(prefill, decode, rounds=rounds, max_foreign=max_foreign_load, **contexts)
     others = Against(tuple(against or ()), checkpoint, bits, peers)
-    report = bench_command(artifacts, _threads(threads), provider, kv, others, chosen)
+    chosen_threads = _threads(threads)
+    report = bench_command(artifacts, chosen_threads, provider, kv, others, chosen, allow_fallback)
     _print_json(report.to_json()) if as_json else report.show()
 
 
@@ -496,6 +502,20 @@ def inspect(model: Model, as_json: Json = False) -> None:
 
     description = describe(model)
     _print_json(description.to_json()) if as_json else show_description(description)
+
+
+@app.command(epilog="Example: dsconv doctor openvino torch:cuda")
+def doctor(
+    targets: Annotated[
+        list[str] | None, typer.Argument(help="native, providers, torch:DEVICE (default: all)")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what is installed, what of it really works, and what would mend the rest."""
+    from dsconv.runtime.doctor_command import doctor_command
+
+    report = doctor_command(targets or [])
+    _print_json(report.to_json()) if as_json else report.show()
 
 
 @app.command(epilog="Example: dsconv demo")

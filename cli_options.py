@@ -28,7 +28,17 @@ ReferenceCache = Annotated[
 NoReferenceCache = Annotated[
     bool, typer.Option("--no-reference-cache", help="Run the reference, and keep nothing of it")
 ]
-Provider = Annotated[str, typer.Option(help="Execution provider: cpu, cuda, openvino, …")]
+Provider = Annotated[
+    str,
+    typer.Option(
+        help="Execution provider: cpu, cuda, openvino, qnn, … (see doctor), with a device as "
+        "cuda:1; for a checkpoint torch:cuda, torch:npu, …"
+    ),
+]
+AllowFallback = Annotated[
+    bool,
+    typer.Option("--allow-fallback", help="The CPU runs what the provider leaves; shows how much"),
+]
 Bits = Annotated[int, typer.Option(help="Bits per weight: 4, 8; scale-min 3 to 6")]
 SchemeName = Annotated[
     str, typer.Option("--scheme", help="integer (ONNX, vLLM, vendors) or scale-min (GGUF, native)")

@@ -95,9 +95,9 @@ class TorchOps:
     ) -> torch.Tensor:
         length = query.shape[1]
         cosine, sine = self._rotation(attention.rope, query)
-        q = _rotate(_split(query, attention.heads), cosine, sine)
-        k = _rotate(_split(key, attention.kv_heads), cosine, sine)
-        k, v = self._cache.append(attention.layer, k, _split(value, attention.kv_heads))
+        q = rotate(split_heads(query, attention.heads), cosine, sine)
+        k = rotate(split_heads(key, attention.kv_heads), cosine, sine)
+        k, v = self._cache.append(attention.layer, k, split_heads(value, attention.kv_heads))
         # SDPA's own causal flag aligns to the upper left: right only while the cache is empty.
         past = k.shape[2] - length
         mask = None
@@ -146,12 +146,12 @@ def round_tokens(x: torch.Tensor) -> torch.Tensor:
     return ((wide / scale).round_().clamp_(-MAX_CODE, MAX_CODE) * scale).to(x.dtype)
 
 
-def _split(x: torch.Tensor, heads: int) -> torch.Tensor:
+def split_heads(x: torch.Tensor, heads: int) -> torch.Tensor:
     """[1, length, heads * head_dim] -> [1, heads, length, head_dim]."""
     return x.view(*x.shape[:-1], heads, -1).transpose(1, 2)
 
 
-def _rotate(x: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torch.Tensor:
+def rotate(x: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torch.Tensor:
     first, second = x.chunk(2, dim=-1)
     return x * cosine + torch.cat((-second, first), dim=-1) * sine
 

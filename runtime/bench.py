@@ -241,4 +241,5 @@ def _artifact(
         decodes=tuple(decodes),
         peak_rss_bytes=max([*peaks, *(decode.peak_rss_bytes for decode in decodes)]),
         weight_bytes_per_token=weight_bytes,
+        placement=tuple(starts[0].opened.placement),
     )

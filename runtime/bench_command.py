@@ -65,6 +65,7 @@ def bench_command(
     kv: str,
     against: Against,
     options: BenchOptions,
+    allow_fallback: bool = False,
 ) -> Report:
     """Measure `artifacts` and whatever they are compared with; kv: cache of the native engine.
 
@@ -74,7 +75,10 @@ def bench_command(
     for artifact in artifacts:
         if not Path(artifact).expanduser().exists():
             raise InputError(f"{artifact}: no such file or folder", "export it first")
-    ours = [Subject(artifact, threads, provider=provider, kv=kv) for artifact in artifacts]
+    ours = [
+        Subject(artifact, threads, provider=provider, kv=kv, allow_fallback=allow_fallback)
+        for artifact in artifacts
+    ]
     with _folder(against) as folder:
         theirs = [_peer_subject(against, name, folder, threads) for name in against.names]
         with progress("bench", planned_rounds(options), "rounds") as advance:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,7 +70,10 @@ class Decode:
 
 @dataclass(frozen=True)
 class Artifact:
-    """One column of the comparison. Rates are tokens per second, times seconds."""
+    """One column of the comparison. Rates are tokens per second, times seconds.
+
+    placement: which nodes run where, as in JSON (see placement.py); empty on the CPU.
+    """
 
     path: str
     runtime: str
@@ -84,6 +87,7 @@ class Artifact:
     decodes: tuple[Decode, ...]
     peak_rss_bytes: int
     weight_bytes_per_token: int
+    placement: Sequence[Mapping[str, Any]] = ()
 
     def to_json(self) -> dict[str, Any]:
         first = self.decodes[0] if self.decodes else None
@@ -101,6 +105,7 @@ class Artifact:
             "weight_bytes_per_token": self.weight_bytes_per_token,
             "bandwidth_fraction": first.fraction.median if first else None,
             "prefill_tokens": self.prefill_tokens,
+            "placement": list(self.placement) or None,
             "spread": {
                 "load_seconds": self.load_seconds.to_json(),
                 "first_token_seconds": self.first_token_seconds.to_json(),
@@ -184,6 +189,13 @@ class Report:
             )
         yield "weights per token", [size_text(a.weight_bytes_per_token) for a in every]
         yield "peak memory", [size_text(a.peak_rss_bytes) for a in every]
+        if any(a.placement for a in every):
+            yield "nodes (of the time)", ["\n".join(map(_share, a.placement)) for a in every]
+
+
+def _share(share: Mapping[str, Any]) -> str:
+    time = "" if share["time_share"] is None else f" ({share['time_share']:.0%})"
+    return f"{share['provider'].removesuffix('ExecutionProvider')} {share['node_share']:.0%}{time}"
 
 
 def _cell(figures: Figures, form: str = "{:.1f}") -> str:

@@ -43,17 +43,22 @@ class Subject:
     runtime: str = OURS
     provider: str = "cpu"
     kv: str = DEFAULT_CACHE
+    allow_fallback: bool = False
 
 
 @dataclass(frozen=True)
 class Opened:
-    """What is known of a model once it is loaded; load_seconds holds its runtime's import."""
+    """What is known of a model once it is loaded; load_seconds holds its runtime's import.
+
+    placement: which nodes run where, as in JSON; empty on the CPU.
+    """
 
     runtime: str
     provider: str
     context_length: int
     load_seconds: float
     config: Mapping[str, Any]
+    placement: Sequence[Mapping[str, Any]] = ()
 
 
 @dataclass(frozen=True)
@@ -152,9 +157,12 @@ def open_subject(subject: Subject) -> tuple[Runner, Opened]:
     start = time.perf_counter()
     runner: Runner
     runtime, config = subject.runtime, {}
+    placement: list[dict[str, Any]] = []
     if subject.runtime == OURS:
-        loaded = load(subject.path, subject.provider, subject.threads, kv=subject.kv)
+        kv, allows = subject.kv, subject.allow_fallback
+        loaded = load(subject.path, subject.provider, subject.threads, kv=kv, allow_fallback=allows)
         runner = SessionRunner(loaded.session)
+        placement = loaded.placement.to_json() if loaded.placement else []
         runtime, config = loaded.runtime, dict(loaded.config)
     else:
         from .peers import find_peer
@@ -162,7 +170,8 @@ def open_subject(subject: Subject) -> tuple[Runner, Opened]:
         peer = find_peer(subject.runtime)
         runner = peer.open_runner(subject.path, subject.threads, subject.kv)
     seconds = time.perf_counter() - start
-    return runner, Opened(runtime, subject.provider, runner.context_length, seconds, config)
+    length = runner.context_length
+    return runner, Opened(runtime, subject.provider, length, seconds, config, placement)
 
 
 def _actions(subject: Subject, emit: Callable[[object], None]) -> dict[str, Callable[..., float]]:

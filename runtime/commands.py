@@ -48,6 +48,8 @@ def run_command(
             f"{g.decode_tokens_per_second:.1f} tokens/s, {loaded.runtime} on "
             f"{loaded.provider}{guessed}"
         )
+        if loaded.placement:
+            say(loaded.placement.words())
     return reply
 
 

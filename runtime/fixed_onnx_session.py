@@ -6,7 +6,7 @@ the cache behind those it holds. Positions beyond them, and the padding of a las
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from ..convert.json_file import ConfigReader, read_json_object
 from ..convert.onnx.names import FIXED_SHAPES
 from ..errors import InputError
-from .onnx_session import ELEMENTS, accuracy_level_of, open_graph
+from .onnx_graph import OpenGraph, open_graph
+from .onnx_session import ELEMENTS, accuracy_level_of
 
 # Added to the scores of what a query must not see. It fits float16, in which NPUs compute.
 MASKED = np.float32(-6.0e4)
@@ -27,19 +28,28 @@ MASKED = np.float32(-6.0e4)
 class FixedGraph:
     """A graph for runs of `sequence_length` tokens."""
 
-    session: Any
+    graph: OpenGraph
     sequence_length: int
+
+    @property
+    def session(self) -> Any:
+        return self.graph.session
 
 
 class FixedOnnxSession:
-    """One sequence on graphs of fixed shapes; the Session protocol of `session.py`."""
+    """One sequence on graphs of fixed shapes; the Session protocol of `session.py`.
 
-    def __init__(self, folder: Path, provider: str = "cpu", threads: int = 0) -> None:
+    placement: of the shortest graph, which decodes; see OnnxSession.
+    """
+
+    def __init__(
+        self, folder: Path, provider: str = "cpu", threads: int = 0, allow_fallback: bool = False
+    ) -> None:
         reader = ConfigReader(read_json_object(folder / FIXED_SHAPES), str(folder / FIXED_SHAPES))
         self._capacity = reader.integer("context_length")
         self._graphs = sorted(
             (
-                _open(folder, graph, self._capacity, provider, threads)
+                _open(folder, graph, self._capacity, (provider, threads, allow_fallback))
                 for graph in reader.children("graphs")
             ),
             key=lambda graph: graph.sequence_length,
@@ -54,6 +64,17 @@ class FixedOnnxSession:
         outputs = {node.name: node.shape for node in self._graphs[0].session.get_outputs()}
         self._vocabulary = int(outputs["logits"][-1])
         self._position = 0
+        placements = [graph.graph.place(self._probe(graph)) for graph in self._graphs]
+        self.placement = placements[0]
+
+    def _probe(self, graph: FixedGraph) -> Callable[[], None]:
+        """One run of the graph, to time."""
+
+        def run() -> None:
+            self._run(graph, [0])
+            self.reset()
+
+        return run
 
     @property
     def vocabulary(self) -> int:
@@ -140,14 +161,14 @@ def score_mask(rows: int, capacity: int, held: int) -> NDArray[np.float32]:
 
 
 def _open(
-    folder: Path, graph: ConfigReader, capacity: int, provider: str, threads: int
+    folder: Path, graph: ConfigReader, capacity: int, how: tuple[str, int, bool]
 ) -> FixedGraph:
     """Open a graph and compare it with what the file says of it."""
     name, rows = graph.string("filename"), graph.integer("sequence_length")
     if "/" in name or "\\" in name:
         raise graph.fail("filename", f"{name!r} leads out of the folder")
-    session = open_graph(folder / name, accuracy_level_of(folder), provider, threads)
-    shapes = {node.name: node.shape for node in session.get_inputs()}
+    opened = open_graph(folder / name, accuracy_level_of(folder), *how)
+    shapes = {node.name: node.shape for node in opened.session.get_inputs()}
     if shapes.get("input_ids") != [1, rows] or shapes.get("attention_mask") != [
         1,
         1,
@@ -158,4 +179,4 @@ def _open(
             f"{folder / name}: its inputs are not what {FIXED_SHAPES} says",
             "graph and configuration do not belong together; export the artifact again",
         )
-    return FixedGraph(session, rows)
+    return FixedGraph(opened, rows)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from ..convert.onnx.names import FIXED_SHAPES, GENAI_CONFIG
 from ..errors import UnsupportedError, UsageError
-from .providers import refuse_unknown
+from .placement import Placement
+from .providers import choose_provider, refuse_unknown, torch_device_name
 from .session import Session
 
 DTYPES = ("float32", "bfloat16")
@@ -18,13 +19,24 @@ DEFAULT_CACHE = "fp16"
 
 @dataclass(frozen=True)
 class Loaded:
-    """A session, and the files that came with it (tokenizer, chat template, generation config)."""
+    """A session, and the files that came with it (tokenizer, chat template, generation config).
+
+    placement: which nodes run where, for an execution provider other than the CPU's.
+    """
 
     session: Session
     side_files: Mapping[str, bytes]
     config: Mapping[str, object]
     runtime: str
     provider: str
+    placement: Placement | None = None
+
+    @property
+    def nodes_on_provider(self) -> float:
+        """Share of the nodes on the provider asked for; shape arithmetic may be the CPU's."""
+        if self.placement is None:
+            return 1.0
+        return self.placement.node_share(choose_provider(self.provider).provider.name)
 
 
 def is_native_file(path: Path) -> bool:
@@ -51,13 +63,16 @@ def load(
     threads: int = 0,
     dtype: str = "float32",
     kv: str = DEFAULT_CACHE,
+    allow_fallback: bool = False,
 ) -> Loaded:
     """Open an artifact or a checkpoint for running.
 
     Args:
+        provider: `NAME[:DEVICE]` of an execution provider, or `torch:DEVICE` for a checkpoint.
         threads: 0 leaves the choice to the runtime (one per core).
         dtype: of the torch reference, float32 or bfloat16.
         kv: what the native engine keeps keys and values in, fp16 or int8.
+        allow_fallback: an execution provider may leave nodes to the CPU.
 
     Raises:
         UsageError, InputError, UnsupportedError, ProviderError, DownloadError: with the cure.
@@ -75,21 +90,43 @@ def load(
         from .fixed_onnx_session import FixedOnnxSession
         from .onnx_session import OnnxSession
 
+        if torch_device_name(provider) is not None:
+            raise UnsupportedError(
+                f"{path}: torch runs checkpoints, not ONNX graphs", "give it the checkpoint"
+            )
         kind = FixedOnnxSession if has_fixed_shapes(folder) else OnnxSession
-        session: Session = kind(folder, provider, threads)
+        session = kind(folder, provider, threads, allow_fallback)
         config = read_json_object(folder / CONFIG)
-        return Loaded(session, open_side_files(folder), config, "onnxruntime", provider)
-    if provider != "cpu":
+        files = open_side_files(folder)
+        return Loaded(session, files, config, "onnxruntime", provider, session.placement)
+    return _load_checkpoint(path, provider, threads, dtype)
+
+
+def _load_checkpoint(path: str, provider: str, threads: int, dtype: str) -> Loaded:
+    """By the reference on the CPU, or by the torch path of an accelerator."""
+    device = torch_device_name(provider)
+    if device is None and provider != "cpu":
         raise UnsupportedError(
-            f"{path}: a checkpoint runs on the torch reference, not on provider {provider!r}",
-            "export it first: dsconv export --format onnx",
+            f"{path}: a checkpoint runs on torch, not on provider {provider!r}",
+            "export it first (dsconv export --format onnx), or use --provider torch:DEVICE",
         )
     from ..convert.checkpoint import open_checkpoint
-    from .torch_session import TorchSession
+    from .torch_device import find_device, import_torch
 
-    checkpoint = open_checkpoint(path)
-    torch_session = TorchSession(checkpoint, dtype, threads=threads)
-    return Loaded(torch_session, checkpoint.side_files, checkpoint.config, "torch", "cpu")
+    session: Session
+    if device is not None:
+        found = find_device(device)
+        from .accelerator_session import AcceleratorSession
+
+        checkpoint = open_checkpoint(path)
+        session = AcceleratorSession(checkpoint, found, threads)
+    else:
+        import_torch()
+        from .torch_session import TorchSession
+
+        checkpoint = open_checkpoint(path)
+        session = TorchSession(checkpoint, dtype, threads=threads)
+    return Loaded(session, checkpoint.side_files, checkpoint.config, "torch", provider)
 
 
 def _load_native(path: Path, provider: str, threads: int, kv: str) -> Loaded:

@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 from ..atomic import MANIFEST
 from ..convert.json_file import ConfigReader, read_json_object
 from ..convert.onnx.names import GENAI_CONFIG
-from ..errors import InputError, ProviderError
-from .providers import provider_name
+from ..errors import InputError
+from .onnx_graph import open_graph
 
 PREFILL_CHUNK = 256  # bounds the logits of a step: 256 * 152k * 4 bytes = 156 MB
 FIRST_BUFFER = 512  # positions of the first cache buffer
+PROBE_PREFILL, PROBE_DECODE = 16, 4  # tokens of the steps that are profiled
 
 Element = type[np.floating[Any]]
 # Of keys and values, by ONNX Runtime's name.
@@ -80,16 +81,36 @@ def accuracy_level_of(folder: Path) -> int:
 
 
 class OnnxSession:
-    """One sequence on one graph. The array that `decode` returns is reused by the next call."""
+    """One sequence on one graph. The array that `decode` returns is reused by the next call.
 
-    def __init__(self, folder: Path, provider: str = "cpu", threads: int = 0) -> None:
+    provider: `NAME[:DEVICE]`, see providers.py. allow_fallback: the CPU may run what the provider
+    leaves, and `placement` says what that is; it is None on the CPU.
+    """
+
+    def __init__(
+        self, folder: Path, provider: str = "cpu", threads: int = 0, allow_fallback: bool = False
+    ) -> None:
         self._shape = read_graph_shape(folder)
         level = self._shape.accuracy_level
-        self._session = open_graph(folder / self._shape.filename, level, provider, threads)
+        path = folder / self._shape.filename
+        graph = open_graph(path, level, provider, threads, allow_fallback)
+        self._session = graph.session
         self._element = _check_graph(self._session, self._shape, folder)
+        self._memory, self._device = (
+            graph.choice.provider.memory or "cpu",
+            graph.choice.device_index,
+        )
         self._inputs = {node.name: node for node in self._session.get_inputs()}
         self._outputs = [node.name for node in self._session.get_outputs()]
         self._cache: _SharedCache | _GrowingCache
+        self.reset()
+        self.placement = graph.place(self._probe)
+
+    def _probe(self) -> None:
+        """A few steps to time: a prompt, and tokens one by one."""
+        self.prefill([0] * min(PROBE_PREFILL, self.context_length // 2))
+        for _ in range(min(PROBE_DECODE, self.context_length - self._position)):
+            self.decode(0)
         self.reset()
 
     @property
@@ -108,7 +129,7 @@ class OnnxSession:
         """Forget the sequence."""
         self._position = 0
         kind = _SharedCache if self._shape.shares_buffer else _GrowingCache
-        self._cache = kind(self._shape, self._element)
+        self._cache = kind(self._shape, self._element, self._memory, self._device)
         self._step = self._session.io_binding()
         self._step_token = np.zeros((1, 1), np.int64)
         self._step_logits = np.empty((1, 1, self.vocabulary), np.float32)
@@ -190,29 +211,36 @@ def _cache_names(shape: GraphShape) -> list[tuple[str, str]]:
 
 
 class _SharedCache:
-    """Past and present are the same memory [1, kv_heads, capacity, head_dim] per tensor."""
+    """Past and present are the same memory [1, kv_heads, capacity, head_dim] per tensor.
 
-    def __init__(self, shape: GraphShape, element: Element) -> None:
-        self._shape = shape
-        self._element = element
+    It lies where the provider computes, so that no step moves it.
+    """
+
+    def __init__(self, shape: GraphShape, element: Element, memory: str, device: int) -> None:
+        self._shape, self._element = shape, element
+        self._memory, self._device = memory, device
         self._names = _cache_names(shape)
-        self._arrays: list[NDArray[Any]] = []
+        self._capacity = 0
         self._values: list[Any] = []
 
     def reserve(self, length: int) -> bool:
         """Make room for `length` positions -> whether the buffers moved."""
-        capacity = self._arrays[0].shape[2] if self._arrays else 0
+        capacity = self._capacity
         if length <= capacity:
             return False
         wanted = max(FIRST_BUFFER, 2 * capacity, length)
         wanted = max(length, min(wanted, self._shape.context_length))
         shape = (1, self._shape.kv_heads, wanted, self._shape.head_dim)
-        grown = [np.zeros(shape, self._element) for _ in self._names]
-        for new, old in zip(grown, self._arrays, strict=False):
-            new[:, :, :capacity] = old
-        self._arrays = grown
-        self._values = [_wrap(array) for array in grown]
+        old = self._values or [None for _ in self._names]
+        self._values = [self._grown(value, shape, capacity) for value in old]
+        self._capacity = wanted
         return True
+
+    def _grown(self, old: Any, shape: tuple[int, ...], filled: int) -> Any:
+        array = np.zeros(shape, self._element)
+        if old is not None:
+            array[:, :, :filled] = old.numpy()
+        return _wrap(array, self._memory, self._device)
 
     def bind(self, binding: Any, moved: bool) -> None:
         if not moved:
@@ -231,10 +259,11 @@ class _SharedCache:
 class _GrowingCache:
     """Every step returns a longer present, which is the next step's past."""
 
-    def __init__(self, shape: GraphShape, element: Element) -> None:
+    def __init__(self, shape: GraphShape, element: Element, memory: str, device: int) -> None:
         self._names = _cache_names(shape)
+        self._memory, self._device = memory, device
         empty = np.zeros((1, shape.kv_heads, 0, shape.head_dim), element)
-        self._values = [_wrap(empty) for _ in self._names]
+        self._values = [_wrap(empty, memory, device) for _ in self._names]
 
     def reserve(self, length: int) -> bool:
         return True
@@ -242,7 +271,7 @@ class _GrowingCache:
     def bind(self, binding: Any, moved: bool) -> None:
         for (past, present), value in zip(self._names, self._values, strict=True):
             binding.bind_ortvalue_input(past, value)
-            binding.bind_output(present, "cpu")
+            binding.bind_output(present, self._memory, self._device)
 
     def take(self, binding: Any, outputs: list[str]) -> None:
         # Outputs come in the order in which they were bound: logits first, then the cache.
@@ -250,7 +279,7 @@ class _GrowingCache:
 
     def truncate(self, length: int) -> None:
         kept = [np.ascontiguousarray(value.numpy()[:, :, :length]) for value in self._values]
-        self._values = [_wrap(array) for array in kept]
+        self._values = [_wrap(array, self._memory, self._device) for array in kept]
 
 
 def _check_graph(session: Any, shape: GraphShape, folder: Path) -> Element:
@@ -275,46 +304,8 @@ def _check_graph(session: Any, shape: GraphShape, folder: Path) -> Element:
     )
 
 
-def _wrap(array: NDArray[Any]) -> Any:
-    """An OrtValue over the array's own memory."""
+def _wrap(array: NDArray[Any], memory: str = "cpu", device: int = 0) -> Any:
+    """An OrtValue: over the array's own memory on the CPU, a copy elsewhere."""
     import onnxruntime
 
-    return onnxruntime.OrtValue.ortvalue_from_numpy(array)
-
-
-def open_graph(path: Path, accuracy_level: int, provider: str, threads: int) -> Any:
-    """-> InferenceSession on `provider`.
-
-    Raises:
-        InputError: the file is missing or no graph.
-        ProviderError: the provider is not there, or does not run the graph.
-    """
-    import onnxruntime
-
-    name = provider_name(provider)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = threads
-    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", str(accuracy_level))
-    if provider != "cpu":  # a node that the provider does not take is an error, not a CPU run
-        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-    if not path.exists():
-        raise InputError(f"{path}: missing", "export the artifact again")
-    try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=[name])
-    except Exception as error:  # ONNX Runtime raises a class of its own per status code
-        reason = " ".join(str(error).split())
-        if provider != "cpu":
-            raise ProviderError(
-                f"{path}: provider {provider!r} cannot run it: {reason}",
-                "export for that provider's target, or run with --provider cpu",
-            ) from error
-        raise InputError(
-            f"{path}: ONNX Runtime cannot load it: {reason}", "export the artifact again"
-        ) from error
-    if session.get_providers()[0] != name:
-        raise ProviderError(
-            f"{path}: asked for {name}, got {session.get_providers()[0]}",
-            "the provider's libraries are missing; run with --provider cpu",
-        )
-    return session
+    return onnxruntime.OrtValue.ortvalue_from_numpy(array, memory, device)

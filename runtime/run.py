@@ -39,7 +39,7 @@ class Answer:
     speculation: Speculation | None = None
 
     def to_json(self) -> dict[str, Any]:
-        g = self.generation
+        g, placement = self.generation, self.loaded.placement
         return {
             "text": self.text,
             "thinking": self.thinking,
@@ -53,6 +53,7 @@ class Answer:
             "speculation": vars(self.speculation) if self.speculation else None,
             "runtime": self.loaded.runtime,
             "provider": self.loaded.provider,
+            "placement": placement.to_json() if placement else None,
         }
 
 

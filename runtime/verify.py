@@ -128,7 +128,7 @@ def verify(
         buckets=(*_position_buckets(scores, planned), *_confidence_buckets(scores)),
         noise_floor=predictions.noise,
         worst_tokens=_worst_tokens(scores, planned, _tokenizer(artifact, reference)),
-        nodes_on_provider=1.0,  # a session that leaves a node to another provider is refused
+        nodes_on_provider=artifact.nodes_on_provider,
         checks=(),
         findings=(),
         provenance=provenance,

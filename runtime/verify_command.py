@@ -42,6 +42,7 @@ class VerifyRequest:
     baseline: Path | None = None
     cache: Path | None = None
     provider: str = "cpu"
+    allow_fallback: bool = False
     dtype: str = "float32"
     threads: int = 0
     kv: str = "fp16"
@@ -58,7 +59,15 @@ def run_verify(request: VerifyRequest) -> Verdict:
     text = read_text(request.text)
     file = from_file(request.settings) if request.settings else ()
     baseline = read_baseline(request.baseline) if request.baseline else None
-    artifact = load(request.artifact, request.provider, request.threads, kv=request.kv)
+    artifact = load(
+        request.artifact,
+        request.provider,
+        request.threads,
+        kv=request.kv,
+        allow_fallback=request.allow_fallback,
+    )
+    if artifact.placement and request.allow_fallback:
+        say(artifact.placement.words())
     reference = open_reference(request.reference, request.dtype, request.threads)
     windows = plan_windows(artifact, reference, text, request.options)
     hashes = FileHashes(request.cache)

@@ -1,0 +1,287 @@
+"""Providers by name, and that what was asked for is what runs: on ONNX Runtime and on fakes."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from command_line import assert_refused, dsconv
+from small_models import write_checkpoint
+
+from dsconv.convert.checkpoint import open_checkpoint
+from dsconv.convert.onnx.export import ExportOptions, export_onnx
+from dsconv.errors import ProviderError, UsageError
+from dsconv.runtime.doctor_graphs import float16, int4_contrib, int4_standard
+from dsconv.runtime.load import load
+from dsconv.runtime.onnx_graph import OpenGraph
+from dsconv.runtime.placement import Placement, Share, from_partition, from_profile, with_times
+from dsconv.runtime.provider_session import create_session, import_onnxruntime, missing_library
+from dsconv.runtime.providers import (
+    PROVIDERS,
+    Provider,
+    ProviderChoice,
+    choose_provider,
+    refuse_unknown,
+    torch_device_name,
+)
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("providers")
+    source = open_checkpoint(str(write_checkpoint(folder / "m")))
+    export_onnx(source, ExportOptions(), folder / "x")
+    return folder / "x"
+
+
+# ---------------------------------------------------------------- names
+
+
+@pytest.mark.parametrize(
+    ("label", "name", "option"),
+    [
+        ("cuda", "CUDAExecutionProvider", None),
+        ("cuda:1", "CUDAExecutionProvider", ("device_id", "1")),
+        ("openvino", "OpenVINOExecutionProvider", ("device_type", "CPU")),
+        ("openvino:NPU", "OpenVINOExecutionProvider", ("device_type", "NPU")),
+        ("OpenVINOExecutionProvider", "OpenVINOExecutionProvider", ("device_type", "CPU")),
+        ("qnn", "QNNExecutionProvider", ("backend_type", "htp")),
+        ("VitisAIExecutionProvider", "VitisAIExecutionProvider", None),
+    ],
+)
+def test_short_and_long_names(label: str, name: str, option: tuple[str, str] | None) -> None:
+    choice = choose_provider(label)
+    assert choice.provider.name == name
+    if option is not None:
+        assert choice.options[option[0]] == option[1]
+
+
+@pytest.mark.parametrize("label", ["abacus", "", "cpu:1", "Torch:cuda", "cudaexecutionprovider"])
+def test_unknown_names_are_usage_errors(label: str) -> None:
+    with pytest.raises(UsageError):
+        refuse_unknown(label)
+
+
+def test_torch_devices_are_no_execution_providers() -> None:
+    assert torch_device_name("torch:cuda:1") == "cuda:1"
+    assert torch_device_name("torch") == "cpu"
+    assert torch_device_name("cuda") is None
+
+
+def test_every_row_says_how_to_get_it() -> None:
+    for label, provider in PROVIDERS.items():
+        assert "pip install" in provider.install, label
+        assert label == "cpu" or (provider.needs and provider.prepare), label
+
+
+# ---------------------------------------------------------------- what is not there
+
+
+@pytest.mark.parametrize(
+    "label",
+    [*(name for name in PROVIDERS if name != "cpu"), "VitisAIExecutionProvider", "openvino:GPU"],
+)
+def test_a_provider_that_is_not_there_never_runs_on_the_cpu(artifact: Path, label: str) -> None:
+    start = time.perf_counter()
+    with pytest.raises(ProviderError, match="has no") as caught:
+        load(str(artifact), label)
+    assert time.perf_counter() - start < 2
+    assert choose_provider(label).provider.name in caught.value.message
+    assert "install" in caught.value.hint
+
+
+def test_fallback_of_nodes_does_not_excuse_a_missing_provider(artifact: Path) -> None:
+    with pytest.raises(ProviderError):
+        load(str(artifact), "cuda", allow_fallback=True)
+
+
+@pytest.mark.parametrize("command", ["run", "bench", "verify"])
+def test_commands_end_with_two_lines_and_code_7(artifact: Path, command: str) -> None:
+    extra = {"run": ["-p", "hi"], "verify": ["--reference", artifact], "bench": ["--rounds", "1"]}
+    outcome = dsconv(command, artifact, *extra[command], "--provider", "cann")
+    assert_refused(outcome, 7, "CANNExecutionProvider", "onnxruntime-cann")
+
+
+# ---------------------------------------------------------------- fakes
+
+
+class FakeRuntime(SimpleNamespace):
+    """Stands in for onnxruntime: which providers it lists, and which a session ends up with."""
+
+    def __init__(self, listed: list[str], used: list[str], folder: Path) -> None:
+        super().__init__(__version__="1.99", __file__=str(folder / "__init__.py"), asked={})
+        self.get_available_providers = lambda: listed
+        self.get_ep_devices = lambda: []
+
+        def session(model: object, options: object, **arguments: Any) -> object:
+            self.asked.update(arguments)
+            os.write(1, b"noise of a library\n")
+            return SimpleNamespace(get_providers=lambda: used)
+
+        self.InferenceSession = session
+
+
+class FakeOptions:
+    def __init__(self) -> None:
+        self.entries: dict[str, str] = {}
+
+    def add_session_config_entry(self, key: str, value: str) -> None:
+        self.entries[key] = value
+
+
+CUDA, CPU = PROVIDERS["cuda"].name, PROVIDERS["cpu"].name
+CANN = PROVIDERS["cann"].name
+
+
+def test_a_session_that_went_on_without_its_provider_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    fake = FakeRuntime([CANN, CPU], [CPU], tmp_path)
+    monkeypatch.setitem(sys.modules, "onnxruntime", fake)
+    options = FakeOptions()
+    with pytest.raises(ProviderError, match="noise of a library"):
+        create_session(b"", choose_provider("cann"), options)
+    assert capfd.readouterr().out == ""
+    assert fake.asked["enable_fallback"] == 0
+    assert [name for name, _ in fake.asked["providers"]] == [CANN]
+    assert options.entries["session.disable_cpu_ep_fallback"] == "1"
+
+
+@pytest.mark.parametrize(("label", "name"), [("cann", CANN), ("cuda", CUDA)])
+def test_the_cpu_is_listed_only_where_it_may_run_something(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, label: str, name: str
+) -> None:
+    fake = FakeRuntime([name, CPU], [name, CPU], tmp_path)
+    monkeypatch.setitem(sys.modules, "onnxruntime", fake)
+    options = FakeOptions()
+    create_session(b"", choose_provider(label), options, allow_fallback=True)
+    assert fake.asked["providers"][-1] == CPU
+    assert "session.disable_cpu_ep_fallback" not in options.entries
+
+
+def test_a_library_that_does_not_load_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "capi").mkdir()
+    library = tmp_path / "capi" / "libonnxruntime_providers_cann.so"
+    library.write_bytes(b"no library")
+    fake = FakeRuntime([CANN, CPU], [CPU], tmp_path)
+    monkeypatch.setitem(sys.modules, "onnxruntime", fake)
+    with pytest.raises(ProviderError, match=r"providers_cann\.so") as caught:
+        create_session(b"", choose_provider("cann"), FakeOptions())
+    assert "set_env.sh" in caught.value.hint
+    assert fake.asked == {}
+    assert missing_library(PROVIDERS["cpu"], fake) is None
+
+
+def test_onnxruntime_built_for_another_numpy(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "onnxruntime.py").write_text('raise ImportError("import numpy failed")')
+    monkeypatch.delitem(sys.modules, "onnxruntime", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ProviderError, match="import numpy failed") as caught:
+        import_onnxruntime()
+    assert caught.value.hint == 'pip install "numpy<2"'
+
+
+# ---------------------------------------------------------------- placement
+
+
+def event(name: str, op: str, provider: str, duration: int) -> dict[str, Any]:
+    arguments = {"op_name": op, "provider": provider}
+    return {"cat": "Node", "name": f"{name}_kernel_time", "dur": duration, "args": arguments}
+
+
+def test_placement_from_a_profile() -> None:
+    events = [
+        {"cat": "Session", "name": "model_run", "dur": 999, "args": {}},
+        event("a", "MatMul", CUDA, 30),
+        event("a", "MatMul", CUDA, 30),  # a second run of the same node
+        event("b", "Add", CUDA, 20),
+        event("c", "Shape", CPU, 20),
+        {"cat": "Node", "name": "a_fence_before", "dur": 5, "args": {"provider": CPU}},
+    ]
+    placement = from_profile(events)
+    assert placement.node_share(CUDA) == pytest.approx(2 / 3)
+    assert placement.time_share(CUDA) == pytest.approx(0.8)
+    assert placement.elsewhere(CUDA) == {"Shape": 1}
+    assert [share["nodes"] for share in placement.to_json()] == [2, 1]
+
+
+def test_a_partition_knows_nodes_and_takes_times_from_the_profile() -> None:
+    def subgraph(name: str, *operators: str) -> object:
+        nodes = [SimpleNamespace(op_type=operator) for operator in operators]
+        return SimpleNamespace(ep_name=name, get_nodes=lambda: nodes)
+
+    partition = from_partition([subgraph(CUDA, "MatMul", "Add"), subgraph(CPU, "Gather")])
+    assert partition is not None
+    assert partition.time_share(CUDA) is None
+    timed = with_times(partition, from_profile([event("fused", "Subgraph", CUDA, 5)]))
+    assert timed.node_share(CUDA) == pytest.approx(2 / 3)
+    assert timed.time_share(CUDA) == 1.0
+    assert from_partition([]) is None
+
+
+def test_work_left_to_the_cpu_is_refused_and_shape_arithmetic_is_not() -> None:
+    def place(operators: dict[str, int], allow: bool = False) -> Placement | None:
+        shares = (Share(CUDA, {"MatMul": 3}), Share(CPU, operators))
+        nodes = [
+            SimpleNamespace(
+                ep_name=share.provider,
+                get_nodes=lambda share=share: [
+                    SimpleNamespace(op_type=op)
+                    for op, n in share.operators.items()
+                    for _ in range(n)
+                ],
+            )
+            for share in shares
+        ]
+        session = SimpleNamespace(get_provider_graph_assignment_info=lambda: nodes)
+        graph = OpenGraph(Path("m.onnx"), session, choose_provider("cuda"), allow, None)
+        return graph.place(lambda: None)
+
+    placed = place({"Shape": 2, "Gather": 1})
+    assert placed is not None
+    assert placed.node_share(CUDA) == 0.5
+    with pytest.raises(ProviderError, match=r"GroupQueryAttention \(2\)"):
+        place({"GroupQueryAttention": 2})
+    assert place({"GroupQueryAttention": 2}, allow=True) is not None
+
+
+def test_a_profiled_run_on_onnxruntime_itself(
+    artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The CPU's own provider, taken for one that shares the graph with others."""
+    alias = Provider(CPU, "onnxruntime", shares_with_cpu=True)
+    choice = ProviderChoice("other", alias, {})
+    monkeypatch.setattr(ProviderChoice, "is_cpu", property(lambda self: False))
+    monkeypatch.setattr("dsconv.runtime.onnx_graph.choose_provider", lambda label: choice)
+    from dsconv.runtime.onnx_session import OnnxSession
+
+    placement = OnnxSession(artifact, "other").placement
+    assert placement is not None
+    assert placement.node_share(CPU) == 1.0
+    assert placement.time_share(CPU) == 1.0
+    assert placement.shares[0].operators["GroupQueryAttention"] == 2
+
+
+# ---------------------------------------------------------------- graphs of doctor
+
+
+@pytest.mark.parametrize("make", [int4_contrib, int4_standard, float16])
+def test_the_trial_graphs_hold_on_the_cpu(make: Any) -> None:
+    import onnxruntime
+
+    trial = make()
+    options = onnxruntime.SessionOptions()
+    session = create_session(trial.model, choose_provider("cpu"), options)
+    found = session.run(None, {"x": trial.x})[0]
+    assert trial.error_of(found) < 1e-2
+    assert trial.error_of(np.roll(found, 1, axis=1)) > 0.5
