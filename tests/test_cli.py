@@ -29,7 +29,15 @@ QUANTIZE = {
     "calibration_kl",
     "peak_rss_bytes",
 }
-EXPORT = {"output", "bytes_written", "bytes_linked", "files", "seconds", "peak_rss_bytes"}
+EXPORT = {
+    "output",
+    "target",
+    "bytes_written",
+    "bytes_linked",
+    "files",
+    "seconds",
+    "peak_rss_bytes",
+}
 RUN = {
     "text",
     "thinking",
@@ -41,6 +49,7 @@ RUN = {
     "decode_tokens_per_second",
     "sampling",
     "speculation",
+    "placement",
     "runtime",
     "provider",
 }
