@@ -96,7 +96,7 @@ def from_profile(events: Sequence[Mapping[str, Any]]) -> Placement:
     A compiled part of the graph is one node here.
     """
     operators: dict[str, dict[str, str]] = {}  # provider -> node -> operator
-    seconds: Counter[str] = Counter()
+    seconds: dict[str, float] = {}
     for event in events:
         name = str(event.get("name", ""))
         if event.get("cat") != "Node" or not name.endswith(KERNEL_TIME):
@@ -104,7 +104,7 @@ def from_profile(events: Sequence[Mapping[str, Any]]) -> Placement:
         arguments = event.get("args", {})
         provider = str(arguments.get("provider") or "unknown")
         operators.setdefault(provider, {})[name] = str(arguments.get("op_name", ""))
-        seconds[provider] += float(event.get("dur", 0)) / 1e6
+        seconds[provider] = seconds.get(provider, 0.0) + float(event.get("dur", 0)) / 1e6
     shares = (
         Share(provider, dict(Counter(nodes.values())), seconds[provider])
         for provider, nodes in operators.items()
