@@ -5,17 +5,20 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..convert.checkpoint import generation_config
 from ..convert.inspect import Description
 from .console import progress, say, size_text
-from .demo import DemoResult, run_demo
 from .load import Loaded, load
 from .run import Answer, answer
 from .sampling import from_generation_config
 from .thinking import Kind
 from .verify import Verdict, VerifyOptions, plan_windows, read_text
 from .verify import verify as verify_sessions
+
+if TYPE_CHECKING:
+    from .demo import DemoResult
 
 Overrides = tuple["float | None", "float | None", "int | None", "int | None"]
 
@@ -131,6 +134,8 @@ def show_description(description: Description) -> None:
 
 
 def demo_command(keep: Path | None, threads: int) -> DemoResult:
+    from .demo import run_demo  # the exporters: most of a second that other commands save
+
     return run_demo(progress, say, keep, threads)
 
 
