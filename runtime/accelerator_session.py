@@ -134,9 +134,10 @@ def grouped_attention(
     heads, length, width = query.shape[1:]
     kv_heads = keys.shape[1]
     if length > 1:
-        return functional.scaled_dot_product_attention(
+        attended: torch.Tensor = functional.scaled_dot_product_attention(
             query, keys, values, attn_mask=mask, enable_gqa=heads != kv_heads
         )
+        return attended
     grouped = query.reshape(1, kv_heads, heads // kv_heads, width)
     scores = (grouped @ keys.transpose(2, 3)).float() * width**-0.5
     weights = scores.masked_fill(~mask, float("-inf")).softmax(-1).to(values.dtype)

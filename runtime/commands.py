@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..convert.checkpoint import generation_config
 from ..convert.inspect import Description
 from .console import progress, say, size_text
-from .demo import DemoResult, run_demo
 from .load import Loaded
 from .run import Answer, answer
 from .sampling import from_generation_config
 from .thinking import Kind
+
+if TYPE_CHECKING:
+    from .demo import DemoResult
 
 Overrides = tuple["float | None", "float | None", "int | None", "int | None"]
 
@@ -73,6 +76,8 @@ def show_description(description: Description) -> None:
 
 
 def demo_command(keep: Path | None, threads: int) -> DemoResult:
+    from .demo import run_demo  # the exporters: most of a second that other commands save
+
     return run_demo(progress, say, keep, threads)
 
 

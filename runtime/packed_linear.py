@@ -78,12 +78,11 @@ class PackedMatrix:
         groups = scales.shape[-1]
         missing = groups * self._group - codes.shape[-1]
         codes = functional.pad(codes, (0, missing)) if missing > 0 else codes
-        codes = codes[..., : groups * self._group]
-        codes = codes.reshape(*codes.shape[:-1], groups, self._group)
+        codes = codes[..., : groups * self._group].reshape(*codes.shape[:-1], groups, self._group)
         centre = self._zero if zeros is None else zeros[..., None]
-        weights = (codes.to(self._dtype) - centre) * scales[..., None]
-        result: torch.Tensor = weights.flatten(-2)[..., : self._columns]
-        return result
+        weights: torch.Tensor = (codes.to(self._dtype) - centre) * scales[..., None]
+        found: torch.Tensor = weights.flatten(-2)[..., : self._columns]
+        return found
 
 
 class KernelMatrix:

@@ -104,8 +104,7 @@ def from_profile(events: Sequence[Mapping[str, Any]]) -> Placement:
         arguments = event.get("args", {})
         provider = str(arguments.get("provider") or "unknown")
         operators.setdefault(provider, {})[name] = str(arguments.get("op_name", ""))
-        spent = float(event.get("dur", 0)) / 1e6
-        seconds[provider] = seconds.get(provider, 0.0) + spent
+        seconds[provider] = seconds.get(provider, 0.0) + float(event.get("dur", 0)) / 1e6
     shares = (
         Share(provider, dict(Counter(nodes.values())), seconds[provider])
         for provider, nodes in operators.items()

@@ -11,6 +11,7 @@ import ctypes
 import importlib
 import importlib.util
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -149,9 +150,11 @@ def create_session(
     except Exception as error:  # ONNX Runtime raises a class of its own per status code
         if choice.is_cpu:
             raise
-        raise _refusal(where, choice, " ".join(str(error).split())) from error
+        reason = said.failed_creation() or " ".join(str(error).split())
+        raise _refusal(where, choice, reason) from error
     if choice.provider.name not in session.get_providers():
-        raise _refusal(where, choice, said.last_line() or "ONNX Runtime went on without it")
+        reason = said.failed_creation() or said.last_line() or "ONNX Runtime went on without it"
+        raise _refusal(where, choice, reason)
     return session
 
 
@@ -197,6 +200,11 @@ class Captured:
 
     def __init__(self) -> None:
         self.text = ""
+
+    def failed_creation(self) -> str:
+        """ONNX Runtime's words for a provider that it then left out, which it only logs."""
+        found = re.search(r"Failed to create \w+\.[^\x1b\n]*", self.text)
+        return found.group() if found else ""
 
     def last_line(self) -> str:
         lines = [line.strip() for line in self.text.splitlines() if line.strip()]

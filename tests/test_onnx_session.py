@@ -161,7 +161,7 @@ def test_an_unknown_provider_is_a_usage_error(artifact: Path) -> None:
 
 
 def test_a_provider_that_is_not_installed_is_never_replaced_by_the_cpu(artifact: Path) -> None:
-    with pytest.raises(ProviderError, match="the installed onnxruntime .* has no QNN"):
+    with pytest.raises(ProviderError, match=r"'qnn': the installed onnxruntime .* has no QNN"):
         OnnxSession(artifact, "qnn")
 
 
