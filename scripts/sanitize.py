@@ -22,13 +22,16 @@ SANITIZERS = "-fsanitize=address,undefined -fno-sanitize-recover=all -O1 -g"
 IGNORED = shutil.ignore_patterns(".*", "build", "*.egg-info", "__pycache__", "*.so")
 
 
-def runtime_library() -> str:
-    """The address sanitizer must be loaded before Python's own allocations."""
+def runtime_libraries() -> str:
+    """The address sanitizer must be loaded before Python's own allocations, and the C++ library
+    with it: what it takes the place of in a library that comes later it does not find."""
     compiler = (os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc").split()[0]
-    found = subprocess.run(
-        [compiler, "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
-    )
-    return found.stdout.strip()
+
+    def path(name: str) -> str:
+        command = [compiler, f"-print-file-name={name}"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    return f"{path('libasan.so')}:{path('libstdc++.so.6')}"
 
 
 def main(arguments: list[str]) -> int:
@@ -47,7 +50,7 @@ def main(arguments: list[str]) -> int:
         setup = "from setuptools import setup; setup()"
         build = [sys.executable, "-c", setup, "--quiet", "build_ext", "--inplace"]
         subprocess.run(build, cwd=copy, env=environment, check=True)
-        environment["LD_PRELOAD"] = runtime_library()
+        environment["LD_PRELOAD"] = runtime_libraries()
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
         return subprocess.run(command, cwd=copy, env=environment).returncode
 

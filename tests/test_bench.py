@@ -371,7 +371,7 @@ KEYS = {
     *("path", "runtime", "provider", "threads", "prefill_tokens_per_second"),
     *("decode_tokens_per_second", "decode_context", "load_seconds", "first_token_seconds"),
     *("peak_rss_bytes", "weight_bytes_per_token", "bandwidth_fraction"),
-    *("prefill_tokens", "spread", "decode"),
+    *("prefill_tokens", "placement", "spread", "decode"),
 }
 
 
