@@ -40,7 +40,7 @@ from dsconv.cli_options import (
     TuningEpochs,
     quantize_options,
 )
-from dsconv.errors import UnsupportedError, UsageError, VerdictFailed
+from dsconv.errors import VerdictFailed
 
 app = typer.Typer(
     add_completion=False,
@@ -235,50 +235,12 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Export a checkpoint: for ONNX Runtime, llama.cpp, transformers, or the native engine."""
-    from dsconv.convert.onnx.export import ExportOptions
-    from dsconv.convert.targets.choice import choose_format, choose_options
-    from dsconv.convert.targets.table import find_target
-    from dsconv.runtime.export_commands import (
-        export_command,
-        export_compressed_tensors_command,
-        export_gguf_command,
-        export_native_command,
-        export_target_command,
-    )
+    from dsconv.runtime.export_commands import ExportRequest, export_command
 
-    formats = ("onnx", "gguf", "compressed-tensors", "native")
-    if format is not None and format not in formats:
-        raise UnsupportedError(
-            f"format {format!r} is not supported yet", f"use --format {', '.join(formats)}"
-        )
-    wanted = find_target(target)
-    format = choose_format(wanted, format)
-    if format == "compressed-tensors":
-        folder = export_compressed_tensors_command(model, output, copy, overwrite)
-        _print_json(folder.to_json()) if as_json else folder.show()
-        return
-    if format != "onnx":
-        to_file = export_gguf_command if format == "gguf" else export_native_command
-        file = to_file(model, output, overwrite)
-        _print_json(file.to_json()) if as_json else file.show()
-        return
-    if dialect is not None:
-        if target != "cpu":
-            raise UsageError(
-                f"--dialect {dialect}: target {target} has one of its own", "leave out --dialect"
-            )
-        chosen = ExportOptions(dialect, accuracy_level, context_length, copy)
-        report = export_command(model, chosen, output, overwrite)
-    else:
-        choose = partial(
-            choose_options,
-            wanted,
-            accuracy_level=accuracy_level,
-            context_length=context_length,
-            prefill_length=prefill_length,
-            copy=copy,
-        )
-        report = export_target_command(model, wanted, choose, output, overwrite)
+    request = ExportRequest(
+        format, target, dialect, accuracy_level, context_length, prefill_length, copy
+    )
+    report = export_command(model, request, output, overwrite)
     _print_json(report.to_json()) if as_json else report.show()
 
 

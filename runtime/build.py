@@ -174,6 +174,8 @@ class _Builder:
         if reason is None or self._dry:
             self._steps.append(Step(name, reason))
             return
+        if name in (QUANTIZE, EXPORT):
+            self._require_judge()
         say(f"{name}: {reason}")
         start = time.perf_counter()
         if name != FOLDER:  # which is replaced in one move
@@ -216,6 +218,15 @@ class _Builder:
         unchanged = before is not None and before.path == pulled.path
         return pulled, None if unchanged else f"downloaded {name}"
 
+    def _require_judge(self) -> None:
+        """Not after hours of quantization: the provider that is to judge must be there."""
+        from .provider_session import require_provider
+        from .providers import choose_provider
+
+        choice = choose_provider(self._recipe.verify.provider)
+        if self._recipe.export.format == "onnx" and not choice.is_cpu:
+            require_provider(choice)
+
     # ---------------------------------------------------------------- quantize
 
     def _quantize_purpose(self) -> Mapping[str, Any]:
@@ -249,19 +260,12 @@ class _Builder:
         return {"export": asdict(self._recipe.export), "inputs": self._made(QUANTIZE)}
 
     def _export(self) -> Mapping[str, Any]:
-        from . import export_commands as commands
+        from .export_commands import export_command
 
         quantized = self._recipe.quantize is not None
         model = str(self._quantized if quantized else self._pulled.path)
-        part = self._recipe.export
-        if part.format == "onnx":
-            commands.export_command(model, part.onnx_options(), self._artifact, False).show()
-        elif part.format == "native":
-            commands.export_native_command(model, self._artifact, False).show()
-        elif part.format == "gguf":
-            commands.export_gguf_command(model, self._artifact, False).show()
-        else:
-            commands.export_compressed_tensors_command(model, self._artifact, False, False).show()
+        request = self._recipe.export.request()
+        export_command(model, request, self._artifact, overwrite=False).show()
         found = describe(str(self._artifact))
         files = [self._artifact, *self._artifact.rglob("*")]
         return {

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from ..convert.checkpoint import Checkpoint, open_checkpoint
 from ..convert.compressed_tensors_export import CompressedTensorsResult, export_compressed_tensors
@@ -14,13 +13,17 @@ from ..convert.gguf_export import GgufResult, export_gguf, is_single_file
 from ..convert.gguf_vocabulary import TextSettings
 from ..convert.native.export import NativeResult, export_native
 from ..convert.onnx.export import ExportOptions, ExportResult, export_onnx
-from ..convert.targets.choice import checker
+from ..convert.targets.choice import checker, choose_format, choose_options
+from ..convert.targets.table import find_target
 from ..convert.targets.target import Target
+from ..errors import UnsupportedError, UsageError
 from .chat import chat_template
 from .console import progress, say, size_text
 from .memory import peak_rss_bytes
 from .outputs import check_output
 from .tokenizer import TextTokenizer
+
+FORMATS = ("onnx", "gguf", "compressed-tensors", "native")
 
 
 @dataclass(frozen=True)
@@ -50,35 +53,82 @@ class ExportReport:
         )
 
 
-def export_command(
-    model: str, options: ExportOptions, output: Path, overwrite: bool
-) -> ExportReport:
-    """Write the graph that `options` describe, for any runtime that takes it."""
-    return _export(model, lambda checkpoint: options, output, overwrite)
+@dataclass(frozen=True)
+class ExportRequest:
+    """What to write: `format` None is the target's first; the last four are of ONNX graphs."""
+
+    format: str | None = None
+    target: str = "cpu"
+    dialect: str | None = None
+    accuracy_level: int = 4
+    context_length: int | None = None
+    prefill_length: int | None = None
+    copy: bool = False
+
+    def resolved(self) -> tuple[str, Target]:
+        """-> the format and the row of the target.
+
+        Raises:
+            UsageError: no such target, or a dialect for one that has its own.
+            UnsupportedError: no such format, or none that the target reads.
+        """
+        if self.format is not None and self.format not in FORMATS:
+            raise UnsupportedError(
+                f"format {self.format!r} is not supported yet", f"use --format {', '.join(FORMATS)}"
+            )
+        target = find_target(self.target)
+        format = choose_format(target, self.format)
+        if self.dialect is not None and self.target != "cpu" and format == "onnx":
+            raise UsageError(
+                f"--dialect {self.dialect}: target {self.target} has one of its own",
+                "leave out --dialect",
+            )
+        return format, target
+
+    def graph_options(self, target: Target, checkpoint: Checkpoint) -> ExportOptions:
+        if self.dialect is not None:
+            return ExportOptions(self.dialect, self.accuracy_level, self.context_length, self.copy)
+        return choose_options(
+            target,
+            checkpoint,
+            self.accuracy_level,
+            self.context_length,
+            self.prefill_length,
+            self.copy,
+        )
 
 
-def export_target_command(
-    model: str,
-    target: Target,
-    choose: Callable[[Checkpoint], ExportOptions],
-    output: Path,
-    overwrite: bool,
-) -> ExportReport:
-    """Write the graph that `choose` finds for the target; refused when it breaks its rules."""
-    return _export(model, choose, output, overwrite, checker(target))
+class Report(Protocol):
+    def to_json(self) -> dict[str, Any]: ...
+
+    def show(self) -> None: ...
 
 
-def _export(
-    model: str,
-    choose: Callable[[Checkpoint], ExportOptions],
-    output: Path,
-    overwrite: bool,
-    check: Callable[[Path], None] = lambda folder: None,
+def export_command(model: str, request: ExportRequest, output: Path, overwrite: bool) -> Report:
+    """Write what was asked for; a graph that breaks its target's own rules is refused.
+
+    Raises:
+        UsageError, InputError, UnsupportedError, OutputError: with the cure.
+    """
+    format, target = request.resolved()
+    if format == "native":
+        return export_native_command(model, output, overwrite)
+    if format == "gguf":
+        return export_gguf_command(model, output, overwrite)
+    if format == "compressed-tensors":
+        return export_compressed_tensors_command(model, output, request.copy, overwrite)
+    return export_graph_command(model, request, target, output, overwrite)
+
+
+def export_graph_command(
+    model: str, request: ExportRequest, target: Target, output: Path, overwrite: bool
 ) -> ExportReport:
     check_output(model, output, overwrite)
     start = time.perf_counter()
     checkpoint = open_checkpoint(model)
-    options = choose(checkpoint)
+    options = request.graph_options(target, checkpoint)
+    # A dialect that somebody named is theirs: it need not suit what the table says of the CPU.
+    check = checker(target) if request.dialect is None else lambda folder: None
     with progress("export", checkpoint.parameter_count, "weights") as advance:
         result = export_onnx(checkpoint, options, output, overwrite, advance, check)
     return ExportReport(result, output, options.target, time.perf_counter() - start)

@@ -15,15 +15,17 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..convert.onnx.names import DIALECT_NAMES
+from ..convert.targets.table import TARGETS
 from ..errors import InputError, UnsupportedError, UsageError
 from .providers import PROVIDERS
 from .quantize_defaults import quantize_options
 from .toml_schema import Settings, TableReader, limited, parse_toml
 
 if TYPE_CHECKING:  # a list of recipes needs none of these
-    from ..convert.onnx.export import ExportOptions
     from ..convert.quantization_plan import QuantizeOptions, Target
     from .calibration import CalibrationOptions
+    from .export_commands import ExportRequest
     from .verify import VerifyOptions
 
 SUFFIX = ".toml"
@@ -100,18 +102,26 @@ class QuantizePart:
 
 @dataclass(frozen=True)
 class ExportPart:
-    """As the options of `dsconv export`; the last three matter to `onnx` only."""
+    """As the options of `dsconv export`; the last four matter to `onnx` only."""
 
     format: str = limited("onnx", choices=tuple(OUTPUT_NAMES))
-    target: str = limited("cpu", choices=tuple(PROVIDERS))
-    dialect: str = limited("contrib", choices=("contrib", "std24", "std17"))
+    target: str = limited("cpu", choices=tuple(TARGETS))
+    dialect: str | None = limited(None, choices=tuple(DIALECT_NAMES))
     accuracy_level: int = limited(4, choices=(0, 1, 2, 3, 4))
     context_length: int | None = limited(None, low=1)
+    prefill_length: int | None = limited(None, low=1)
 
-    def onnx_options(self) -> ExportOptions:
-        from ..convert.onnx.export import ExportOptions
+    def request(self) -> ExportRequest:
+        from .export_commands import ExportRequest
 
-        return ExportOptions(self.dialect, self.accuracy_level, self.context_length)
+        return ExportRequest(
+            self.format,
+            self.target,
+            self.dialect,
+            self.accuracy_level,
+            self.context_length,
+            self.prefill_length,
+        )
 
 
 @dataclass(frozen=True)
@@ -172,13 +182,8 @@ class Recipe(Parts):
 
         Raises:
             InputError: keys contradict each other.
-            UnsupportedError: a target that is known and not supported yet.
+            UnsupportedError: a target that does not read such an artifact.
         """
-        if self.export.target != "cpu":
-            raise UnsupportedError(
-                f"{self.file}: export.target: {self.export.target!r} is not supported yet",
-                'write target = "cpu"; for other processors see docs/recipes.md',
-            )
         if self.quantize is not None:
             part = self.quantize
             if part.scheme == "scale-min" and self.export.format in ("onnx", "compressed-tensors"):
@@ -189,7 +194,7 @@ class Recipe(Parts):
                 )
             self._in_section("quantize", partial(part.options, 1, True, False))
             self._in_section("quantize", part.texts)
-        self._in_section("export", self.export.onnx_options)
+        self._in_section("export", self.export.request().resolved)
         self._in_section("verify", self.verify.options)
 
     def _in_section(self, section: str, make: Callable[[], object]) -> None:
@@ -197,6 +202,9 @@ class Recipe(Parts):
             make()
         except UsageError as error:
             raise InputError(f"{self.file}: [{section}]: {error.message}", error.hint) from error
+        except UnsupportedError as error:
+            words = f"{self.file}: [{section}]: {error.message}"
+            raise UnsupportedError(words, error.hint) from error
 
 
 def recipe_names() -> list[str]:

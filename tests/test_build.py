@@ -17,6 +17,8 @@ from test_gguf_export import checkpoint as gguf_checkpoint
 
 from dsconv.atomic import lock_folder
 from dsconv.convert.manifest import sha256_file
+from dsconv.convert.targets.lint import lint
+from dsconv.convert.targets.table import TARGETS
 from dsconv.errors import InputError, OutputError
 from dsconv.runtime import build_source
 from dsconv.runtime.build import build, plan_build, refuse_other_folder, work_folder
@@ -158,6 +160,30 @@ def test_the_second_time_nothing_is_done(tmp_path: Path, file: Path) -> None:
     assert run(file, output) == []
     assert {p: p.stat().st_mtime_ns for p in output.rglob("*")} == stamps
     assert set(planned(file, output).values()) == {None}
+
+
+@pytest.mark.parametrize("target", ["openvino", "cuda", "cann"])
+def test_graphs_for_other_targets_are_judged_on_the_cpu_where_that_is_asked_for(
+    tmp_path: Path, model: Path, target: str
+) -> None:
+    file, output = tmp_path / "small.toml", tmp_path / "out"
+    file.write_text(RECIPE.format(source=model, format="onnx"), encoding="utf-8")
+    settings = (f"export.target={target}", "quantize.group_size=32")
+    missing = dsconv(
+        "build",
+        file,
+        "-o",
+        output,
+        "--set",
+        f"verify.provider={target}",
+        *(word for setting in settings for word in ("--set", setting)),
+    )
+    assert_refused(missing, 7, target)
+    assert not (tmp_path / "out.work" / "quantized").exists()  # before anything dear is done
+    run(file, output, *settings)
+    verdict = json.loads((output / "verdict.json").read_text(encoding="utf-8"))
+    assert (verdict["passed"], verdict["provider"]) == (True, "cpu")
+    assert lint(output / "model", TARGETS[target]).findings == ()
 
 
 @pytest.mark.parametrize(
@@ -317,7 +343,8 @@ def test_the_dry_run_of_every_recipe_on_a_stand_in(tmp_path: Path, name: str, mo
     "name", [n for n in recipe_names() if n.startswith("r1-distill-qwen-1.5b-")]
 )
 def test_every_target_builds(tmp_path: Path, name: str, model: Path) -> None:
-    settings = (f"source={model}", *FAST, "verify.max_kl=9", "verify.min_top1=0")
+    judged = ("verify.max_kl=9", "verify.min_top1=0", "verify.provider=cpu")
+    settings = (f"source={model}", *FAST, *judged)
     if name.endswith("w8a8"):  # always calibrated
         text = json.dumps([str(model / "tokenizer.json")])
         calibration = ("quantize.calibration_tokens=64", f"quantize.calibration={text}")
@@ -400,7 +427,7 @@ def refused(file: Path, *arguments: object) -> Outcome:
 def test_refusals(tmp_path: Path, file: Path, model: Path) -> None:
     output = tmp_path / "out"
     assert_refused(refused(file, "-o", output, "--set", "quantize.bits=7"), 2, "bits", "3, 4, 5")
-    assert_refused(refused(file, "-o", output, "--set", "export.target=cuda"), 4, "cuda")
+    assert_refused(refused(file, "-o", output, "--set", "export.target=groq"), 4, "groq")
     assert_refused(refused(Path("no-such-recipe"), "-o", output), 2, "no-such-recipe")
     output.mkdir()
     (output / "precious").write_text("x", encoding="utf-8")

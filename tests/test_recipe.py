@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from dsconv.convert.onnx.export import DIALECTS
+from dsconv.convert.onnx.names import DIALECT_NAMES
 from dsconv.errors import DsconvError, InputError, UnsupportedError, UsageError
 from dsconv.runtime.recipe import (
     ExportPart,
@@ -39,6 +41,9 @@ TARGETS = (
     "gguf-int4",
     "vllm-int4",
     "vllm-w8a8",
+    "cuda-int4",
+    "openvino-int4",
+    "openvino-int8",
 )
 HEAD = 'description = "d"\nsource = "org/model"\n'
 
@@ -85,6 +90,16 @@ def test_recipes_of_one_target_differ_by_model_and_limits_only() -> None:
         assert all(recipe == recipes[0] for recipe in recipes)
 
 
+def test_the_names_of_dialects_are_those_of_the_exporter() -> None:
+    assert tuple(DIALECTS) == DIALECT_NAMES
+
+
+@pytest.mark.parametrize("name", [name for name in recipe_names() if "vllm" not in name])
+def test_what_serves_is_what_judges(name: str) -> None:
+    recipe = load_recipe(name)
+    assert recipe.verify.provider == recipe.export.target
+
+
 def test_the_documentation_names_every_key() -> None:
     text = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
     for part in (Parts, QuantizePart, ExportPart, VerifyPart):
@@ -101,7 +116,7 @@ def test_what_is_left_out_has_the_default(tmp_path: Path) -> None:
     recipe = loaded(tmp_path, HEAD)
     assert recipe.quantize is None
     assert (recipe.revision, recipe.name) == ("main", "mine")
-    assert recipe.export == ExportPart("onnx", "cpu", "contrib", 4, None)
+    assert recipe.export == ExportPart("onnx", "cpu", None, 4, None, None)
     assert recipe.verify == VerifyPart()
     assert loaded(tmp_path, HEAD + "[quantize]").quantize == QuantizePart()
 
@@ -158,7 +173,9 @@ def test_a_required_key(tmp_path: Path, missing: str) -> None:
 @pytest.mark.parametrize(
     ("text", "error", "words"),
     [
-        ("[export]\ntarget = 'cuda'", UnsupportedError, "'cuda' is not supported yet"),
+        ("[export]\ntarget = 'cuda'\nformat = 'gguf'", UnsupportedError, "does not read format"),
+        ("[export]\ntarget = 'groq'", UnsupportedError, "target groq"),
+        ("[export]\ntarget = 'cann'\ndialect = 'std17'", InputError, "has one of its own"),
         ("[quantize]\nscheme = 'scale-min'", InputError, "'scale-min' cannot be exported as"),
         ("[quantize]\nbits = 3", InputError, r"\[quantize\]: bits: 3"),
         ("[quantize]\nactivations = 'int8'", InputError, "int8 activations need"),
