@@ -369,8 +369,14 @@ def verify(
     from dsconv.runtime.task import TaskOptions
     from dsconv.runtime.thresholds import from_options
     from dsconv.runtime.verify import VerifyOptions
-    from dsconv.runtime.verify_command import VerifyReport, VerifyRequest, run_verify
+    from dsconv.runtime.verify_command import (
+        VerifyReport,
+        VerifyRequest,
+        refuse_unwritable,
+        run_verify,
+    )
 
+    refuse_unwritable(report, junit)
     limits = from_options(
         {
             "max_kl": max_kl,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ..errors import OutputError
 from .console import progress, say
 from .file_hashes import FileHashes
 from .gate import failures, judge, read_baseline
@@ -17,6 +18,7 @@ from .load import load
 from .provenance import trace, weight_hashes
 from .reference import LivePredictions, Reference, Tokens, open_reference
 from .reference_cache import ReferenceCache, cache_key
+from .task import read_task
 from .thresholds import Threshold, choose, from_file, narrowest_bits
 from .verdict import Verdict
 from .verdict_json import to_json
@@ -50,6 +52,15 @@ class VerifyRequest:
     inspections: Inspections = field(default_factory=Inspections)
 
 
+def refuse_unwritable(*files: Path | None) -> None:
+    """Before hours of measuring. Raises OutputError: a file has no folder to lie in."""
+    for file in files:
+        if file is not None and not file.parent.is_dir():
+            raise OutputError(
+                f"{file}: there is no folder {str(file.parent)!r}", "make it, or give another path"
+            )
+
+
 def run_verify(request: VerifyRequest) -> Verdict:
     """Measure and judge. What can be wrong with the request is found out before anything runs.
 
@@ -57,6 +68,8 @@ def run_verify(request: VerifyRequest) -> Verdict:
         UsageError, InputError, UnsupportedError, ProviderError, DownloadError: with the cure.
     """
     text = read_text(request.text)
+    if request.inspections.task:
+        read_task(request.inspections.task, 1)
     file = from_file(request.settings) if request.settings else ()
     baseline = read_baseline(request.baseline) if request.baseline else None
     artifact = load(

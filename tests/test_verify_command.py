@@ -161,3 +161,17 @@ def test_json_is_strict(verify: Verify, artifact: Path) -> None:
     assert content["provenance"]["artifact"] == str(artifact)
     assert len(content["worst_tokens"]) == 10
     assert sum(b["tokens"] for b in content["buckets"] if b["of"] == "position") == 600
+
+
+def test_what_cannot_be_written_or_read_is_told_before_anything_is_measured(
+    verify: Verify, artifact: Path
+) -> None:
+    for option in ("--report", "--junit"):
+        refused = verify(artifact, option, "nowhere/out.file")
+        assert refused.code == 6
+        assert refused.err.splitlines()[0] == (
+            "error: nowhere/out.file: there is no folder 'nowhere'"
+        )
+    missing = verify(artifact, "--task", "nowhere.jsonl")
+    assert missing.code == 3
+    assert "reference" not in missing.err  # nothing ran: no progress, no cache
