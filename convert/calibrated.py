@@ -31,9 +31,10 @@ from ..quant.rounding import AnyQuantized, ScaleOverflow, dequantize, round_to_n
 from ..quant.sqnr import decibels, error_power, output_power
 from .activations import ActivationStore, StoredWindows
 from .calibrating_ops import CalibratingOps
+from .calibration_budget import memory_for_activations, memory_for_moments, rows_at_a_time
 from .checkpoint import Checkpoint, module_of
 from .divergence import mean_divergence
-from .families.base import DecoderConfig, Linear, Norm, Table
+from .families.base import Linear, Norm, Table
 from .families.inventory import Role
 from .head_moments import tied_moments
 from .heap import return_freed_blocks
@@ -54,9 +55,7 @@ from .residual_files import ResidualFiles
 from .smoothed import Smoother
 from .torch_ops import load_parameter
 
-WEIGHTS_AT_A_TIME = 1 << 22  # of a matrix, rounded by one thread
 SAMPLES = 1024  # positions on which the smoothing is chosen, spread over all windows
-ACTIVATION_SHARE = 0.25  # of the memory for calibration; the rest is for second moments
 LOWEST_SQNR = 0.0  # dB: below, the error is larger than the signal and the run stops
 
 Floats = NDArray[np.float32]
@@ -86,7 +85,7 @@ def quantize_calibrated(
     """
     return_freed_blocks()
     with single_threaded_libraries(), Workers(options.threads) as workers, torch.inference_mode():
-        store = ActivationStore(journal.folder, int(options.max_memory * ACTIVATION_SHARE))
+        store = ActivationStore(journal.folder, memory_for_activations(options.max_memory))
         calibration = _Calibration(
             checkpoint, jobs, windows, writer, workers, store, options, journal, advance, report
         )
@@ -103,20 +102,6 @@ def forward_dtype() -> torch.dtype:
     """bfloat16 where the processor multiplies it natively (about four times as fast)."""
     has_bfloat16: Callable[[], bool] = torch.ops.mkldnn._is_mkldnn_bf16_supported
     return torch.bfloat16 if has_bfloat16() else torch.float32
-
-
-def rows_at_a_time(columns: int) -> int:
-    """Of a matrix, rounded by one thread: wide ones in smaller slices; a multiple of the zero
-    points' 8."""
-    return max(8, min(512, WEIGHTS_AT_A_TIME // columns // 8 * 8))
-
-
-def memory_for_moments(max_memory: int, config: DecoderConfig) -> int:
-    """Bytes for the second moments of one input: what activations leave, and the weights that are
-    held while moments are summed (gate and up, in two bytes each)."""
-    weights = 2 * 2 * config.intermediate_size * config.hidden_size
-    rest = int(max_memory * (1 - ACTIVATION_SHARE))
-    return max(rest - weights, rest // 3)
 
 
 class _Calibration:

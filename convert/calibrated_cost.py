@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from ..quant.gptq import COLUMNS_AT_A_TIME, undivided
 from .allocating import WINDOWS as SENSITIVITY_WINDOWS
-from .calibrated import ACTIVATION_SHARE, memory_for_moments, rows_at_a_time
+from .calibration_budget import memory_for_activations, memory_for_moments, rows_at_a_time
 from .cost import Step, Work, Workload, forward_operations, rounding_step
 from .families.inventory import Role
 from .head_moments import WINDOWS as HEAD_WINDOWS
@@ -233,7 +233,7 @@ def scratch_bytes(workload: Workload) -> int:
 
 
 def _share(workload: Workload) -> int:
-    return int(workload.options.max_memory * ACTIVATION_SHARE)
+    return memory_for_activations(workload.options.max_memory)
 
 
 def _stored_in_memory(workload: Workload) -> int:

@@ -178,7 +178,7 @@ def _feedback(workload: Workload, workers: Workers) -> dict[Work, float]:
     scheme = _scheme(workload, Role.LINEAR)
     if scheme is None or not workload.calibrates:
         return {}
-    from ..convert.calibrated import rows_at_a_time
+    from ..convert.calibration_budget import rows_at_a_time
     from ..quant.gptq import factorize, gptq
 
     threads = workload.options.threads

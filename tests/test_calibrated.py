@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
 from dsconv.convert import calibrated as calibrated_module
+from dsconv.convert import calibration_budget
 from dsconv.convert.activations import ActivationStore
 from dsconv.convert.checkpoint import Checkpoint, open_checkpoint
 from dsconv.convert.families.base import Linear, Table
@@ -282,7 +283,7 @@ def test_activations_on_disk_give_the_same_bytes(
     monkeypatch.setattr(calibrated_module, "ActivationStore", Remembered)
     wanted = folder_hash(calibrated(source, tmp_path / "memory", **options))
     for share in (1e-9, 1e-5):  # nothing, or a few windows, in memory
-        monkeypatch.setattr(calibrated_module, "ACTIVATION_SHARE", share)
+        monkeypatch.setattr(calibration_budget, "ACTIVATION_SHARE", share)
         assert folder_hash(calibrated(source, tmp_path / str(share), **options)) == wanted
     assert stores[0].spilled_bytes == 0
     assert stores[1].spilled_bytes > stores[2].spilled_bytes > 0
