@@ -4,8 +4,9 @@ The only module that does so.
 
 An output folder is built as a sibling `NAME.partial`, every file and folder in it is fsynced, and
 one rename makes it visible. An exception on the way removes the partial folder, unless the work can
-be resumed: then only an error that would come again removes it. One process at a time: the partial
-folder is locked until it stands under its final name.
+be resumed: then only an error that would come again removes it. One process at a time: what is
+partial is locked until it stands under its final name. An old output is replaced in one step where
+the system can exchange two names, so that a reader finds the old one or the new one.
 """
 
 from __future__ import annotations
@@ -102,15 +103,17 @@ def output_folder(final: Path, overwrite: bool = False, resume: bool = False) ->
     partial = partial_of(final)
     try:
         partial.mkdir(parents=True, exist_ok=True)
-        lock = lock_folder(partial)
-        if not resume:
-            empty_folder(partial)
+        lock = lock_path(partial)
     except OSError as error:
         raise output_error(error, final) from error
     try:
+        if _bring_back_what_was_retired(final):
+            refuse_existing(final, overwrite)
+        if not resume:
+            empty_folder(partial)
         yield partial
         _fsync_tree(partial)
-        _replace_folder(partial, final)
+        _put_in_place(partial, final)
     except OSError as error:
         if not resume:
             shutil.rmtree(partial, ignore_errors=True)
@@ -128,32 +131,52 @@ def output_folder(final: Path, overwrite: bool = False, resume: bool = False) ->
         os.close(lock)
 
 
-def lock_folder(folder: Path) -> int:
-    """-> a descriptor that keeps other processes out until it is closed."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def lock_path(path: Path, create: bool = False) -> int:
+    """-> a descriptor that keeps other processes out until it is closed, or the process has died.
+
+    create: the file, if it is not there.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT if create else os.O_RDONLY, 0o666)
+    holder = ""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # The other process may have finished since the folder was opened: then it has been renamed.
-        free = folder.exists() and os.path.samestat(os.fstat(descriptor), folder.stat())
+        # The other process may have finished since the path was opened: then it has been renamed.
+        free = path.exists() and os.path.samestat(os.fstat(descriptor), path.stat())
     except BlockingIOError:
-        free = False
+        free, holder = False, _holder(descriptor)
     except OSError:
         free = True  # some network file systems have no locks
     if not free:
         os.close(descriptor)
         raise OutputError(
-            f"{folder}: another dsconv is writing there", "wait until it has finished"
+            f"{path}: another dsconv{holder} is writing there", "wait until it has finished"
         )
     return descriptor
+
+
+def _holder(descriptor: int) -> str:
+    """Which process holds the lock, where Linux tells."""
+    number = str(os.fstat(descriptor).st_ino)
+    with suppress(OSError, IndexError):
+        for line in Path("/proc/locks").read_text("ascii").splitlines():
+            # 1: FLOCK  ADVISORY  WRITE 4711 08:01:263170 0 EOF
+            fields = line.split()
+            if fields[1] == "FLOCK" and fields[5].rpartition(":")[2] == number:
+                return f" (process {fields[4]})"
+    return ""
 
 
 def empty_folder(folder: Path) -> None:
     """Remove everything in a folder."""
     for path in folder.iterdir():
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+        _remove(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 @contextmanager
@@ -168,6 +191,10 @@ def output_file(final: Path, overwrite: bool = False) -> Iterator[Path]:
     partial = partial_of(final)
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
+        lock = lock_path(partial, create=True)
+    except OSError as error:
+        raise output_error(error, final) from error
+    try:
         yield partial
         fsync_path(partial)
         os.replace(partial, final)
@@ -180,6 +207,8 @@ def output_file(final: Path, overwrite: bool = False) -> Iterator[Path]:
     except BaseException:
         _remove_file(partial)
         raise
+    finally:
+        os.close(lock)
 
 
 def _remove_file(path: Path) -> None:
@@ -187,22 +216,71 @@ def _remove_file(path: Path) -> None:
         path.unlink()
 
 
-def _replace_folder(partial: Path, final: Path) -> None:
-    """Rename `partial` to `final`; an old `final` is moved away first and removed last."""
-    retired = final.with_name(final.name + ".replaced")
-    if final.exists():
-        if retired.exists():
-            shutil.rmtree(retired)
-        os.rename(final, retired)
+def _put_in_place(partial: Path, final: Path) -> None:
+    """Rename `partial` to `final`, then remove what stood there."""
+    if not final.is_dir() or not any(final.iterdir()):
+        os.rename(partial, final)
+        fsync_path(final.parent)
+        return
+    old = lock_path(final)  # it will bear the name `partial`, which nobody else may use meanwhile
+    try:
+        if _exchange(partial, final):
+            fsync_path(final.parent)
+            shutil.rmtree(partial, ignore_errors=True)
+        else:
+            _retire_and_rename(partial, final)
+    finally:
+        os.close(old)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two names change places in one step; False where the system cannot."""
+    import ctypes
+
+    at_current_folder, exchange = -100, 2  # of Linux
+    try:
+        rename = ctypes.CDLL(None).renameat2
+    except (OSError, AttributeError):
+        return False
+    names = os.fsencode(one), os.fsencode(other)
+    return bool(rename(at_current_folder, names[0], at_current_folder, names[1], exchange) == 0)
+
+
+def _retired(final: Path) -> Path:
+    """Where the old output lies for a moment, on file systems without `_exchange`."""
+    return final.with_name(final.name + ".replaced")
+
+
+def _retire_and_rename(partial: Path, final: Path) -> None:
+    """In two steps; if the process dies between them, the next run brings the old output back."""
+    retired = _retired(final)
+    os.rename(final, retired)
     try:
         os.rename(partial, final)
     except BaseException:
-        if retired.exists():
-            os.rename(retired, final)
+        os.rename(retired, final)
         raise
     fsync_path(final.parent)
-    if retired.exists():
-        shutil.rmtree(retired)
+    _remove_output(retired)
+
+
+def _bring_back_what_was_retired(final: Path) -> bool:
+    """Mend what a process has left that died in `_retire_and_rename`; False: there was nothing."""
+    retired = _retired(final)
+    if retired.is_symlink() or not (retired / MANIFEST).is_file():
+        return False
+    if os.path.lexists(final):
+        _remove_output(retired)
+    else:
+        os.rename(retired, final)
+    return True
+
+
+def _remove_output(folder: Path) -> None:
+    """The manifest goes last: it tells that the folder is ours to remove."""
+    for path in sorted(folder.iterdir(), key=lambda path: path.name == MANIFEST):
+        _remove(path)
+    folder.rmdir()
 
 
 def link_or_copy(source: Path, target: Path, copy: bool = False) -> int:

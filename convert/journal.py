@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -84,9 +84,17 @@ class Journal:
         self._last = time.monotonic()
         self._dear = self._last - start
 
-    def remove(self) -> None:
-        """The run is complete."""
+    def finish(self, outputs: Collection[str]) -> None:
+        """The run is complete: these files stay, everything else in the folder was scratch.
+
+        The journal goes when all of them have reached the disk: until then a crash costs nothing.
+        """
+        for name in outputs:
+            fsync_path(self.folder / name)
         (self.folder / JOURNAL).unlink()
+        for path in self.folder.iterdir():
+            if path.name not in outputs:
+                path.unlink()
 
     def _write(self, record: Mapping[str, Any]) -> None:
         self._file.write(json.dumps(record, sort_keys=True).encode() + b"\n")

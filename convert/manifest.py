@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ def hash_files(folder: Path) -> dict[str, str]:
     return {
         path.relative_to(folder).as_posix(): sha256_file(path)
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != MANIFEST
+        if path.is_file() and path != folder / MANIFEST
     }
 
 
@@ -76,9 +76,18 @@ def encode_manifest(content: Mapping[str, Any]) -> bytes:
 
 
 def write_manifest(
-    folder: Path, kind: str, source: Provenance, recipe: Mapping[str, Any], facts: Mapping[str, Any]
+    folder: Path,
+    kind: str,
+    source: Provenance,
+    recipe: Mapping[str, Any],
+    facts: Mapping[str, Any],
+    files: Collection[str] | None = None,
 ) -> None:
-    """Write the manifest of a finished folder. No time, host or path: same input, same bytes."""
+    """Write the manifest of a finished folder. No time, host or path: same input, same bytes.
+
+    files: of the folder that belong to the output; None for all that are there.
+    """
+    hashes = hash_files(folder) if files is None else {n: sha256_file(folder / n) for n in files}
     content = {
         "format_version": FORMAT_VERSION,
         "kind": kind,
@@ -86,7 +95,11 @@ def write_manifest(
         "recipe": dict(recipe),
         "facts": dict(facts),
         "versions": {"dsconv": __version__},
-        "sha256": hash_files(folder),
-        "tensors": {path.name: hash_tensors(path) for path in sorted(folder.glob("*.safetensors"))},
+        "sha256": hashes,
+        "tensors": {
+            name: hash_tensors(folder / name)
+            for name in hashes
+            if name.endswith(".safetensors") and "/" not in name
+        },
     }
     (folder / MANIFEST).write_bytes(encode_manifest(content))

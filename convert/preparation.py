@@ -80,8 +80,3 @@ def prepared(folder: Path, preparation: Preparation) -> Prepared:
     os.replace(unfinished, path)
     fsync_path(folder)
     return made
-
-
-def forget(folder: Path) -> None:
-    """The run is complete."""
-    (folder / PREPARED).unlink(missing_ok=True)

@@ -5,6 +5,7 @@ Without calibration: tensor by tensor in row chunks. With it: layer by layer, se
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import __version__
-from ..atomic import output_folder
+from ..atomic import MANIFEST, output_folder
 from ..errors import InputError, UnsupportedError, UsageError
 from ..quant.int8_rows import QuantizedRows
 from ..quant.rounding import METHODS, AnyQuantized, AnyScheme, ScaleOverflow
@@ -31,7 +32,7 @@ from .json_file import ConfigReader
 from .layout import SHAPE, encode, has_shape_tensor, read_quantized
 from .manifest import Provenance, sha256_file, write_manifest
 from .parallel import Workers
-from .preparation import GivenWindows, Preparation, forget, prepared
+from .preparation import GivenWindows, Preparation, prepared
 from .quantization_plan import CALIBRATED, Job, QuantizeOptions, plan, shards_of, tensors_of
 from .safetensors_file import DTYPES, SafetensorsWriter, TensorInfo, read_tensor_infos
 from .sources import INDEX, SafetensorsSource
@@ -135,6 +136,7 @@ def quantize_checkpoint(
         "versions": _versions(options),
         "options": options.recipe(),
         "inputs": {path.name: _stamp(path) for path in checkpoint.source.files()},
+        "beside them": _digest_beside(checkpoint),
         "calibration": preparation.purpose,
     }
     with (
@@ -195,10 +197,10 @@ def quantize_checkpoint(
             facts["calibration_tokens"] = sum(map(len, windows))
             facts["calibration_kl"] = divergence
             facts["matrices"] = {entry.module: entry.facts() for entry in reports}
-        provenance = inputs.result()
-        forget(folder)
-        journal.remove()
-        write_manifest(folder, "quantized-checkpoint", provenance, options.recipe(), facts)
+        kind, source, recipe = "quantized-checkpoint", inputs.result(), options.recipe()
+        written = [*shards, CONFIG, *checkpoint.side_files, *([INDEX] if len(shards) > 1 else [])]
+        write_manifest(folder, kind, source, recipe, facts, written)
+        journal.finish({*written, MANIFEST})
     return result
 
 
@@ -220,6 +222,14 @@ def _versions(options: QuantizeOptions) -> dict[str, str]:
 
         versions |= {"torch": torch.__version__, "forward": str(forward_dtype())}
     return versions
+
+
+def _digest_beside(checkpoint: Checkpoint) -> str:
+    """One hash over config and tokenizer, which decide over calibrated weights too."""
+    digest = hashlib.sha256(json.dumps(dict(checkpoint.config), sort_keys=True).encode())
+    for name, content in sorted(checkpoint.side_files.items()):
+        digest.update(name.encode() + b"\0" + hashlib.sha256(content).digest())
+    return digest.hexdigest()
 
 
 def _stamp(path: Path) -> list[int]:

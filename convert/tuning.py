@@ -358,5 +358,4 @@ def tune_written(
         for name in file.keys():  # noqa: SIM118 (not a dictionary)
             writer.rewrite(name, file.get_tensor(name))
     writer.flush()
-    kept.unlink()
     return result

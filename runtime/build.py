@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..atomic import MANIFEST, link_or_copy, lock_folder, output_error, output_folder
+from ..atomic import MANIFEST, link_or_copy, lock_path, output_error, output_folder
 from ..convert.checkpoint import open_checkpoint
 from ..convert.inspect import describe
 from ..convert.json_file import read_json_object
@@ -114,7 +114,7 @@ def _locked(work: Path) -> Iterator[None]:
     try:
         BuildState(work, FileHashes())  # refuses a folder of somebody else
         work.mkdir(parents=True, exist_ok=True)
-        lock = lock_folder(work)
+        lock = lock_path(work)
     except OSError as error:
         raise output_error(error, work) from error
     try:

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 from small_models import write_checkpoint, write_json
 from test_gguf_export import checkpoint as gguf_checkpoint
 
-from dsconv.atomic import lock_folder
+from dsconv.atomic import lock_path
 from dsconv.convert.manifest import sha256_file
 from dsconv.convert.targets.lint import lint
 from dsconv.convert.targets.table import TARGETS
@@ -317,7 +317,7 @@ def assert_refused_after_words(outcome: Outcome, code: int) -> None:
 def test_one_build_at_a_time(tmp_path: Path, file: Path) -> None:
     output = tmp_path / "out"
     work_folder(output).mkdir()
-    lock = lock_folder(work_folder(output))
+    lock = lock_path(work_folder(output))
     try:
         with pytest.raises(OutputError, match="another dsconv is writing there"):
             run(file, output)

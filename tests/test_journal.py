@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Iterator
@@ -147,10 +148,27 @@ def test_a_damaged_journal_is_refused_or_discarded(line: bytes, interrupted: Pat
         assert names(interrupted) == [JOURNAL]
 
 
-def test_removing(interrupted: Path) -> None:
+def test_a_complete_run_leaves_its_outputs_and_nothing_else(interrupted: Path) -> None:
+    for scratch in ("residual-7.bin", "activations-x1y2", "prepared.unfinished"):
+        (interrupted / scratch).write_bytes(b"left by a crash")
     with Journal(interrupted, PURPOSE) as journal:
-        journal.remove()
+        journal.finish({"model.safetensors"})
     assert names(interrupted) == ["model.safetensors"]
+
+
+def test_outputs_reach_the_disk_before_the_journal_goes(
+    interrupted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A crash in between costs nothing: all is there, and the journal says so."""
+
+    def full(path: Path) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with Journal(interrupted, PURPOSE) as journal:
+        monkeypatch.setattr(journal_module, "fsync_path", full)
+        with pytest.raises(OSError, match="Input"):
+            journal.finish({"model.safetensors"})
+    assert names(interrupted) == [JOURNAL, "model.safetensors"]
 
 
 def test_files_and_their_folder_reach_the_disk_before_the_line(

@@ -1,0 +1,141 @@
+"""Commands of dsconv in forked children: started at once, killed and disturbed at will."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+
+import pytest
+from command_line import Outcome
+
+SERVER = Path(__file__).with_name("fork_server.py")
+PATIENCE = 120.0  # seconds that a command may take
+
+
+@dataclass
+class Running:
+    """A command that has been started."""
+
+    pid: int
+    server: ForkServer
+    strace: subprocess.Popen[bytes] | None = None
+    log: Path | None = None
+
+    def wait(self) -> Outcome:
+        code = self.server.answer()
+        if self.strace is not None:
+            self.strace.wait(timeout=PATIENCE)
+        out, err = (path.read_text("utf-8", errors="replace") for path in self.server.streams)
+        return Outcome(code, out, err)
+
+
+@dataclass
+class ForkServer:
+    """scratch: a folder for what the commands print."""
+
+    scratch: Path
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def streams(self) -> tuple[Path, Path]:
+        return self.scratch / "stdout", self.scratch / "stderr"
+
+    def __enter__(self) -> ForkServer:
+        quiet = {
+            "OPENBLAS_NUM_THREADS": "1",  # the threads of more would not survive the fork
+            "OMP_NUM_THREADS": "2",
+            "HF_HUB_OFFLINE": "1",
+            "XDG_CACHE_HOME": str(self.scratch / "cache"),
+        }
+        self._process = subprocess.Popen(
+            [sys.executable, str(SERVER)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, **quiet, **self.environment},
+            text=True,
+        )
+        assert self.answer() == 1, "a thread before the fork"
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.stdout.close()
+        self._process.wait(timeout=PATIENCE)
+
+    def answer(self) -> int:
+        assert self._process.stdout is not None
+        return int(self._process.stdout.readline())
+
+    def start(
+        self,
+        *arguments: object,
+        cwd: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+        crash_at: int = 0,
+        below: Path | None = None,
+        strace: Sequence[str] = (),
+    ) -> Running:
+        """Start a command.
+
+        below, crash_at: die before the n-th change of the disk below a folder; 0 counts them (the
+        count is the last line of stdout). strace: options of it, to trace the command with.
+        """
+        request = {
+            "arguments": [str(argument) for argument in arguments],
+            "cwd": str(cwd or self.scratch),
+            "environment": dict(environment or {}),
+            "crash_at": crash_at,
+            "below": str(below) if below else "",
+            "traced": bool(strace),
+            "out": str(self.streams[0]),
+            "err": str(self.streams[1]),
+        }
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        running = Running(self.answer(), self)
+        if strace:
+            running.log = self.scratch / "strace.log"
+            command = ["strace", "-f", "-qq", "-o", str(running.log), *strace]
+            running.strace = subprocess.Popen([*command, "-p", str(running.pid)])
+        return running
+
+    def run(self, *arguments: object, **how: object) -> Outcome:
+        return self.start(*arguments, **how).wait()  # type: ignore[arg-type]
+
+
+@contextmanager
+def fork_server(scratch: Path) -> Iterator[ForkServer]:
+    with ForkServer(scratch) as server:
+        yield server
+
+
+def strace_works() -> bool:
+    """Can it attach to a process and change what its calls do?"""
+    if shutil.which("strace") is None:
+        return False
+    with subprocess.Popen(["sleep", "0.3"]) as process:
+        options = ["-qq", "-e", "inject=clock_nanosleep,nanosleep:signal=SIGKILL"]
+        attach = ["strace", *options, "-p", str(process.pid)]
+        done = subprocess.run(attach, capture_output=True, timeout=20)
+    return done.returncode in (0, 137) and b"Operation not permitted" not in done.stderr
+
+
+needs_strace = pytest.mark.skipif(
+    not strace_works(), reason="strace is missing, or may not attach to processes here"
+)
