@@ -23,6 +23,7 @@ class DoctorReport:
         """What works first; then what to do for the rest."""
         from rich.console import Console
         from rich.table import Table
+        from rich.text import Text
 
         table = Table(box=None, padding=(0, 2, 0, 0))
         for column in ("target", "state", "version", "int4", "fp16"):
@@ -31,7 +32,8 @@ class DoctorReport:
         order = {"works": 0, "broken": 1, "missing": 2}
         for target in sorted(self.diagnosis.targets, key=lambda t: order[t.state]):
             graphs = [_words(target.graphs.get(name)) for name in ("int4", "fp16")]
-            table.add_row(target.name, target.state, target.version, *graphs, _remark(target))
+            row = (target.name, target.state, target.version, *graphs, _remark(target))
+            table.add_row(*map(Text, row))  # as it is: commands have brackets, as markup does
         Console().print(table)
         for problem in self.diagnosis.problems:
             print(f"problem: {problem.what}\n    fix: {problem.cure}")

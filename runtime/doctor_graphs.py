@@ -1,4 +1,7 @@
-"""Tiny graphs with known results: does a provider compute int4 and float16 matrices rightly?"""
+"""Tiny graphs with known results: does a provider compute int4 and float16 matrices rightly?
+
+Inputs have three dimensions as in our exports: some providers take no others.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +50,7 @@ def _dequantized() -> NDArray[np.float32]:
 
 
 def _input() -> NDArray[np.float32]:
-    return np.random.default_rng(1).standard_normal((TOKENS, INPUTS)).astype(np.float32)
+    return np.random.default_rng(1).standard_normal((1, TOKENS, INPUTS)).astype(np.float32)
 
 
 def _model(nodes: list[Any], constants: dict[str, Any], kind: int, opset: int) -> bytes:
@@ -60,8 +63,8 @@ def _model(nodes: list[Any], constants: dict[str, Any], kind: int, opset: int) -
     graph = helper.make_graph(
         nodes,
         "doctor",
-        [helper.make_tensor_value_info("x", kind, [TOKENS, INPUTS])],
-        [helper.make_tensor_value_info("y", kind, [TOKENS, OUTPUTS])],
+        [helper.make_tensor_value_info("x", kind, [1, TOKENS, INPUTS])],
+        [helper.make_tensor_value_info("y", kind, [1, TOKENS, OUTPUTS])],
         values,
     )
     opsets = [helper.make_opsetid("", opset), helper.make_opsetid("com.microsoft", 1)]

@@ -1,10 +1,14 @@
-"""A virtual environment with one execution provider's wheel, to test dsconv on it.
+"""Virtual environments with one execution provider's wheel each, to run and test dsconv there.
 
-python scripts/provider_environment.py openvino        prints the environment's python
-python scripts/provider_environment.py openvino test   runs the tests marked `provider` in it
+python scripts/provider_environment.py openvino              makes it, prints its python
+python scripts/provider_environment.py openvino dsconv …     runs dsconv of this folder in it
+python scripts/provider_environment.py openvino qnn test …   runs the tests marked `provider`
+python scripts/provider_environment.py all test -m provider  … those marked `slow` too
 
 Wheels of ONNX Runtime overwrite each other, so each has an environment of its own, kept under
-$XDG_CACHE_HOME/dsconv/providers. No torch is in it: sessions of ONNX graphs do without.
+$XDG_CACHE_HOME/dsconv/providers. It holds wheels only: dsconv comes from the folder of this script
+through PYTHONPATH, so several checkouts may share it. No torch is in it: sessions of ONNX graphs do
+without. `test` leaves out a provider whose wheels no package index offers, and says so.
 """
 
 from __future__ import annotations
@@ -12,17 +16,26 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-# What dsconv imports on its way to an ONNX session and to doctor.
-LIBRARIES = ["onnx", "ml_dtypes", "safetensors", "tokenizers", "jinja2", "typer", "rich"]
+# What dsconv imports on its way to an ONNX session, to doctor, and to a reference in GGUF.
+LIBRARIES = ["onnx", "ml_dtypes", "safetensors", "tokenizers", "jinja2", "typer", "rich", "gguf"]
 WHEELS = {
     "openvino": ["onnxruntime-openvino==1.24.1"],
     "qnn": ["onnxruntime==1.31.1", "onnxruntime-qnn==2.7.0"],
     "cuda": ["onnxruntime-gpu==1.31.1"],  # without a driver: how it fails
     "cann": ["onnxruntime-cann==1.24.4", "numpy<2"],
 }
+# pip's words when it reached no index at all, or one without any version of a package.
+NO_INDEX = ("(from versions: none)", "Connection", "Temporary failure in name resolution")
+
+
+class NotOffered(Exception):
+    """No package index that pip reaches has the wheels."""
 
 
 def cache() -> Path:
@@ -31,43 +44,86 @@ def cache() -> Path:
 
 
 def python_of(name: str) -> Path:
+    """Of the environment, which may not have been made."""
     folder = "Scripts" if os.name == "nt" else "bin"
     return cache() / name / folder / "python"
 
 
+def is_complete(name: str) -> bool:
+    marker = _marker(name)
+    return marker.exists() and marker.read_text() == _wanted(name)
+
+
 def make(name: str) -> Path:
-    """Make the environment once -> its python. A marker says that it is complete."""
-    wanted = [*LIBRARIES, *WHEELS[name]]
-    place, python = cache() / name, python_of(name)
-    marker = place / "complete.txt"
-    if marker.exists() and marker.read_text() == "\n".join(wanted):
+    """Make the environment once -> its python. A marker says that it is complete.
+
+    Raises:
+        NotOffered: pip finds no such wheels.
+    """
+    python = python_of(name)
+    if is_complete(name):
         return python
-    subprocess.run([sys.executable, "-m", "venv", "--clear", place], check=True)
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-m", "venv", "--clear", cache() / name], check=True)
     pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*pip, *wanted], check=True, stdout=sys.stderr)
-    _link_dsconv(python)
-    marker.write_text("\n".join(wanted))
+    wanted = _wanted(name).splitlines()
+    done = subprocess.run([*pip, *wanted], capture_output=True, text=True)
+    sys.stderr.write(done.stdout + done.stderr)
+    if done.returncode and any(words in done.stderr for words in NO_INDEX):
+        raise NotOffered(f"{name}: pip finds no {', '.join(WHEELS[name])}")
+    done.check_returncode()
+    _marker(name).write_text(_wanted(name))
+    print(f"{name}: made in {time.perf_counter() - start:.0f} s", file=sys.stderr)
     return python
 
 
-def _link_dsconv(python: Path) -> None:
-    """The package from this folder, without its dependencies and without compiling anything."""
-    find = "import sysconfig; print(sysconfig.get_path('purelib'))"
-    site = subprocess.run([python, "-c", find], check=True, capture_output=True, text=True).stdout
-    (Path(site.strip()) / "dsconv").symlink_to(ROOT, target_is_directory=True)
+def _marker(name: str) -> Path:
+    return cache() / name / "complete.txt"
 
 
-def main() -> int:
-    names = [name for name in sys.argv[1:2] if name in WHEELS]
-    if not names:
-        sys.exit(f"{__doc__}\nproviders: {', '.join(WHEELS)}")
-    python = make(names[0])
-    if sys.argv[2:] != ["test"]:
-        print(python)
+def _wanted(name: str) -> str:
+    return "\n".join([*LIBRARIES, *WHEELS[name]])
+
+
+def with_dsconv() -> Mapping[str, str]:
+    """Environment variables with which an environment's python imports dsconv from this folder."""
+    link = ROOT / "build" / "package" / "dsconv"
+    link.parent.mkdir(parents=True, exist_ok=True)
+    if not link.is_symlink():
+        link.symlink_to(Path("..") / "..", target_is_directory=True)
+    return {**os.environ, "PYTHONPATH": str(link.parent)}
+
+
+def test(names: Sequence[str], arguments: Sequence[str]) -> int:
+    """-> pytest's exit code; 0 where there is nothing to test on."""
+    made = []
+    for name in names:
+        try:
+            make(name)
+            made.append(name)
+        except NotOffered as reason:
+            print(f"SKIPPED the tests on {reason}")
+    if not made:
         return 0
-    tests = [sys.executable, "-m", "pytest", "-m", "provider", "-rs", "-k", names[0]]
-    return subprocess.run(tests, cwd=ROOT).returncode
+    pytest = [sys.executable, "-m", "pytest", "-m", "provider and not slow", "-rs"]
+    return subprocess.run([*pytest, "-k", " or ".join(made), *arguments], cwd=ROOT).returncode
+
+
+def main(arguments: Sequence[str]) -> int:
+    every = list(WHEELS) if arguments[:1] == ["all"] else []
+    names = every or list(takewhile(WHEELS.__contains__, arguments))
+    task, *rest = arguments[1 if every else len(names) :] or [""]
+    if names and task == "test":
+        return test(names, rest)
+    if len(names) == 1 and task == "dsconv":
+        command = [make(names[0]), "-m", "dsconv", *rest]
+        return subprocess.run(command, env=with_dsconv()).returncode
+    if not names or task:
+        sys.exit(f"{__doc__}\nproviders: {', '.join(WHEELS)}")
+    for name in names:
+        print(make(name))
+    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 from command_line import assert_refused, dsconv
 
-from dsconv.runtime.doctor import GraphResult, diagnose, package_problems, read_answer
+from dsconv.runtime.doctor import (
+    Diagnosis,
+    GraphResult,
+    TargetState,
+    diagnose,
+    package_problems,
+    read_answer,
+)
+from dsconv.runtime.doctor_command import DoctorReport
 from dsconv.runtime.providers import PROVIDERS
 
 
@@ -32,6 +40,14 @@ def test_the_table_names_every_target() -> None:
     assert outcome.code == 0, outcome.err
     for name in ("native", *PROVIDERS, "torch:cpu", "torch:cuda", "torch:musa"):
         assert any(line.startswith(name) for line in outcome.out.splitlines()), name
+
+
+def test_brackets_of_a_command_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    cure = PROVIDERS["cuda"].prepare
+    assert "[cuda,cudnn]" in cure
+    state = TargetState("cuda", "broken", "1.31.1", detail="libcublasLt.so.13", cure=cure)
+    DoctorReport(Diagnosis((state,), ())).show()
+    assert "[cuda,cudnn]" in "".join(capsys.readouterr().out.split())
 
 
 def test_an_unknown_target_is_a_usage_error() -> None:

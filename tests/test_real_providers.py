@@ -21,7 +21,7 @@ from helpers import mean_divergence, quantized, random_tokens, tiny_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
-from provider_environment import python_of  # noqa: E402
+from provider_environment import WHEELS, is_complete, python_of, with_dsconv  # noqa: E402
 
 from dsconv.convert.checkpoint import open_checkpoint  # noqa: E402
 from dsconv.convert.onnx.export import export_onnx  # noqa: E402
@@ -31,6 +31,8 @@ from dsconv.runtime.onnx_session import OnnxSession  # noqa: E402
 from dsconv.runtime.torch_session import TorchSession  # noqa: E402
 
 pytestmark = pytest.mark.provider
+# Looked up before conftest.py puts an empty cache in place of the user's.
+ENVIRONMENTS = {name: python_of(name) for name in WHEELS if is_complete(name)}
 
 SCORE = """
 import json, sys
@@ -48,10 +50,9 @@ TOKENS = random_tokens(60, 160)
 
 
 def environment(name: str) -> Path:
-    python = python_of(name)
-    if not python.exists():
+    if name not in ENVIRONMENTS:
         pytest.skip(f"no environment: python scripts/provider_environment.py {name}")
-    return python
+    return ENVIRONMENTS[name]
 
 
 def dsconv(python: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
@@ -60,7 +61,7 @@ def dsconv(python: Path, *arguments: object) -> subprocess.CompletedProcess[str]
         capture_output=True,
         encoding="utf-8",
         timeout=600,
-        env={**os.environ, "PYTHONWARNINGS": "ignore"},
+        env={**with_dsconv(), "PYTHONWARNINGS": "ignore"},
     )
 
 
@@ -76,7 +77,9 @@ def scores_on(
     python: Path, provider: str, artifact: Path, output: Path
 ) -> tuple[np.ndarray, dict[str, Any]]:
     command = [str(python), "-c", SCORE, str(artifact), provider, json.dumps(TOKENS), str(output)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=600, env=with_dsconv()
+    )
     assert done.returncode == 0, done.stderr
     return np.load(output), json.loads(done.stdout)
 

@@ -228,9 +228,11 @@ def test_blocks_of_matmulnbits(tmp_path: Path) -> None:
     )
     tensors = [array("w", np.ones((4, 2, 64)), np.uint8), array("s", np.ones(8))]
     path = write(tmp_path / "a.onnx", [node], tensors)
-    assert rules(path, "qnn") == [("group-size", "n")]
+    assert rules(path, "qnn") == [("group-size", "n"), ("rank", "n")]
     assert rules(path, "openvino-npu") == [("group-size", "n")]
     assert rules(path, "openvino") == []
+    write(path, [node], tensors, shape=(1, 2, 4))
+    assert rules(path, "qnn") == [("group-size", "n")]
 
 
 def test_a_computed_shape_is_found_for_migraphx(tmp_path: Path) -> None:

@@ -38,12 +38,17 @@ def whole_row_blocks(view: GraphView) -> Iterator[Finding]:
 
 
 def nbits_blocks(view: GraphView) -> Iterator[Finding]:
-    """The Hexagon NPU takes MatMulNBits with blocks of 32 or 64."""
+    """The Hexagon NPU takes MatMulNBits with blocks of 32 or 64, on [batch, tokens, inputs]."""
     for node in view.nodes:
+        if node.op_type != "MatMulNBits":
+            continue
         size = attribute(node, "block_size")
-        if node.op_type == "MatMulNBits" and size not in (32, 64):
+        if size not in (32, 64):
             message = f"blocks of {size}; the target takes 32 and 64"
             yield Finding.of(view, node, "group-size", message, "quantize with --group-size 32")
+        if view.rank(input_of(node, 0)) == 2:
+            message = "a product of [tokens, inputs] stays on the CPU"
+            yield Finding.of(view, node, "rank", message, "give it [1, tokens, inputs]")
 
 
 def weight_only_dequantize(view: GraphView) -> Iterator[Finding]:

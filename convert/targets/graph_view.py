@@ -66,14 +66,18 @@ class GraphView:
         return all(name in self.constants for name in node.output)
 
     @cached_property
-    def _elements(self) -> dict[str, str]:
-        """Type of every value that is declared or can be inferred."""
+    def _types(self) -> dict[str, Any]:
+        """Type and shape of every value that is declared or can be inferred."""
         try:
             graph = onnx.shape_inference.infer_shapes(self.model).graph
         except Exception:  # a graph that onnx itself cannot follow; what is declared must do
             graph = self.model.graph
         values = (*graph.input, *graph.output, *graph.value_info)
-        found = {x.name: _type_name(x.type.tensor_type.elem_type) for x in values}
+        return {value.name: value.type.tensor_type for value in values}
+
+    @cached_property
+    def _elements(self) -> dict[str, str]:
+        found = {name: _type_name(kind.elem_type) for name, kind in self._types.items()}
         weights = {name: _type_name(t.data_type) for name, t in self.initializers.items()}
         return found | weights
 
@@ -81,6 +85,11 @@ class GraphView:
         """FLOAT, FLOAT16, INT4, …; None where it is not known."""
         kind = self._elements.get(name)
         return None if kind == "UNDEFINED" else kind
+
+    def rank(self, name: str) -> int | None:
+        """Number of dimensions; None where it is not known."""
+        kind = self._types.get(name)
+        return len(kind.shape.dim) if kind is not None and kind.HasField("shape") else None
 
     def shape(self, value: Any) -> list[int | str]:
         """Of an input: numbers, and names (or `?`) of open dimensions."""
