@@ -20,6 +20,7 @@ class HuggingFace:
         from huggingface_hub import constants, get_token
 
         self.endpoint = constants.ENDPOINT.rstrip("/")
+        self._is_offline = constants.HF_HUB_OFFLINE
         self.token = None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token()
 
     def list(self, reference: ModelReference) -> Listing:
@@ -41,6 +42,9 @@ class HuggingFace:
         )
 
     def url(self, listing: Listing, file: RemoteFile) -> str:
+        if self._is_offline:
+            message = f"{listing.reference}: {file.name} is not in the cache, or damaged"
+            raise Unreachable(f"{message}, and HF_HUB_OFFLINE is set", "unset it")
         name = quote(file.name)
         return f"{self.endpoint}/{listing.reference.name}/resolve/{listing.commit}/{name}"
 

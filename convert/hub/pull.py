@@ -163,7 +163,7 @@ class Job:
         while not place.exists() and place != place.parent:
             place = place.parent
         free = shutil.disk_usage(place).free
-        if needed and needed + SPARE > free:
+        if needed + min(needed, SPARE) > free:
             raise OutputError(
                 f"{self.store.folder}: needs {_size(needed)} more, {_size(free)} are free",
                 "free some space, or choose another place: --local-dir, or the variable HF_HOME",
