@@ -76,6 +76,29 @@ def options(
     pass
 
 
+@app.command(epilog="Example: dsconv pull deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B")
+def pull(
+    model: Annotated[
+        str, typer.Argument(help="org/model, org/model@revision, or hf://org/model/FILE.gguf")
+    ],
+    local_dir: Annotated[
+        Path | None, typer.Option(help="Plain files in this folder (default: the hub's cache)")
+    ] = None,
+    source: Annotated[
+        str | None, typer.Option(help="hub (HF_ENDPOINT chooses a mirror), or modelscope")
+    ] = None,
+    retries: Annotated[
+        int, typer.Option(help="Failures in a row before giving up", min=0, max=20)
+    ] = 6,
+    as_json: Json = False,
+) -> None:
+    """Download a model at a pinned commit: resumes, verifies every byte."""
+    from dsconv.runtime.pull_command import pull_command
+
+    report = pull_command(model, source, local_dir, retries)
+    _print_json(report.to_json()) if as_json else report.show()
+
+
 @app.command(
     epilog="Example: dsconv quantize deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B --bits 4 -o r1-int4"
 )

@@ -10,7 +10,10 @@ import typer
 from dsconv.runtime.quantize_defaults import quantize_options as quantize_options
 
 Model = Annotated[
-    str, typer.Argument(help="Folder, .gguf file, or hub name (org/model, org/model@revision)")
+    str,
+    typer.Argument(
+        help="Folder, .gguf file, or hub name (org/model, org/model@revision, hf://org/model/X.gguf)"
+    ),
 ]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder to write")]
 Overwrite = Annotated[

@@ -81,6 +81,6 @@ def open_for_planning(model: str) -> Checkpoint:
     path = Path(model).expanduser()
     if is_lone_config(path):
         return open_announced(path)
-    if not os.path.exists(path) and looks_like_hub_name(model):
+    if not os.path.exists(path) and looks_like_hub_name(model) and not model.endswith(".gguf"):
         return open_announced(config_folder(model))
     return open_checkpoint(model)

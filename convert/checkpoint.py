@@ -162,7 +162,7 @@ def _with_tied_name(source: SafetensorsSource, decoder: Decoder) -> SafetensorsS
 
 
 def open_checkpoint(model: str) -> Checkpoint:
-    """Open a folder, a GGUF file, or a model of the hub (`name`, `name@revision`).
+    """Open a folder, a GGUF file, or a model of the hub (see `hub/reference.py`).
 
     Raises:
         InputError, UnsupportedError, DownloadError: with the cure.
@@ -175,7 +175,7 @@ def open_checkpoint(model: str) -> Checkpoint:
     if os.path.isfile(path):
         return _open_file(path)
     if looks_like_hub_name(model):
-        return open_folder(snapshot(model))
+        return open_checkpoint(str(snapshot(model)))
     raise InputError(
         f"{model}: no such file or folder", "give a folder, a .gguf file, or a hub name (org/model)"
     )

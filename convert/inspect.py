@@ -80,7 +80,7 @@ def describe(model: str) -> Description:
     checkpoint = open_checkpoint(model)
     rows = tuple(_row(checkpoint, parameter) for parameter in checkpoint.parameters.values())
     return Description(
-        _kind(folder, checkpoint),
+        _kind(checkpoint.origin, checkpoint),
         checkpoint.decoder.model_type,
         checkpoint.parameter_count,
         sum(row.size_bytes for row in rows),

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..convert.checkpoint import CONFIG, open_checkpoint
+from ..convert.checkpoint import CONFIG
 from ..convert.families import read_family
 from ..convert.families.base import Decoder
 from ..convert.families.inventory import Parameter, parameters_of
@@ -21,6 +21,7 @@ from ..convert.native.linear_layout import BLOCK_ROWS, unpack_linear
 from ..convert.safetensors_file import read_rows
 from ..quant.rounding import dequantize
 from .load import is_native_file
+from .open_model import open_model
 
 Floats = NDArray[np.float32]
 
@@ -98,4 +99,4 @@ def open_weights(path: str) -> Weights:
     file = Path(path).expanduser()
     if is_native_file(file):
         return NativeWeights(open_native_file(file))
-    return open_checkpoint(path)
+    return open_model(path)

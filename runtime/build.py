@@ -206,7 +206,7 @@ class _Builder:
         before = None
         if record is not None and record.facts.get("name") == name:
             folder = Path(str(record.facts.get("folder")))
-            before = pulled_snapshot(name, folder) if folder.is_dir() else None
+            before = pulled_snapshot(name, folder) if folder.exists() else None
         if before is not None and is_pinned(name):
             return before, None
         if self._dry:

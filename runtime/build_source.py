@@ -11,6 +11,7 @@ from pathlib import Path
 from ..convert.checkpoint import CONFIG, SIDE_FILES, Checkpoint
 from ..convert.sources import INDEX
 from ..errors import InputError
+from .open_model import local_path
 from .recipe import Recipe
 
 PACKAGE = "package:"  # the one .gguf file of an installed Python package
@@ -30,8 +31,10 @@ class Pulled:
 
 
 def hub_name(recipe: Recipe) -> str:
-    """`org/model@revision`; a revision in `source` itself wins."""
-    return recipe.source if "@" in recipe.source else f"{recipe.source}@{recipe.revision}"
+    """`org/model@revision`; a revision in `source` itself, or a scheme, wins."""
+    if "@" in recipe.source or "://" in recipe.source:
+        return recipe.source
+    return f"{recipe.source}@{recipe.revision}"
 
 
 def find_local(source: str) -> Pulled | None:
@@ -67,22 +70,24 @@ def _in_package(source: str) -> Pulled:
     return Pulled(path, f"{path.name} of {demo.PACKAGE} {demo.PACKAGE_VERSION}")
 
 
-def pulled_snapshot(name: str, folder: Path) -> Pulled:
+def pulled_snapshot(name: str, path: Path) -> Pulled:
     """A hub model that was downloaded: the hub's cache names the folder by the commit."""
-    commit = folder.name if COMMIT.fullmatch(folder.name) else None
-    return Pulled(folder, name, name.partition("@")[0], commit)
+    from ..convert.hub.reference import parse_reference
+
+    commits = [part for part in path.parts if COMMIT.fullmatch(part)]
+    return Pulled(path, name, parse_reference(name).name, commits[-1] if commits else None)
 
 
 def download(name: str) -> Pulled:
     """Raises DownloadError, UnsupportedError."""
-    from ..convert.hub import snapshot
-
-    return pulled_snapshot(name, snapshot(name))
+    return pulled_snapshot(name, Path(local_path(name)))
 
 
 def is_pinned(name: str) -> bool:
     """A commit never changes, so what was downloaded once need not be asked for again."""
-    return COMMIT.fullmatch(name.partition("@")[2]) is not None
+    from ..convert.hub.reference import parse_reference
+
+    return parse_reference(name).commit is not None
 
 
 def source_files(checkpoint: Checkpoint) -> list[Path]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..convert.checkpoint import Checkpoint, open_checkpoint
+from ..convert.checkpoint import Checkpoint
 from ..convert.compressed_tensors_export import CompressedTensorsResult, export_compressed_tensors
 from ..convert.gguf_export import GgufResult, export_gguf, is_single_file
 from ..convert.gguf_vocabulary import TextSettings
@@ -20,6 +20,7 @@ from ..errors import UnsupportedError, UsageError
 from .chat import chat_template
 from .console import progress, say, size_text
 from .memory import peak_rss_bytes
+from .open_model import open_model
 from .outputs import check_output
 from .tokenizer import TextTokenizer
 
@@ -125,7 +126,7 @@ def export_graph_command(
 ) -> ExportReport:
     check_output(model, output, overwrite)
     start = time.perf_counter()
-    checkpoint = open_checkpoint(model)
+    checkpoint = open_model(model)
     options = request.graph_options(target, checkpoint)
     # A dialect that somebody named is theirs: it need not suit what the table says of the CPU.
     check = checker(target) if request.dialect is None else lambda folder: None
@@ -166,7 +167,7 @@ def export_compressed_tensors_command(
 ) -> CompressedTensorsReport:
     check_output(model, output, overwrite)
     start = time.perf_counter()
-    checkpoint = open_checkpoint(model)
+    checkpoint = open_model(model)
     with progress("export", checkpoint.parameter_count, "weights") as advance:
         result = export_compressed_tensors(checkpoint, output, copy, overwrite, advance)
     return CompressedTensorsReport(result, output, time.perf_counter() - start)
@@ -203,7 +204,7 @@ class GgufReport:
 def export_gguf_command(model: str, output: Path, overwrite: bool) -> GgufReport:
     check_output(model, output, overwrite, is_single_file(output))
     start = time.perf_counter()
-    checkpoint = open_checkpoint(model)
+    checkpoint = open_model(model)
     settings = _text_settings(checkpoint)
     with progress("export", checkpoint.parameter_count, "weights") as advance:
         result = export_gguf(checkpoint, settings, output, overwrite, advance)
@@ -236,7 +237,7 @@ class NativeReport:
 def export_native_command(model: str, output: Path, overwrite: bool) -> NativeReport:
     check_output(model, output, overwrite, single_file=True)
     start = time.perf_counter()
-    checkpoint = open_checkpoint(model)
+    checkpoint = open_model(model)
     with progress("export", checkpoint.parameter_count, "weights") as advance:
         result = export_native(checkpoint, output, overwrite, advance)
     return NativeReport(result, output, time.perf_counter() - start)

@@ -110,7 +110,7 @@ def _load_checkpoint(path: str, provider: str, threads: int, dtype: str) -> Load
             f"{path}: a checkpoint runs on torch, not on provider {provider!r}",
             "export it first (dsconv export --format onnx), or use --provider torch:DEVICE",
         )
-    from ..convert.checkpoint import open_checkpoint
+    from .open_model import open_model
     from .torch_device import find_device, import_torch
 
     session: Session
@@ -118,13 +118,13 @@ def _load_checkpoint(path: str, provider: str, threads: int, dtype: str) -> Load
         found = find_device(device)
         from .accelerator_session import AcceleratorSession
 
-        checkpoint = open_checkpoint(path)
+        checkpoint = open_model(path)
         session = AcceleratorSession(checkpoint, found, threads)
     else:
         import_torch()
         from .torch_session import TorchSession
 
-        checkpoint = open_checkpoint(path)
+        checkpoint = open_model(path)
         session = TorchSession(checkpoint, dtype, threads=threads)
     return Loaded(session, checkpoint.side_files, checkpoint.config, "torch", provider)
 

@@ -10,7 +10,7 @@ from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 
-from .file_hashes import FileHashes, artifact_files, combined
+from ..convert.file_hashes import FileHashes, artifact_files, combined
 from .load import Loaded
 from .reference import Reference, Tokens
 from .reference_cache import tokens_hash

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..atomic import MANIFEST, partial_of
-from ..convert.checkpoint import Checkpoint, open_checkpoint
+from ..convert.checkpoint import Checkpoint
 from ..convert.preparation import Prepared
 from ..convert.quantization_plan import (
     CALIBRATED,
@@ -25,6 +25,7 @@ from ..errors import UsageError
 from .calibration import CalibrationOptions, calibration_windows
 from .console import progress, quantity, say, size_text
 from .memory import peak_rss_bytes
+from .open_model import open_model
 from .outputs import check_output
 from .plan import refuse_what_cannot_fit
 
@@ -94,7 +95,7 @@ def quantize_command(
         )
     check_output(model, output, overwrite)
     start = time.perf_counter()
-    checkpoint = open_checkpoint(model)
+    checkpoint = open_model(model)
     tied = checkpoint.decoder.config.tie_word_embeddings
     options = choose(True, tied)
     if calibrates and choose(False, tied).method != CALIBRATED:  # nobody asked for it

@@ -208,15 +208,15 @@ def open_reference(path: str, precision: str = "float32", threads: int = 0) -> R
     Raises:
         UsageError, InputError, UnsupportedError, DownloadError: with the cure.
     """
-    from ..convert.checkpoint import open_checkpoint
-    from .file_hashes import artifact_files
+    from ..convert.file_hashes import artifact_files
     from .load import is_native_file, is_onnx_artifact, load, refuse_unknown_dtype
+    from .open_model import open_model
 
     refuse_unknown_dtype(precision)
     place = Path(path).expanduser()
     if is_native_file(place) or is_onnx_artifact(place):
         return SessionReference(load(path, "cpu", threads), path, artifact_files(place))
-    return CheckpointReference(open_checkpoint(path), path, precision, threads)
+    return CheckpointReference(open_model(path), path, precision, threads)
 
 
 def score_in_pieces(session: Session, window: Sequence[int]) -> Iterator[NDArray[np.float32]]:

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ..convert.file_hashes import FileHashes
 from ..errors import OutputError
 from .console import progress, say
-from .file_hashes import FileHashes
 from .gate import failures, judge, read_baseline
 from .github_annotations import append_step_summary, error_annotations
 from .inspection import Inspections, Subject, inspect_all

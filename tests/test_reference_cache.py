@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from small_models import write_checkpoint
 
+from dsconv.convert.file_hashes import LARGE, FileHashes, artifact_files, combined
 from dsconv.errors import UsageError
-from dsconv.runtime.file_hashes import LARGE, FileHashes, artifact_files, combined
 from dsconv.runtime.load import load
 from dsconv.runtime.reference import KeptPredictions, open_reference, score_in_pieces
 from dsconv.runtime.reference_cache import ReferenceCache, cache_key, chosen_folder, default_folder
@@ -140,7 +140,7 @@ def test_large_files_are_hashed_once_while_they_stay(
     path, hashed = tmp_path / "large", []
     sparse(path, b"a")
     monkeypatch.setattr(
-        "dsconv.runtime.file_hashes.sha256_file",
+        "dsconv.convert.file_hashes.sha256_file",
         lambda path: hashed.append(path) or str(len(hashed)),
     )
     cache = tmp_path / "cache"

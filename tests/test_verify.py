@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 from small_models import BOS, VOCABULARY, write_checkpoint
 
 from dsconv.convert.checkpoint import Checkpoint, open_checkpoint
+from dsconv.convert.file_hashes import FileHashes
 from dsconv.convert.onnx.export import ExportOptions, export_onnx
 from dsconv.convert.quantization_plan import QuantizeOptions
 from dsconv.convert.quantized import quantize_checkpoint
 from dsconv.errors import InputError, UsageError
-from dsconv.runtime.file_hashes import FileHashes
 from dsconv.runtime.gate import failures, judge
 from dsconv.runtime.load import Loaded, load
 from dsconv.runtime.provenance import trace

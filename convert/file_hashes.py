@@ -9,24 +9,29 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
 from ..atomic import output_file
-from ..convert.manifest import sha256_file
 from ..errors import InputError, OutputError
+from .manifest import sha256_file
 
 NAME = "hashes.json"
 LARGE = 64 << 20  # bytes; smaller files are read in the blink of an eye
 
 
 class FileHashes:
-    """Hashes files; what it learns of large ones is kept in `folder` (None: nowhere)."""
+    """Hashes files; what it learns of large ones is kept in `folder` (None: nowhere).
+
+    Any thread may ask.
+    """
 
     def __init__(self, folder: Path | None = None) -> None:
         self._path = folder / NAME if folder else None
         self._known = _read(self._path) if self._path else {}
+        self._lock = threading.Lock()
 
     def sha256(self, path: Path) -> str:
         """Hex digest of the file's content.
@@ -35,31 +40,47 @@ class FileHashes:
             InputError: the file cannot be read.
         """
         try:
-            state = path.stat()
-            times = f"{state.st_mtime_ns}:{state.st_ctime_ns}"
-            key = f"{state.st_dev}:{state.st_ino}:{state.st_size}:{times}"
-            if state.st_size < LARGE or key not in self._known:
-                digest = sha256_file(path)
-                if state.st_size >= LARGE:
-                    self._known[key] = digest
-                    self._save()
-                return digest
+            key = _key(path)
+            with self._lock:
+                known = self._known.get(key) if key else None
+            if known is not None:
+                return known
+            digest = sha256_file(path)
+            if key:
+                self._keep(key, digest)
         except OSError as error:
             raise InputError(
                 f"{path}: cannot read: {error.strerror}", "check the file and its permissions"
             ) from error
-        return self._known[key]
+        return digest
+
+    def remember(self, path: Path, digest: str) -> None:
+        """The file was hashed while it was written."""
+        with suppress(OSError):
+            key = _key(path)
+            if key:
+                self._keep(key, digest)
 
     def of_files(self, paths: Iterable[Path], folder: Path) -> dict[str, str]:
         """Name relative to `folder` -> digest, in the order of the names."""
         return {os.path.relpath(path, folder): self.sha256(path) for path in sorted(paths)}
 
-    def _save(self) -> None:
+    def _keep(self, key: str, digest: str) -> None:
         """A memory that cannot be written is none: the file is read again next time."""
-        if self._path is None:
-            return
-        with suppress(OutputError, OSError), output_file(self._path, overwrite=True) as partial:
-            partial.write_text(json.dumps(self._known, indent=0), encoding="utf-8")
+        with self._lock:
+            self._known[key] = digest
+            if self._path is None:
+                return
+            with suppress(OutputError, OSError), output_file(self._path, overwrite=True) as partial:
+                partial.write_text(json.dumps(self._known, indent=0), encoding="utf-8")
+
+
+def _key(path: Path) -> str:
+    """Changes whenever the file does; empty for a small one, which is not remembered."""
+    state = path.stat()
+    times = f"{state.st_mtime_ns}:{state.st_ctime_ns}"
+    identity = f"{state.st_dev}:{state.st_ino}:{state.st_size}:{times}"
+    return identity if state.st_size >= LARGE else ""
 
 
 def artifact_files(path: Path) -> list[Path]:

@@ -1,0 +1,193 @@
+"""From the name of a model to files on this disk, every byte of them verified."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ...errors import DownloadError, OutputError
+from ..cache_folder import default_folder
+from ..file_hashes import FileHashes
+from .catalogue import Catalogue, Listing, RemoteFile, catalogue_of
+from .download import Advance, Downloads
+from .failures import Unreachable
+from .listings import KeptListings, listing_of_snapshot
+from .needed import one_file, refuse_without_weights, side_files, weights
+from .reference import ModelReference, parse_reference
+from .retry import Attempts, RetryPolicy
+from .stores import HubCache, PlainFolder, Store, cache_root, disk_error
+
+SPARE = 16 << 20  # bytes that a disk should have left
+
+Progress = Callable[[str, int, str], AbstractContextManager[Advance]]
+
+
+def no_progress(title: str, total: int, unit: str) -> AbstractContextManager[Advance]:
+    return nullcontext(lambda count: None)
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Who is told what happens: a progress bar (title, total, unit), and lines for people."""
+
+    progress: Progress = no_progress
+    say: Callable[[str], None] = lambda line: None
+
+
+@dataclass(frozen=True)
+class Pulled:
+    """path: the folder with all files, or the one file that was asked for."""
+
+    reference: ModelReference
+    path: Path
+    commit: str
+    files: tuple[RemoteFile, ...]
+    fetched_bytes: int
+
+
+@dataclass(frozen=True)
+class Puller:
+    """How to pull. local_dir: a plain folder instead of the hub's cache."""
+
+    local_dir: Path | None = None
+    policy: RetryPolicy = field(default_factory=RetryPolicy)
+    watch: Watch = field(default_factory=Watch)
+
+    def pull(self, reference: ModelReference) -> Pulled:
+        """Make everything that the model needs lie here.
+
+        Raises:
+            DownloadError: the endpoint cannot be reached, has no such model, or sends other bytes
+                than it lists.
+            OutputError: the disk is full, or refuses.
+            UnsupportedError: the model has no safetensors files.
+        """
+        job = self.job(reference)
+        if reference.file is not None:
+            wanted = [one_file(job.listing, reference.file)]
+            fetched = job.fetch(wanted)
+            path = job.store.folder / reference.file
+        else:
+            refuse_without_weights(job.listing)
+            wanted = list(side_files(job.listing))
+            fetched = job.fetch(wanted)
+            path = job.store.folder
+            shards = weights(job.listing, path)
+            fetched += job.fetch(shards)
+            wanted += shards
+        job.store.finish()
+        return Pulled(reference, path, job.listing.commit, tuple(wanted), fetched)
+
+    def job(self, reference: ModelReference) -> Job:
+        """The files of a model, and where they will lie."""
+        catalogue = catalogue_of(reference)
+        listing = self._list(reference, catalogue)
+        hashes = FileHashes(default_folder())
+        store: Store
+        if self.local_dir is not None:
+            store = PlainFolder(self.local_dir.expanduser().absolute(), hashes)
+        else:
+            store = HubCache(listing, cache_root(reference), hashes)
+        return Job(catalogue, listing, store, self.policy, self.watch)
+
+    def _list(self, reference: ModelReference, catalogue: Catalogue) -> Listing:
+        """Asks the endpoint, except about a commit that it has listed before.
+
+        Without an answer, what the cache holds of the revision must do.
+        """
+        kept = KeptListings(default_folder(), catalogue.endpoint)
+        known = kept.read(reference)
+        if known is not None:
+            return known
+        attempts = Attempts(self.policy, str(reference), threading.Event())
+        while True:
+            try:
+                listing = catalogue.list(reference)
+                kept.write(listing)
+                return listing
+            except Unreachable as error:
+                if not error.is_transient:
+                    return self._from_cache(reference, error)
+                try:
+                    attempts.failed(error.message, error.retry_after)
+                except DownloadError as last:
+                    return self._from_cache(reference, last)
+
+    def _from_cache(self, reference: ModelReference, error: DownloadError) -> Listing:
+        found = listing_of_snapshot(reference, cache_root(reference))
+        if found is None:
+            raise error
+        self.watch.say(f"warning: {error.message}; using {found.commit[:12]} from the cache")
+        return found
+
+
+@dataclass(frozen=True)
+class Job:
+    """Fetches files of one listing into one store."""
+
+    catalogue: Catalogue
+    listing: Listing
+    store: Store
+    policy: RetryPolicy
+    watch: Watch
+
+    def fetch(self, files: Sequence[RemoteFile]) -> int:
+        """Fetch what is not there, or not whole -> bytes that came over the network, at most.
+
+        Raises: as `Puller.pull`.
+        """
+        try:
+            missing = [file for file in files if self.store.find(file) is None]
+            wanted = {self.store.partial(file): file for file in missing}  # each content once
+            sizes = {file: file.size for file in wanted.values()}
+            before = sum(self.store.size_of_partial(file) for file in sizes)
+            total = sum(sizes.values())
+            self._refuse_full_disk(total - before)
+            model = str(self.listing.reference)
+            with self.watch.progress("download", total, "B") as advance:
+                downloads = Downloads(self.catalogue, self.store, model, self.policy, advance)
+                downloads.fetch([(file, self.catalogue.url(self.listing, file)) for file in sizes])
+            for file in missing:  # of the same content as another
+                if self.store.find(file) is None:
+                    self.fetch([file])
+        except OSError as error:
+            raise disk_error(error, self.store.folder) from error
+        return total - before
+
+    def _refuse_full_disk(self, needed: int) -> None:
+        place = self.store.folder
+        while not place.exists() and place != place.parent:
+            place = place.parent
+        free = shutil.disk_usage(place).free
+        if needed + min(needed, SPARE) > free:
+            raise OutputError(
+                f"{self.store.folder}: needs {_size(needed)} more, {_size(free)} are free",
+                "free some space, or choose another place: --local-dir, or the variable HF_HOME",
+            )
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+def snapshot(model: str, watch: Watch | None = None) -> Path:
+    """Download what a model needs, at a pinned commit -> its folder, or its file.
+
+    Raises:
+        InputError: no such name is possible.
+        DownloadError, OutputError, UnsupportedError: as `Puller.pull`.
+    """
+    return Puller(watch=watch or Watch()).pull(parse_reference(model)).path
+
+
+def config_folder(model: str) -> Path:
+    """Download nothing but config.json -> local folder, which may hold more from before."""
+    job = Puller().job(parse_reference(model))
+    refuse_without_weights(job.listing)
+    job.fetch([one_file(job.listing, "config.json")])
+    job.store.finish()
+    return job.store.folder
