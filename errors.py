@@ -14,6 +14,8 @@ Anything else that escapes is a bug of ours (exit code 70).
 
 from __future__ import annotations
 
+MAX_WORDS = 1000  # characters: what a file says may be quoted, however long it is
+
 
 class DsconvError(Exception):
     """A message (what, where, the value, the limit) and a hint (the cure)."""
@@ -21,9 +23,16 @@ class DsconvError(Exception):
     exit_code = 70
 
     def __init__(self, message: str, hint: str) -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message = _shortened(message)
+        self.hint = _shortened(hint)
+        super().__init__(self.message)
+
+
+def _shortened(text: str) -> str:
+    """Without its middle, so that where it begins and the limit at its end both stay."""
+    if len(text) <= MAX_WORDS:
+        return text
+    return f"{text[: MAX_WORDS - 300]} … {text[-290:]}"
 
 
 class VerdictFailed(DsconvError):

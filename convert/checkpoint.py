@@ -16,13 +16,15 @@ from ..errors import InputError, UnsupportedError
 from ..quant.int8_rows import Int8Rows
 from ..quant.rounding import AnyQuantized, AnyScheme, dequantize
 from ..quant.scheme import Scheme
+from . import limits
 from .compressed_tensors import QuantizationConfig, read_quantization_config
 from .families import read_family
 from .families.base import Decoder
 from .families.inventory import Parameter, Role, parameters_of
 from .json_file import ConfigReader, parse_json, read_json_object
 from .layout import SHAPE, has_shape_tensor, read_quantized, read_zero_points, stored_tensors
-from .sources import SafetensorsSource, TensorSource, open_safetensors_folder
+from .local_files import open_regular, read_limited
+from .sources import PICKLE_SUFFIXES, SafetensorsSource, TensorSource, open_safetensors_folder
 
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
@@ -40,9 +42,9 @@ SIDE_FILES = (
     GENERATION_CONFIG,
     "LICENSE",
 )
+LARGE_SIDE_FILES = ("tokenizer.json", "vocab.json")
 # What weights may be stored in. FP8 is not among them: it means nothing without its scales.
 FLOAT_DTYPES = ("BF16", "F16", "F32", "F64")
-MAX_SIDE_FILE_BYTES = 256 * 2**20
 
 
 def module_of(parameter: str) -> str:
@@ -114,19 +116,9 @@ def open_side_files(folder: Path) -> dict[str, bytes]:
     found = {}
     for name in SIDE_FILES:
         path = folder / name
-        if not path.is_file():
-            continue
-        try:
-            if path.stat().st_size > MAX_SIDE_FILE_BYTES:
-                raise InputError(
-                    f"{path}: {path.stat().st_size} bytes, limit {MAX_SIDE_FILE_BYTES}",
-                    "this is not the file it claims to be",
-                )
-            found[name] = path.read_bytes()
-        except OSError as error:
-            raise InputError(
-                f"{path}: cannot read: {error.strerror}", "check the file's permissions"
-            ) from error
+        if os.path.lexists(path) and not path.is_dir():
+            small = name.endswith(".json") and name not in LARGE_SIDE_FILES
+            found[name] = read_limited(path, limits.JSON_BYTES if small else limits.SIDE_FILE_BYTES)
     return found
 
 
@@ -182,13 +174,16 @@ def open_checkpoint(model: str) -> Checkpoint:
 
 
 def _open_file(path: Path) -> Checkpoint:
-    if path.suffix in (".bin", ".pt", ".pth", ".pkl", ".ckpt"):
+    if path.suffix in PICKLE_SUFFIXES:
         raise UnsupportedError(
             f"{path}: pickle files can run code when opened and are refused",
             "use the model's safetensors files",
         )
-    with path.open("rb") as file:
-        magic = file.read(4)
+    try:
+        with open_regular(path) as file:
+            magic = file.read(4)
+    except OSError as error:
+        raise InputError(f"{path}: cannot read: {error.strerror}", "check the path") from error
     if magic == b"GGUF":
         from .gguf import open_gguf
 
@@ -199,6 +194,12 @@ def _open_file(path: Path) -> Checkpoint:
         f"{path}: neither a folder nor a GGUF file",
         "give the folder that holds config.json, or a .gguf file",
     )
+
+
+def _first_missing(checkpoint: Checkpoint, present: set[str]) -> str:
+    modules = {module_of(name) for name in present}
+    missing = (name for name in checkpoint.parameters if module_of(name) not in modules)
+    return f"tensor {next(missing, '…')!r} is missing"
 
 
 def _expected_tensors(
@@ -229,8 +230,15 @@ def check_tensors(checkpoint: Checkpoint) -> None:
             that the architecture does not know (ignoring it would change the model in silence).
     """
     source, where = checkpoint.source, checkpoint.origin
-    expected = _expected_tensors(checkpoint)
     present = set(source.names())
+    promised = len(checkpoint.parameters)
+    if promised > len(present) + 1:  # before anything is done for each of a thousand layers
+        raise InputError(
+            f"{where}: {len(present)} tensors, config.json promises {promised} or more: "
+            f"{_first_missing(checkpoint, present)}",
+            "the download is incomplete, or config.json belongs to another model",
+        )
+    expected = _expected_tensors(checkpoint)
     for name, (shape, dtypes) in expected.items():
         if name not in present:
             raise InputError(

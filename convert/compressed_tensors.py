@@ -25,7 +25,9 @@ from ..quant.int8_rows import Int8Rows
 from ..quant.rounding import AnyScheme
 from ..quant.scale_min import ScaleMin
 from ..quant.scheme import WHOLE_ROW, Scheme
+from . import limits
 from .json_file import ConfigReader
+from .module_patterns import ModulePatterns, read_patterns
 
 FORMAT, ROWS_FORMAT, MIXED_FORMAT = "pack-quantized", "int-quantized", "mixed-precision"
 METHOD, OWN_METHOD = "compressed-tensors", "dsconv"
@@ -39,38 +41,28 @@ ACTIVATION_ROWS = {**INT8, "strategy": "token", "dynamic": True}
 class Target:
     """One config group: which modules (names, `re:` patterns or class names) have which scheme."""
 
-    names: tuple[str, ...]
+    modules: ModulePatterns
     scheme: AnyScheme
 
 
 @dataclass(frozen=True)
 class QuantizationConfig:
     targets: tuple[Target, ...]
-    ignore: tuple[str, ...]
+    ignore: ModulePatterns
 
     def scheme_for(self, module: str, kind: str) -> AnyScheme | None:
         """The scheme of a module; `kind` is its torch class, Linear or Embedding.
 
         A name beats a pattern, a pattern beats a class, as in compressed-tensors.
         """
-        if any(_matches(name, module, kind) for name in self.ignore):
+        if self.ignore.rank(module, kind):
             return None
         found = [
             (rank, target.scheme)
             for target in self.targets
-            for name in target.names
-            if (rank := _matches(name, module, kind))
+            if (rank := target.modules.rank(module, kind))
         ]
         return min(found, key=lambda item: item[0])[1] if found else None
-
-
-def _matches(target: str, module: str, kind: str) -> int:
-    """0 for no match, else its rank: 1 by name, 2 by pattern, 3 by class."""
-    if target == module:
-        return 1
-    if target.startswith("re:"):
-        return 2 if re.match(target[3:], module) else 0
-    return 3 if target == kind else 0
 
 
 def read_quantization_config(reader: ConfigReader) -> QuantizationConfig:
@@ -101,21 +93,18 @@ def read_quantization_config(reader: ConfigReader) -> QuantizationConfig:
                 f"supported: {FORMAT}, {ROWS_FORMAT}",
             )
         scheme = _read_rows(group) if form == ROWS_FORMAT else _read_scheme(group)
-        targets.append(Target(_strings(group, "targets"), scheme))
-    return QuantizationConfig(tuple(targets), _strings(reader, "ignore"))
+        targets.append(Target(_modules(group, "targets"), scheme))
+    patterns = sum(len(target.modules.patterns) for target in targets)
+    if patterns > limits.PATTERNS:
+        raise reader.fail("config_groups", f"{patterns} patterns, limit {limits.PATTERNS}")
+    return QuantizationConfig(tuple(targets), _modules(reader, "ignore"))
 
 
-def _strings(reader: ConfigReader, key: str) -> tuple[str, ...]:
+def _modules(reader: ConfigReader, key: str) -> ModulePatterns:
     value = reader.data.get(key) or []
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
         raise reader.fail(key, "not a list of strings")
-    for item in value:
-        if item.startswith("re:"):
-            try:
-                re.compile(item[3:])
-            except re.error as error:
-                raise reader.fail(key, f"{item!r} is not a pattern: {error}") from error
-    return tuple(value)
+    return read_patterns(value, f"{reader.where}: {key}")
 
 
 def _read_rows(group: ConfigReader) -> Int8Rows:

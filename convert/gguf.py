@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError, UnsupportedError
+from . import limits
 from .checkpoint import Checkpoint
 from .families import FAMILIES, read_family
 from .families.rope import Llama3Scaling, Rope
@@ -143,7 +144,8 @@ def _refuse_unsupported(metadata: ConfigReader, arch: str) -> None:
 
 def _head_dim(metadata: ConfigReader, arch: str, hidden: int, heads: int) -> int:
     """Keys, values and rotary positions must agree on it."""
-    head_dim = metadata.integer(f"{arch}.attention.key_length", hidden // heads or None)
+    default = hidden // heads or None
+    head_dim = metadata.integer(f"{arch}.attention.key_length", default, high=limits.HIDDEN)
     for key in ("attention.value_length", "rope.dimension_count"):
         if (size := metadata.integer(f"{arch}.{key}", head_dim)) != head_dim:
             raise UnsupportedError(
@@ -210,8 +212,8 @@ def read_config(
     if "token_embd.weight" not in tensors:
         raise InputError(f"{path}: tensor 'token_embd.weight' is missing", "fetch the file again")
     table = tensors["token_embd.weight"]
-    hidden = metadata.integer(f"{arch}.embedding_length")
-    heads = metadata.integer(f"{arch}.attention.head_count")
+    hidden = metadata.integer(f"{arch}.embedding_length", high=limits.HIDDEN)
+    heads = metadata.integer(f"{arch}.attention.head_count", high=limits.HIDDEN)
     head_dim = _head_dim(metadata, arch, hidden, heads)
     rope = Rope(metadata.number(f"{arch}.rope.freq_base", 10000.0, low=1.0 + 1e-6), head_dim)
     scaling = _rope_scaling(metadata, arch)

@@ -14,6 +14,7 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,10 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError, UnsupportedError
+from . import limits
 from .json_file import ConfigReader
+from .local_files import open_regular
+from .safetensors_file import CONTROL_CHARACTERS
 
-MAX_HEADER_BYTES = 256 * 2**20  # the largest vocabulary in use takes under 16 MiB
-MAX_RANK = 4
 STRING, ARRAY = 8, 9
 SCALARS: Mapping[int, str] = {
     **{0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4"},
@@ -70,15 +72,29 @@ class _Cursor:
         self.file, self.path = file, path
         self.size = os.fstat(file.fileno()).st_size
         self.position = 0
+        self.items = 0  # of all arrays so far
 
     def take(self, count: int) -> bytes:
-        limit = min(self.size, MAX_HEADER_BYTES)
+        limit = min(self.size, limits.GGUF_HEADER_BYTES)
         if count > limit - self.position:
             raise _malformed(
                 self.path, f"{count} bytes wanted at byte {self.position} of a header of {limit}"
             )
         self.position += count
         return self.file.read(count)
+
+    def name(self, what: str) -> str:
+        """A short text without control characters."""
+        position = self.position
+        found = self.text()
+        if (size := len(found.encode())) > limits.NAME_BYTES:
+            raise _malformed(
+                self.path,
+                f"a {what} of {size} bytes at byte {position}, limit {limits.NAME_BYTES}",
+            )
+        if CONTROL_CHARACTERS.search(found):
+            raise _malformed(self.path, f"{what} {found!r}: a control character")
+        return found
 
     def integer(self, size: int) -> int:
         return int.from_bytes(self.take(size), "little")
@@ -102,14 +118,24 @@ class _Cursor:
     def value(self) -> Any:
         kind = self.integer(4)
         if kind == ARRAY:
-            return self.values(self.integer(4), self.integer(8))
+            kind, count = self.integer(4), self.integer(8)
+            self.items += count
+            if self.items > limits.GGUF_ARRAY_ITEMS:
+                raise _malformed(
+                    self.path,
+                    f"an array of {count} items: {self.items} in all, limit "
+                    f"{limits.GGUF_ARRAY_ITEMS}",
+                )
+            return self.values(kind, count)
         return self.values(kind, 1)[0]
 
     def tensor(self) -> GgufTensor:
         """One description; its offset still counts from the start of the data."""
-        name, rank = self.text(), self.integer(4)
-        if not 1 <= rank <= MAX_RANK:
-            raise _malformed(self.path, f"tensor {name!r}: {rank} dimensions")
+        name, rank = self.name("tensor name"), self.integer(4)
+        if not 1 <= rank <= limits.GGUF_RANK:
+            raise _malformed(
+                self.path, f"tensor {name!r}: {rank} dimensions, limit {limits.GGUF_RANK}"
+            )
         shape = tuple(self.integer(8) for _ in range(rank))[::-1]
         kind, offset = self.integer(4), self.integer(8)
         if kind not in TYPES:
@@ -137,7 +163,7 @@ def read_header(path: Path) -> tuple[dict[str, Any], dict[str, GgufTensor]]:
         UnsupportedError: another version or byte order, a block format without a reader.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as plain, BufferedReader(plain) as file:
             return _parse(_Cursor(file, path))
     except OSError as error:
         raise InputError(f"{path}: cannot read: {error.strerror}", "check the path") from error
@@ -153,9 +179,15 @@ def _parse(cursor: _Cursor) -> tuple[dict[str, Any], dict[str, GgufTensor]]:
             "supported: 2 and 3, little-endian; convert the model again with a current llama.cpp",
         )
     tensor_count, key_count = cursor.integer(8), cursor.integer(8)
+    for count, what, limit in (
+        (tensor_count, "tensors", limits.TENSORS),
+        (key_count, "keys", limits.GGUF_KEYS),
+    ):
+        if count > limit:
+            raise _malformed(path, f"{count} {what}, limit {limit}")
     metadata: dict[str, Any] = {}
     for _ in range(key_count):
-        if (key := cursor.text()) in metadata:
+        if (key := cursor.name("key")) in metadata:
             raise _malformed(path, f"key {key!r} appears twice")
         metadata[key] = cursor.value()
     tensors: dict[str, GgufTensor] = {}
@@ -164,15 +196,29 @@ def _parse(cursor: _Cursor) -> tuple[dict[str, Any], dict[str, GgufTensor]]:
         if tensor.name in tensors:
             raise _malformed(path, f"tensor {tensor.name!r} appears twice")
         tensors[tensor.name] = tensor
-    alignment = ConfigReader(metadata, str(path)).integer("general.alignment", 32)
+    return metadata, _placed(cursor, metadata, tensors)
+
+
+def _placed(
+    cursor: _Cursor, metadata: dict[str, Any], tensors: dict[str, GgufTensor]
+) -> dict[str, GgufTensor]:
+    """Offsets from the start of the file; every tensor lies in it, and no two share bytes."""
+    path = cursor.path
+    reader = ConfigReader(metadata, str(path))
+    alignment = reader.integer("general.alignment", 32, high=limits.GGUF_ALIGNMENT)
     start = -(-cursor.position // alignment) * alignment
-    for name, tensor in tensors.items():
-        tensors[name] = replace(tensor, offset=start + tensor.offset)
-        if (end := start + tensor.offset + tensor.nbytes) > cursor.size:
+    placed = {name: replace(t, offset=start + t.offset) for name, t in tensors.items()}
+    taken = start
+    for tensor in sorted(placed.values(), key=lambda tensor: tensor.offset):
+        end = tensor.offset + tensor.nbytes
+        if end > cursor.size:
             raise _malformed(
-                path, f"tensor {name!r} ends at byte {end}, the file has {cursor.size}"
+                path, f"tensor {tensor.name!r} ends at byte {end}, the file has {cursor.size}"
             )
-    return metadata, tensors
+        if tensor.offset < taken:
+            raise _malformed(path, f"tensor {tensor.name!r} overlaps another")
+        taken = end
+    return placed
 
 
 def read_blocks(path: Path, tensor: GgufTensor, start: int, stop: int) -> NDArray[np.uint8]:
@@ -180,7 +226,7 @@ def read_blocks(path: Path, tensor: GgufTensor, start: int, stop: int) -> NDArra
     buffer = bytearray((stop - start) * tensor.row_bytes)
     view = memoryview(buffer)
     try:
-        with path.open("rb", buffering=0) as file:
+        with open_regular(path) as file:
             file.seek(tensor.offset + start * tensor.row_bytes)
             done = 0
             while done < len(view):

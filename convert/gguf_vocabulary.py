@@ -52,7 +52,9 @@ def _canonical(text: bytes) -> dict[str, Any]:
 
     try:
         content = json.loads(Tokenizer.from_buffer(text).to_str())
-    except Exception as error:  # the library promises no class
+    except (KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as error:  # the library promises no class, and a panic is no Exception
         raise InputError(
             f"{TOKENIZER}: cannot read: {error}", "download it again from the original model"
         ) from error

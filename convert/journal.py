@@ -17,7 +17,8 @@ from types import TracebackType
 from typing import Any
 
 from ..atomic import empty_folder, fsync_path
-from ..errors import OutputError
+from ..errors import InputError, OutputError
+from .json_file import parse_json
 
 JOURNAL = "journal.jsonl"
 COMMIT_SHARE = 10  # at most a tenth of the time goes into keeping what is done
@@ -106,14 +107,14 @@ class Journal:
         path = self.folder / JOURNAL
         lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
         try:
-            entries = [json.loads(line) for line in lines]
+            entries = [parse_json(line, "a line") for line in lines]
             if not all(isinstance(entry, dict) for entry in entries):
-                raise ValueError("a line is not an object")
-        except ValueError as error:
+                raise InputError("a line is not an object", "")
+        except InputError as error:
             if self._discard:
                 return [], 0
             raise OutputError(
-                f"{path}: damaged: {error}", "start again with --overwrite"
+                f"{path}: damaged: {error.message}", "start again with --overwrite"
             ) from error
         return entries, sum(len(line) + 1 for line in lines)
 

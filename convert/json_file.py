@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-
-MAX_JSON_BYTES = 256 * 2**20  # the largest tokenizer.json in use is under 40 MiB
+from . import limits
+from .local_files import read_limited
 
 
 def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -25,21 +25,50 @@ def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
 
 
-def parse_json(text: str | bytes, where: str) -> Any:
-    """Parse JSON text, refusing duplicate keys, NaN and Infinity.
+def parse_json(text: str | bytes, where: str, *, escaped_bytes: bool = False) -> Any:
+    """Parse JSON text, refusing duplicate keys, NaN, Infinity, deep nesting, broken Unicode.
+
+    escaped_bytes: strings may hold bytes that are no UTF-8, as Python's surrogateescape writes
+    them.
 
     Raises:
         InputError: naming `where` and the reason.
     """
     try:
-        return json.loads(
+        data = json.loads(
             text, object_pairs_hook=_refuse_duplicates, parse_constant=_refuse_constant
         )
+        _refuse_deep(data)
+        _refuse_surrogates(text, data, "surrogateescape" if escaped_bytes else "strict")
     except (ValueError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise InputError(
             f"{where}: not valid JSON: {reason}", "download the file again; it may be cut short"
         ) from error
+    return data
+
+
+def _refuse_deep(data: Any) -> None:
+    """Whoever walks through the data, or shows it, must not run out of stack."""
+    level = [data]
+    for _ in range(limits.JSON_DEPTH + 1):
+        level = [
+            item
+            for outer in level
+            if isinstance(outer, (dict, list))
+            for item in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(item, (dict, list))
+        ]
+        if not level:
+            return
+    raise ValueError(f"nested too deeply: limit {limits.JSON_DEPTH} levels")
+
+
+def _refuse_surrogates(text: str | bytes, data: Any, errors: str) -> None:
+    """Half a pair of \\ud800 … \\udfff can never be written to a file again."""
+    escape = b"\\ud" if isinstance(text, bytes) else "\\ud"
+    if escape in text.lower():  # type: ignore[operator]
+        json.dumps(data, ensure_ascii=False).encode("utf-8", errors)
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
@@ -48,18 +77,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
     Raises:
         InputError: missing, unreadable, too large, malformed, or not an object.
     """
-    try:
-        size = path.stat().st_size
-        if size > MAX_JSON_BYTES:
-            raise InputError(
-                f"{path}: {size} bytes, limit {MAX_JSON_BYTES}", "this is not a model's JSON file"
-            )
-        text = path.read_bytes()
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot read: {error.strerror}", "check the path and its permissions"
-        ) from error
-    data = parse_json(text, str(path))
+    data = parse_json(read_limited(path, limits.JSON_BYTES), str(path))
     if not isinstance(data, dict):
         raise InputError(
             f"{path}: the top level is {type(data).__name__}, expected an object",

@@ -23,7 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
+from . import limits
 from .json_file import parse_json
+from .local_files import open_regular
 
 DTYPES: Mapping[str, np.dtype[Any]] = {
     "F32": np.dtype(np.float32),
@@ -39,10 +41,6 @@ DTYPES: Mapping[str, np.dtype[Any]] = {
     "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
     "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
 }
-MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library itself
-MAX_TENSORS = 250_000  # DeepSeek-V3, the largest in use, has about 92,000
-MAX_RANK = 8
-MAX_NAME = 512
 CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f]")
 
 
@@ -74,15 +72,16 @@ def _malformed(path: Path, problem: str) -> InputError:
 def _read_header(path: Path) -> tuple[dict[str, Any], int, int]:
     """-> (header, offset of the data, size of the data)."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
             prefix = file.read(8)
             if len(prefix) < 8:
                 raise _malformed(path, f"{size} bytes are too few for a safetensors file")
             length = int.from_bytes(prefix, "little")
-            if length > min(MAX_HEADER_BYTES, size - 8):
+            if length > min(limits.HEADER_BYTES, size - 8):
                 raise _malformed(
-                    path, f"header of {length} bytes in a file of {size} (limit {MAX_HEADER_BYTES})"
+                    path,
+                    f"header of {length} bytes in a file of {size} (limit {limits.HEADER_BYTES})",
                 )
             text = file.read(length)
     except OSError as error:
@@ -92,8 +91,9 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int, int]:
     header = parse_json(text, f"{path}: header")
     if not isinstance(header, dict):
         raise _malformed(path, "the header is not an object")
-    if len(header) > MAX_TENSORS:
-        raise _malformed(path, f"{len(header)} tensors, limit {MAX_TENSORS}")
+    count = len(header) - ("__metadata__" in header)
+    if count > limits.TENSORS:
+        raise _malformed(path, f"{count} tensors, limit {limits.TENSORS}")
     return header, 8 + length, size - 8 - length
 
 
@@ -105,16 +105,22 @@ def _tensor_info(path: Path, name: str, entry: object, base: int) -> tuple[Tenso
     """-> (the tensor, the end of its data relative to the data's start)."""
     if not isinstance(entry, dict):
         raise _malformed(path, f"tensor {name!r}: its entry is not an object")
-    if len(name) > MAX_NAME or CONTROL_CHARACTERS.search(name):
-        raise _malformed(path, f"tensor {name[:40]!r}: a name of {len(name)} odd characters")
+    if (size := len(name.encode())) > limits.NAME_BYTES:
+        raise _malformed(
+            path, f"tensor {name[:40]!r}: a name of {size} bytes, limit {limits.NAME_BYTES}"
+        )
+    if CONTROL_CHARACTERS.search(name):
+        raise _malformed(path, f"tensor {name[:40]!r}: a control character in its name")
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise InputError(
             f"{path}: tensor {name!r}: dtype {dtype!r} is not supported",
             f"supported: {', '.join(DTYPES)}",
         )
-    if not isinstance(shape, list) or len(shape) > MAX_RANK or not all(map(_natural, shape)):
+    if not isinstance(shape, list) or not all(map(_natural, shape)):
         raise _malformed(path, f"tensor {name!r}: shape {shape!r}")
+    if len(shape) > limits.RANK:
+        raise _malformed(path, f"tensor {name!r}: shape of rank {len(shape)}, limit {limits.RANK}")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_natural, offsets)):
         raise _malformed(path, f"tensor {name!r}: data_offsets {offsets!r}")
     info = TensorInfo(name, dtype, tuple(shape), path, base + offsets[0])
@@ -170,7 +176,7 @@ def read_rows(info: TensorInfo, start: int = 0, stop: int | None = None) -> NDAr
     buffer = bytearray(wanted)
     view = memoryview(buffer)
     try:
-        with info.path.open("rb", buffering=0) as file:
+        with open_regular(info.path) as file:
             file.seek(info.offset + start * row_elements * itemsize)
             done = 0
             while done < wanted:

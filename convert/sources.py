@@ -10,10 +10,14 @@ from typing import Any, Protocol
 from numpy.typing import NDArray
 
 from ..errors import InputError
+from . import limits
 from .json_file import read_json_object
+from .local_files import safe_join
 from .safetensors_file import TensorInfo, read_rows, read_tensor_infos
 
 INDEX = "model.safetensors.index.json"
+# Formats that run code when they are opened, or (.npz) may.
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npz", ".npy")
 
 
 class TensorSource(Protocol):
@@ -89,8 +93,17 @@ def open_safetensors_folder(folder: Path) -> SafetensorsSource:
     if not isinstance(weight_map, dict) or not weight_map:
         raise InputError(f"{index}: weight_map: missing or empty", "download the index again")
     infos: dict[str, TensorInfo] = {}
-    for shard in sorted(set(map(str, weight_map.values()))):
-        path = folder / _plain_name(index, shard)
+    shards = sorted(set(map(str, weight_map.values())))
+    for count, what, limit in (
+        (len(weight_map), "tensors", limits.TENSORS),
+        (len(shards), "shards", limits.SHARDS),
+    ):
+        if count > limit:
+            raise InputError(
+                f"{index}: {count} {what}, limit {limit}", "this index is damaged or hostile"
+            )
+    for shard in shards:
+        path = _shard_path(folder, index, shard)
         if not os.path.exists(path):  # Path.exists raises where the name is too long
             raise InputError(
                 f"{path}: missing, but {INDEX} names it",
@@ -108,24 +121,20 @@ def open_safetensors_folder(folder: Path) -> SafetensorsSource:
     return SafetensorsSource(infos)
 
 
-def _plain_name(index: Path, shard: str) -> str:
+def _shard_path(folder: Path, index: Path, shard: str) -> Path:
     """A shard lies beside its index: no folders, nothing that leads out."""
-    if not shard.endswith(".safetensors") or "/" in shard or "\\" in shard or "\0" in shard:
+    if not shard.endswith(".safetensors"):
         raise InputError(
             f"{index}: shard name {shard!r} is not a plain .safetensors file name",
             "this index is damaged or hostile",
         )
-    return shard
+    return safe_join(folder, shard, str(index))
 
 
 def _no_weights(folder: Path, candidates: list[Path]) -> Exception:
     from ..errors import UnsupportedError
 
-    pickles = sorted(
-        path.name
-        for pattern in ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
-        for path in folder.glob(pattern)
-    )
+    pickles = sorted(path.name for suffix in PICKLE_SUFFIXES for path in folder.glob(f"*{suffix}"))
     if candidates:
         return InputError(
             f"{folder}: {len(candidates)} safetensors files but no {INDEX}",

@@ -4,31 +4,25 @@ from __future__ import annotations
 
 import json
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from functools import lru_cache
-from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from ..convert import limits
 from ..convert.json_file import ConfigReader
 from ..errors import InputError
+from .bounded_call import CAN_FORK, BoundReached, bounded_call
 from .tokenizer import read_side_file
 
 if TYPE_CHECKING:
     from jinja2 import Template
 
-MAX_CHARACTERS = 2**20  # of the output, and of any value on the way, beyond the messages
-MAX_SECONDS = 5.0
-MAX_MEMORY = 2**30  # bytes beyond those in use when rendering begins
-MAX_INTEGER_BITS = 4096
 HINT = "use the template of the original model, or give plain text without a template"
-
-_RENDERING = threading.Lock()  # the memory limit holds for the whole process
 
 
 class _LimitReached(BaseException):
@@ -82,15 +76,40 @@ def render_chat(
         InputError: the template is broken, refuses the messages, reaches out of its sandbox, or
             exceeds its limits of time and size.
     """
-    from jinja2.exceptions import SecurityError, TemplateError
+    import jinja2.ext
+    import jinja2.sandbox  # noqa: F401  # here once, not in every process that renders
 
+    if len(template) > limits.TEMPLATE_CHARACTERS:
+        size = len(template)
+        raise InputError(
+            f"chat template: {size} characters, limit {limits.TEMPLATE_CHARACTERS}", HINT
+        )
     variables: dict[str, Any] = {**special_tokens, "tools": None, "documents": None}
     variables["messages"] = [asdict(message) for message in messages]
     variables["add_generation_prompt"] = add_generation_prompt
-    limit = MAX_CHARACTERS + sum(len(message.content) for message in messages)
+    given = sum(len(message.content) for message in messages)
+    characters = limits.TEMPLATE_OUTPUT + given
     try:
-        with _RENDERING, _memory_limit(), _step_limits(limit):
-            return _compiled(template).render(variables)
+        return bounded_call(
+            lambda: _render(template, variables, characters),
+            limits.TEMPLATE_SECONDS,
+            limits.TEMPLATE_MEMORY + 64 * given,
+            4 * characters,  # bytes: the most that UTF-8 needs
+        )
+    except BoundReached as error:
+        raise InputError(f"chat template: {error}", HINT) from error
+
+
+def _render(template: str, variables: Mapping[str, Any], characters: int) -> str:
+    """Raises BoundReached: with what went wrong."""
+    from jinja2.exceptions import SecurityError, TemplateError
+
+    try:
+        with _step_limits(characters):
+            text = _compiled(template).render(variables)
+        if len(text) > characters:
+            raise _LimitReached(f"a text of more than {characters} characters")
+        return text
     except _LimitReached as error:
         reason = str(error)
     except SecurityError as error:
@@ -100,24 +119,30 @@ def render_chat(
         reason = f"line {line}: {error.message}" if line else str(error.message)
     except RecursionError:
         reason = "nested too deeply"
+    except MemoryError:
+        reason = f"more than {limits.TEMPLATE_MEMORY >> 20} MiB of memory"
     # What a template computes can fail in every way that Python can.
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
-    raise InputError(f"chat template: {reason}", HINT)
+    raise BoundReached(reason)
 
 
 @contextmanager
 def _step_limits(max_characters: int) -> Iterator[None]:
-    """Stop Python code of this thread that runs too long or makes too long a text.
+    """Where rendering has no process of its own: stop Python code of this thread that runs too
+    long or makes too long a text.
 
     A trace function sees every line, also in loops that print nothing, works in any thread
-    and system. Single steps inside C it cannot see; the other limits are for those.
+    and system. It cannot see into single steps of C, and is slow.
     """
-    deadline = time.monotonic() + MAX_SECONDS
+    if CAN_FORK:
+        yield
+        return
+    deadline = time.monotonic() + limits.TEMPLATE_SECONDS
 
     def check(frame: FrameType, event: str, value: Any) -> Callable[..., Any]:
         if time.monotonic() > deadline:
-            raise _LimitReached(f"still running after {MAX_SECONDS:g} seconds")
+            raise _LimitReached(f"still running after {limits.TEMPLATE_SECONDS:g} seconds")
         if event == "return" and isinstance(value, (str, list)) and len(value) > max_characters:
             raise _LimitReached(f"a value of more than {max_characters} items")
         return check
@@ -130,32 +155,12 @@ def _step_limits(max_characters: int) -> Iterator[None]:
         sys.settrace(before)
 
 
-@contextmanager
-def _memory_limit() -> Iterator[None]:
-    """On Linux, turn an allocation that would fill the machine into MemoryError."""
-    statistics = Path("/proc/self/statm")
-    if not statistics.exists():
-        yield
-        return
-    import resource
-
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    pages = int(statistics.read_text("ascii").split()[0])
-    limit = pages * resource.getpagesize() + MAX_MEMORY
-    lowered = limit if soft == resource.RLIM_INFINITY else min(limit, soft)
-    resource.setrlimit(resource.RLIMIT_AS, (lowered, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-
-
 def _check_integers(operator: str, left: Any, right: Any) -> None:
     """Refuse products and powers that would keep C busy for minutes."""
     if isinstance(left, int) and isinstance(right, int):
         factor = abs(right) if operator == "**" else 1
-        if left.bit_length() * factor + right.bit_length() > MAX_INTEGER_BITS:
-            raise _LimitReached(f"an integer of more than {MAX_INTEGER_BITS} bits")
+        if left.bit_length() * factor + right.bit_length() > limits.TEMPLATE_INTEGER_BITS:
+            raise _LimitReached(f"an integer of more than {limits.TEMPLATE_INTEGER_BITS} bits")
 
 
 @lru_cache(maxsize=4)

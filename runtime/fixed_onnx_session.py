@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..convert import limits
 from ..convert.json_file import ConfigReader, read_json_object
+from ..convert.local_files import safe_join
 from ..convert.onnx.names import FIXED_SHAPES
 from ..errors import InputError
 from .onnx_graph import OpenGraph, open_graph
@@ -46,7 +48,7 @@ class FixedOnnxSession:
         self, folder: Path, provider: str = "cpu", threads: int = 0, allow_fallback: bool = False
     ) -> None:
         reader = ConfigReader(read_json_object(folder / FIXED_SHAPES), str(folder / FIXED_SHAPES))
-        self._capacity = reader.integer("context_length")
+        self._capacity = reader.integer("context_length", high=limits.POSITIONS)
         self._graphs = sorted(
             (
                 _open(folder, graph, self._capacity, (provider, threads, allow_fallback))
@@ -165,9 +167,8 @@ def _open(
 ) -> FixedGraph:
     """Open a graph and compare it with what the file says of it."""
     name, rows = graph.string("filename"), graph.integer("sequence_length")
-    if "/" in name or "\\" in name:
-        raise graph.fail("filename", f"{name!r} leads out of the folder")
-    opened = open_graph(folder / name, accuracy_level_of(folder), *how)
+    path = safe_join(folder, name, f"{graph.where}: filename")
+    opened = open_graph(path, accuracy_level_of(folder), *how)
     shapes = {node.name: node.shape for node in opened.session.get_inputs()}
     if shapes.get("input_ids") != [1, rows] or shapes.get("attention_mask") != [
         1,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..convert.onnx.external_data import check_external_data, read_model
 from ..errors import InputError, ProviderError
 from .placement import SHAPE_ARITHMETIC, Placement, from_partition, from_profile, with_times
 from .provider_session import create_session, import_onnxruntime
@@ -78,8 +80,9 @@ def open_graph(
     """
     choice = choose_provider(provider)
     runtime = import_onnxruntime()
-    if not path.exists():
+    if not os.path.lexists(path):
         raise InputError(f"{path}: missing", "export the artifact again")
+    check_external_data(path, read_model(path))
     options = runtime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads

@@ -16,7 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..atomic import MANIFEST
+from ..convert import limits
 from ..convert.json_file import ConfigReader, read_json_object
+from ..convert.local_files import safe_join
 from ..convert.onnx.names import GENAI_CONFIG
 from ..errors import InputError
 from .onnx_graph import open_graph
@@ -57,15 +59,14 @@ def read_graph_shape(folder: Path) -> GraphShape:
     if model is None or decoder is None or search is None:
         raise reader.fail("model.decoder, search", "missing")
     filename = decoder.string("filename")
-    if "/" in filename or "\\" in filename:
-        raise reader.fail("model.decoder.filename", f"{filename!r} leads out of the folder")
+    safe_join(folder, filename, f"{reader.where}: model.decoder.filename")
     return GraphShape(
         filename,
-        model.integer("vocab_size"),
-        model.integer("context_length"),
-        decoder.integer("num_hidden_layers"),
-        decoder.integer("num_key_value_heads"),
-        decoder.integer("head_size"),
+        model.integer("vocab_size", high=limits.VOCABULARY),
+        model.integer("context_length", high=limits.POSITIONS),
+        decoder.integer("num_hidden_layers", high=limits.LAYERS),
+        decoder.integer("num_key_value_heads", high=limits.HIDDEN),
+        decoder.integer("head_size", high=limits.HIDDEN),
         search.boolean("past_present_share_buffer", False),
         accuracy_level_of(folder),
     )

@@ -15,6 +15,8 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..convert import limits
+from ..convert.local_files import read_limited
 from ..convert.onnx.names import DIALECT_NAMES
 from ..convert.targets.table import TARGETS
 from ..errors import InputError, UnsupportedError, UsageError
@@ -29,7 +31,6 @@ if TYPE_CHECKING:  # a list of recipes needs none of these
     from .verify import VerifyOptions
 
 SUFFIX = ".toml"
-MAX_BYTES = 2**20
 BITS = (3, 4, 5, 6, 8)
 LIMITS = (
     "max_kl",
@@ -250,12 +251,7 @@ def _text_of(name_or_file: str) -> tuple[str, str, str]:
 
 def _read(path: Path) -> str:
     try:
-        if path.stat().st_size > MAX_BYTES:
-            size = path.stat().st_size
-            raise InputError(f"{path}: {size} bytes, limit {MAX_BYTES}", "this is no recipe")
-        return path.read_text("utf-8")
-    except OSError as error:
-        raise InputError(f"{path}: cannot read: {error.strerror}", "check the path") from error
+        return read_limited(path, limits.RECIPE_BYTES).decode("utf-8")
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 text: {error.reason}", "convert it first") from error
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..convert.json_file import ConfigReader, parse_json
 from ..errors import InputError, UsageError
+from .tokenizer_file import TOKENIZER, library_failures, open_tokenizer
 
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-
-TOKENIZER = "tokenizer.json"
 # The first file that has the key decides, even when it says null.
 SPECIAL_TOKEN_FILES = ("tokenizer_config.json", "special_tokens_map.json")
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token")
@@ -32,24 +29,6 @@ def read_side_file(side_files: Mapping[str, bytes], name: str) -> ConfigReader:
     if not isinstance(data, dict):
         raise InputError(f"{name}: not an object", "download the file again")
     return ConfigReader(data, name)
-
-
-def _open_tokenizer(side_files: Mapping[str, bytes]) -> Tokenizer:
-    from tokenizers import Tokenizer
-
-    if TOKENIZER not in side_files:
-        raise InputError(
-            f"{TOKENIZER}: missing", "copy it from the original model, or give tokens, not text"
-        )
-    try:
-        tokenizer = Tokenizer.from_buffer(side_files[TOKENIZER])
-    except Exception as error:  # the library promises no class
-        raise InputError(
-            f"{TOKENIZER}: cannot read: {error}", "download it again from the original model"
-        ) from error
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
 
 
 def _token_text(reader: ConfigReader, key: str) -> str:
@@ -87,7 +66,11 @@ class TextTokenizer:
     def __init__(
         self, side_files: Mapping[str, bytes], config: Mapping[str, Any] | None = None
     ) -> None:
-        self._tokenizer = _open_tokenizer(side_files)
+        if TOKENIZER not in side_files:
+            raise InputError(
+                f"{TOKENIZER}: missing", "copy it from the original model, or give tokens, not text"
+            )
+        self._tokenizer = open_tokenizer(side_files[TOKENIZER])
         added = self._tokenizer.get_added_tokens_decoder()
         self._special_ids = frozenset(token for token, mark in added.items() if mark.special)
         generation = read_side_file(side_files, "generation_config.json")
@@ -125,7 +108,8 @@ class TextTokenizer:
                 f"the text is not valid Unicode at character {error.start}",
                 "give it in UTF-8, in a UTF-8 locale",
             ) from error
-        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        with library_failures("cannot encode"):
+            return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
     def encode_prompt(self, text: str) -> list[int]:
         """Ids of a plain prompt, with BOS exactly once where the model was trained with it."""
@@ -139,8 +123,9 @@ class TextTokenizer:
         """The text; special tokens are left out, marks such as `<think>` are none and stay."""
         # Not left to the library, which overlooks marks that its normalizer changes.
         shown = [token for token in ids if not skip_special or token not in self._special_ids]
-        text: str = self._tokenizer.decode(shown, skip_special_tokens=False)
-        return text
+        with library_failures("cannot decode"):
+            text: str = self._tokenizer.decode(shown, skip_special_tokens=False)
+            return text
 
     def _special_id(self, key: str) -> int | None:
         if key not in self.special_tokens:
@@ -154,7 +139,8 @@ class TextTokenizer:
         return found
 
     def _post_processor_adds_bos(self) -> bool:
-        ids = self._tokenizer.encode("", add_special_tokens=True).ids
+        with library_failures("cannot encode"):
+            ids = self._tokenizer.encode("", add_special_tokens=True).ids
         return self.bos_id is not None and ids[:1] == [self.bos_id]
 
     def _with_bos(self, ids: list[int], add: bool) -> list[int]:

@@ -12,7 +12,8 @@ from typing import Any
 from ..convert.checkpoint import GENERATION_CONFIG
 from ..errors import DsconvError
 from .chat import Message, chat_template, render_chat
-from .tokenizer import SPECIAL_TOKENS, TOKENIZER, TextTokenizer, read_side_file
+from .tokenizer import SPECIAL_TOKENS, TextTokenizer, read_side_file
+from .tokenizer_file import TOKENIZER
 from .verdict import Finding
 
 SETTINGS = "tokenizer_config.json"

@@ -21,6 +21,7 @@ else:
     import tomli as tomllib
 
 Table = TypeVar("Table")
+LARGEST = 2.0**53  # beyond it floats leave out integers
 TYPE_NAMES = {str: "a string", int: "an integer", float: "a number", bool: "true or false"}
 
 
@@ -28,8 +29,9 @@ def parse_toml(text: str, file: str) -> dict[str, Any]:
     """Raises InputError: not TOML."""
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{file}: not valid TOML: {error}", "see docs/recipes.md") from error
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits too
+        reason = "nested too deeply" if isinstance(error, RecursionError) else error
+        raise InputError(f"{file}: not valid TOML: {reason}", "see docs/recipes.md") from error
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Limits:
         if self.choices:
             return value in self.choices
         low = -float("inf") if self.low is None else self.low
-        high = float("inf") if self.high is None else self.high
+        high = LARGEST if self.high is None else self.high
         return bool(low <= value <= high)  # NaN is in no range
 
     def __str__(self) -> str:
@@ -85,7 +87,7 @@ class Settings:
         """The text as TOML; what TOML does not know is a string, so that quotes are not needed."""
         try:
             return tomllib.loads(f"value = {self.texts[key]}")["value"]
-        except tomllib.TOMLDecodeError:
+        except (ValueError, RecursionError):
             return self.texts[key]
 
     def applied_to(self, table: Mapping[str, Any]) -> dict[str, Any]:

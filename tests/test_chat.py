@@ -10,8 +10,9 @@ import time
 import pytest
 from test_tokenizer import NAMES, folder, real, side_files
 
+from dsconv.convert import limits
 from dsconv.errors import InputError
-from dsconv.runtime import chat
+from dsconv.runtime import bounded_call, chat
 from dsconv.runtime.chat import Message, chat_template, render_chat
 from dsconv.runtime.thinking import ThinkSplitter, opens_thinking, split_thinking
 
@@ -105,7 +106,7 @@ HOSTILE = [
     ("{{ range(100001) }}", "Range too big"),
     ("{% for i in range(90000) %}0123456789abcdef{% endfor %}", "more than"),
     (DOUBLING + "{% set ns.s = ns.s ~ ns.s %}{% endfor %}", "more than"),
-    (DOUBLING + "{% set ns.s = ns.s + ns.s %}{% endfor %}", "MemoryError|more than"),
+    (DOUBLING + "{% set ns.s = ns.s + ns.s %}{% endfor %}", "more than"),
     ("{{ 'a'" + "|replace('a', 'aaaaaaaaaaaaaaaaaaaa')" * 9 + " }}", "more than"),
     ("{{ 9 ** 99999 ** 9 }}", "bits"),
     (SQUARES + "{% endfor %}", "bits"),
@@ -132,15 +133,48 @@ ENDLESS = [
     "{% for a in range(90000) %}{% for b in range(90000) %}{% endfor %}{% endfor %}",
     "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(40) }}",
 ]
+# One call into C that compares megabytes a million times.
+IN_C = (
+    "{% set a = 'a' * 1000000 %}{% set b = 'a' * 999999 ~ 'a' %}"
+    "{{ ([a, b] * 50000)|sort(case_sensitive=true)|length }}"
+)
 
 
 @pytest.mark.parametrize("template", ENDLESS)
 def test_endless_templates(template: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chat, "MAX_SECONDS", 0.3)
+    monkeypatch.setattr(limits, "TEMPLATE_SECONDS", 0.3)
     start = time.monotonic()
-    with pytest.raises(InputError, match="still running"):
+    with pytest.raises(InputError, match=r"still running after 0\.3 seconds"):
         render_chat(template, [USER], {})
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 1.5
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="rendering has a process of its own on Linux")
+def test_c_code_is_stopped_in_time() -> None:
+    start = time.monotonic()
+    with pytest.raises(InputError, match=r"still running after 1\.5 seconds"):
+        render_chat(IN_C, [USER], {})
+    assert time.monotonic() - start < 2
+
+
+@pytest.mark.parametrize(("template", "message"), [*HOSTILE, (ENDLESS[0], "still running")])
+def test_where_processes_cannot_be_copied(
+    template: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bounded_call, "CAN_FORK", False)
+    monkeypatch.setattr(chat, "CAN_FORK", False)
+    monkeypatch.setattr(limits, "TEMPLATE_SECONDS", 0.3)
+    before = sys.gettrace()
+    with pytest.raises(InputError, match=f"{message}|still running"):
+        render_chat(template, [USER], {})
+    assert sys.gettrace() is before
+
+
+def test_a_template_that_is_too_long() -> None:
+    length = limits.TEMPLATE_CHARACTERS
+    assert render_chat("x" * length, [USER], {}) == "x" * length
+    with pytest.raises(InputError, match=f"{length + 1} characters, limit {length}"):
+        render_chat("x" * (length + 1), [USER], {})
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the memory limit exists on Linux only")
@@ -152,14 +186,14 @@ def test_memory_hungry_templates(template: str) -> None:
     import resource
 
     before = resource.getrlimit(resource.RLIMIT_AS)
-    with pytest.raises(InputError, match="MemoryError"):
+    with pytest.raises(InputError, match="256 MiB of memory"):
         render_chat(template, [USER], {})
     assert resource.getrlimit(resource.RLIMIT_AS) == before
 
 
 def test_a_long_conversation_is_no_attack() -> None:
-    long = Message("user", "x" * (2 * chat.MAX_CHARACTERS))
-    assert len(render_chat("{{ messages[0].content }}", [long], {})) == 2 * chat.MAX_CHARACTERS
+    long = Message("user", "x" * (2 * limits.TEMPLATE_OUTPUT))
+    assert len(render_chat("{{ messages[0].content }}", [long], {})) == 2 * limits.TEMPLATE_OUTPUT
 
 
 def split(pieces: list[str], inside: bool) -> tuple[str, str]:

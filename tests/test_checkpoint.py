@@ -20,7 +20,7 @@ from small_models import (
     write_side_files,
 )
 
-from dsconv.convert import checkpoint as checkpoint_module
+from dsconv.convert import limits
 from dsconv.convert.checkpoint import eos_token_ids, open_checkpoint
 from dsconv.convert.quantization_plan import QuantizeOptions
 from dsconv.convert.quantized import quantize_checkpoint
@@ -166,7 +166,7 @@ def test_side_files_are_kept_byte_for_byte(tmp_path: Path) -> None:
 
 
 def test_a_huge_side_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint_module, "MAX_SIDE_FILE_BYTES", 10)
+    monkeypatch.setattr(limits, "SIDE_FILE_BYTES", 10)
     with pytest.raises(InputError, match="limit 10"):
         open_checkpoint(str(write_checkpoint(tmp_path / "m")))
 

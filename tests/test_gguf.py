@@ -520,24 +520,6 @@ def test_every_cut_is_noticed(tmp_path: Path) -> None:
         assert caught.value.hint
 
 
-def test_random_damage_is_an_error_or_a_model(tmp_path: Path) -> None:
-    path = tiny_file(tmp_path)
-    whole = np.frombuffer(path.read_bytes(), np.uint8)
-    header = min(tensor.offset for tensor in read_header(path)[1].values())
-    rng = np.random.default_rng(0)
-    hints = []
-    for _ in range(300):
-        damaged = whole.copy()
-        damaged[rng.integers(0, header, 3)] = rng.integers(0, 256, 3)
-        path.write_bytes(damaged.tobytes())
-        try:
-            open_checkpoint(str(path))
-        except (InputError, UnsupportedError) as error:
-            hints.append(error.hint)
-    assert len(hints) > 100
-    assert all(hints)
-
-
 def test_huge_counts_end_at_once(tmp_path: Path) -> None:
     head = b"GGUF" + (3).to_bytes(4, "little") + (0).to_bytes(8, "little")
     one_key = head + (1).to_bytes(8, "little") + (1).to_bytes(8, "little") + b"k"
@@ -545,7 +527,7 @@ def test_huge_counts_end_at_once(tmp_path: Path) -> None:
     path = tmp_path / "x.gguf"
     for data in (endless, one_key[:-9] + b"\xff" * 8):
         path.write_bytes(data)
-        with pytest.raises(InputError, match="bytes wanted"):
+        with pytest.raises(InputError, match=r"limit|bytes wanted"):
             open_gguf(path)
 
 

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 import random
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from mutations import mutate_safetensors
 from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from dsconv.convert import safetensors_file
+from dsconv.convert import limits
 from dsconv.convert.safetensors_file import (
     DTYPES,
     PlannedTensor,
@@ -216,7 +216,7 @@ LIES: dict[str, tuple[object, bytes, str]] = {
     "shape with a bool": ({"a": entry(shape=(True, 4))}, bytes(4), "shape"),
     "shape with a float": ({"a": entry(shape=(4.0,))}, bytes(4), "shape"),
     "shape is text": ({"a": entry(shape="4")}, bytes(4), "shape"),
-    "rank 9": ({"a": entry(shape=(1,) * 8 + (4,))}, bytes(4), "shape"),
+    "rank 9": ({"a": entry(shape=(1,) * 8 + (4,))}, bytes(4), "rank 9, limit 8"),
     "no shape": ({"a": {"dtype": "U8", "data_offsets": [0, 4]}}, bytes(4), "shape"),
     "three offsets": ({"a": entry(offsets=(0, 2, 4))}, bytes(4), "data_offsets"),
     "negative offset": ({"a": entry(offsets=(-4, 0))}, bytes(4), "data_offsets"),
@@ -228,9 +228,9 @@ LIES: dict[str, tuple[object, bytes, str]] = {
     "header is no JSON": (b"{nope}", b"", "not valid JSON"),
     "header with NaN": (b'{"a":NaN}', b"", "not valid JSON"),
     "tensor twice": (b'{"a":1,"a":1}', b"", "appears twice"),
-    "control character": ({"a\0b": entry()}, bytes(4), "odd characters"),
-    "line break": ({"a\nb": entry()}, bytes(4), "odd characters"),
-    "long name": ({"a" * 513: entry()}, bytes(4), "513 odd characters"),
+    "control character": ({"a\0b": entry()}, bytes(4), "a control character"),
+    "line break": ({"a\nb": entry()}, bytes(4), "a control character"),
+    "long name": ({"a" * 513: entry()}, bytes(4), "513 bytes, limit 512"),
     "deep header": (b'{"a":' * 100_000, b"", "nested too deeply"),
 }
 
@@ -263,13 +263,13 @@ def test_a_header_beyond_the_limit_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = raw_file(tmp_path / "file", {"a": entry()}, bytes(4))
-    monkeypatch.setattr(safetensors_file, "MAX_HEADER_BYTES", 10)
+    monkeypatch.setattr(limits, "HEADER_BYTES", 10)
     with pytest.raises(InputError, match="limit 10"):
         read_tensor_infos(path)
 
 
 def test_too_many_tensors_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(safetensors_file, "MAX_TENSORS", 2)
+    monkeypatch.setattr(limits, "TENSORS", 2)
     header = {str(index): entry(shape=(0,), offsets=(0, 0)) for index in range(3)}
     with pytest.raises(InputError, match="3 tensors, limit 2"):
         read_tensor_infos(raw_file(tmp_path / "file", header))
@@ -297,67 +297,21 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
             read_tensor_infos(path)
 
 
-ODD_VALUES = [0, 1, -1, 7, 2**31, 2**63, 2**64, 1.5, True, None, "", "F32", [], {}, [0], [0, 0]]
-
-
-def mutate(rng: random.Random, header: dict[str, Any], data: bytes) -> bytes:
-    """One file with one or two things wrong: a field, a byte of the header, or a length."""
-    header = json.loads(json.dumps(header))
-    kind = rng.choice(["field", "field", "number", "drop", "bytes", "length", "data"])
-    name = rng.choice(list(header))
-    if kind == "field":
-        header[name][rng.choice(["dtype", "shape", "data_offsets", "x"])] = rng.choice(ODD_VALUES)
-    elif kind == "number":
-        numbers = header[name][rng.choice(["shape", "data_offsets"])]
-        numbers.insert(rng.randint(0, len(numbers)), rng.choice(ODD_VALUES))
-        numbers.pop(rng.randrange(len(numbers)))
-    elif kind == "drop":
-        header[name].pop(rng.choice(list(header[name])))
-    text = bytearray(json.dumps(header).encode())
-    if kind == "bytes":
-        for _ in range(rng.randint(1, 3)):
-            text[rng.randrange(len(text))] = rng.randrange(256)
-    length = len(text) + (rng.choice([-9, -1, 1, 9, 2**32]) if kind == "length" else 0)
-    if kind == "data":
-        data = data[: rng.randrange(len(data))] if rng.random() < 0.5 else data + b"\0"
-    return length.to_bytes(8, "little") + bytes(text) + data
-
-
-def test_mutated_files_only_ever_raise_input_error(tmp_path: Path) -> None:
-    seed = 20250117
-    rng = random.Random(seed)
-    header = {
-        "a": entry("F32", [2, 3], [0, 24]),
-        "b": entry("BF16", [4], [24, 32]),
-        "c": entry("I64", [], [32, 40]),
-        "d": entry("U8", [0], [40, 40]),
-    }
-    path = tmp_path / "file"
-    accepted, slowest = 0, 0.0
-    for _ in range(5000):
-        path.write_bytes(mutate(rng, header, bytes(range(40))))
-        start = time.perf_counter()
-        try:
-            for info in read_tensor_infos(path).values():
-                read_rows(info)
-            accepted += 1
-        except InputError:
-            pass
-        slowest = max(slowest, time.perf_counter() - start)
-    assert 0 < accepted < 1500
-    assert slowest < 1
-
-
 def test_whatever_is_accepted_the_library_accepts_too(tmp_path: Path) -> None:
     rng = random.Random(4)
-    header = {"a": entry("F32", [2, 3], [0, 24]), "b": entry("I16", [4], [24, 32])}
     path = tmp_path / "file"
-    for _ in range(2000):
-        path.write_bytes(mutate(rng, header, bytes(range(32))))
+    header = {"a": entry("F32", [2, 3], [0, 24]), "b": entry("I16", [4], [24, 32])}
+    data = raw_file(path, header, bytes(range(32))).read_bytes()
+    accepted = 0
+    for _ in range(4000):
+        path.write_bytes(mutate_safetensors(rng, data))
         try:
             infos = read_tensor_infos(path)
         except InputError:
             continue
+        accepted += 1
         with safe_open(path, "pt") as file:
             for name, info in infos.items():
-                assert file.get_tensor(name).numpy().tobytes() == read_rows(info).tobytes()
+                raw = file.get_tensor(name).reshape(-1).view(torch.uint8).numpy().tobytes()
+                assert raw == read_rows(info).tobytes()
+    assert accepted > 50

@@ -6,13 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...errors import UnsupportedError
+from .. import limits
 from ..json_file import ConfigReader
 from .base import DecoderConfig
 from .rope import read_rope
-
-MAX_LAYERS = 1_000
-MAX_VOCABULARY = 4_000_000
-MAX_HIDDEN = 1_000_000
 
 # Keys that change what the network computes, with the values that leave it as we compute it.
 # They come from other families of the field; a checkpoint that sets one is not what it says it is.
@@ -67,6 +64,7 @@ def refuse_unsupported(reader: ConfigReader, extra: Mapping[str, tuple[Any, ...]
                 f"{reader.where}: {key} = {value!r} is not supported",
                 f"supported: {', '.join(map(repr, neutral)) or 'absent'}",
             )
+    _refuse_own_code(reader)
     layer_types = reader.data.get("layer_types")
     if layer_types is not None and not isinstance(layer_types, list):
         raise reader.fail("layer_types", f"{layer_types!r} is not a list")
@@ -74,6 +72,18 @@ def refuse_unsupported(reader: ConfigReader, extra: Mapping[str, tuple[Any, ...]
         raise UnsupportedError(
             f"{reader.where}: layer_types holds {sorted(set(map(str, layer_types)))}",
             "supported: full_attention in every layer",
+        )
+
+
+def _refuse_own_code(reader: ConfigReader) -> None:
+    """A model that brings its own Python may compute anything under a known architecture's name
+    (some embedding models let Qwen2 look into the future). That code is never run."""
+    auto_map = reader.child("auto_map")
+    own = [key for key in auto_map.data if key.startswith("AutoModel")] if auto_map else []
+    if own:
+        raise UnsupportedError(
+            f"{reader.where}: auto_map names code of its own for {own[0]}, which dsconv never runs",
+            "if the model is the plain architecture, remove auto_map from config.json",
         )
 
 
@@ -86,25 +96,25 @@ def read_decoder_config(
     qk_norm: bool = False,
 ) -> DecoderConfig:
     """Read the sizes common to all decoders; the switches come from the family."""
-    hidden = reader.integer("hidden_size", high=MAX_HIDDEN)
-    heads = reader.integer("num_attention_heads", high=MAX_HIDDEN)
+    hidden = reader.integer("hidden_size", high=limits.HIDDEN)
+    heads = reader.integer("num_attention_heads", high=limits.HIDDEN)
     kv_heads = reader.integer("num_key_value_heads", heads, high=heads)
     if heads % kv_heads:
         raise reader.fail("num_key_value_heads", f"{kv_heads} does not divide {heads} heads")
     if not reader.has("head_dim") and hidden % heads:
         raise reader.fail("num_attention_heads", f"{heads} does not divide hidden_size {hidden}")
-    head_dim = reader.integer("head_dim", hidden // heads, high=MAX_HIDDEN)
+    head_dim = reader.integer("head_dim", hidden // heads, high=limits.HIDDEN)
     if head_dim % 2:
         raise reader.fail("head_dim", f"{head_dim} is odd; rotary positions need pairs")
-    positions = reader.integer("max_position_embeddings", high=2**28)
+    positions = reader.integer("max_position_embeddings", high=limits.POSITIONS)
     return DecoderConfig(
         hidden_size=hidden,
-        intermediate_size=reader.integer("intermediate_size", high=64 * MAX_HIDDEN),
-        num_hidden_layers=reader.integer("num_hidden_layers", high=MAX_LAYERS),
+        intermediate_size=reader.integer("intermediate_size", high=limits.INTERMEDIATE),
+        num_hidden_layers=reader.integer("num_hidden_layers", high=limits.LAYERS),
         num_attention_heads=heads,
         num_key_value_heads=kv_heads,
         head_dim=head_dim,
-        vocab_size=reader.integer("vocab_size", high=MAX_VOCABULARY),
+        vocab_size=reader.integer("vocab_size", high=limits.VOCABULARY),
         rms_norm_eps=reader.number("rms_norm_eps", 1e-6, high=1.0),
         max_position_embeddings=positions,
         rope=read_rope(reader, head_dim, positions),

@@ -9,6 +9,8 @@ from hashlib import sha256
 from pathlib import Path
 
 from ...errors import InputError
+from .. import limits
+from ..local_files import open_regular
 from ..safetensors_file import TensorInfo, read_metadata, read_rows, read_tensor_infos
 from .format import HASH_PLACEHOLDER, HEADER_HASH, SIDE_FILE_PREFIX, Metadata
 from .program_check import ProgramShapes, check_program
@@ -46,9 +48,10 @@ class NativeFile:
 
     def header_is_intact(self) -> bool:
         """Is the header, to its last byte of padding, the one that was written?"""
-        with self.path.open("rb") as file:
+        with open_regular(self.path) as file:
             prefix = file.read(8)
-            header = prefix + file.read(int.from_bytes(prefix, "little"))
+            length = min(int.from_bytes(prefix, "little"), limits.HEADER_BYTES)
+            header = prefix + file.read(length)
         own, blank = (  # JSON text within JSON
             f'"{HEADER_HASH}":"\\"{digest}\\""'.encode()
             for digest in (self.metadata.header_sha256, HASH_PLACEHOLDER)

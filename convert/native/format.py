@@ -7,11 +7,13 @@ large side files (tokenizer.json) as bytes. Everything else is here.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from ...errors import InputError
+from .. import limits
 from ..json_file import ConfigReader, parse_json
 from .linear_layout import KINDS, LinearLayout
 from .steps import Program
@@ -23,7 +25,6 @@ HEADER_HASH = "header_sha256"
 HASH_PLACEHOLDER = "0" * 64
 SIDE_FILE_PREFIX = "side_file:"
 SMALL_SIDE_FILE_BYTES = 1 << 16  # larger ones would make the header slow to parse
-MAX_DIMENSION = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,8 @@ def _text(value: Any) -> str:
 
 def _header_hash(found: Mapping[str, str]) -> str:
     text = found.get(HEADER_HASH, "")
-    return text[1:-1] if len(text) == len(HASH_PLACEHOLDER) + 2 else ""
+    digest = text[1:-1]
+    return digest if re.fullmatch(f"[0-9a-f]{{{len(HASH_PLACEHOLDER)}}}", digest) else ""
 
 
 def _number(found: Mapping[str, str], where: str) -> int:
@@ -109,7 +111,7 @@ def _number(found: Mapping[str, str], where: str) -> int:
 
 def _object(found: Mapping[str, str], key: str, where: str) -> ConfigReader:
     label = f"{where}: {key}"
-    value = parse_json(found.get(key, ""), label)
+    value = parse_json(found.get(key, ""), label, escaped_bytes=key == "side_files")
     if not isinstance(value, dict):
         raise InputError(f"{label}: not an object", "export the model again")
     return ConfigReader(value, label)
@@ -133,8 +135,8 @@ def _read_matrices(reader: ConfigReader) -> dict[str, LinearLayout]:
             raise entry.fail("group_size", f"{group_size} for {kind}")
         found[name] = LinearLayout(
             kind,
-            entry.integer("rows", high=MAX_DIMENSION),
-            entry.integer("cols", high=MAX_DIMENSION),
+            entry.integer("rows", high=limits.DIMENSION),
+            entry.integer("cols", high=limits.DIMENSION),
             group_size,
             entry.boolean("zero_points", False),
         )

@@ -9,11 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
+from .. import limits
 from ..json_file import ConfigReader
 
-MAX_BUFFERS = 1_000
-MAX_STEPS = 100_000
-MAX_HEADS = 2**24  # and features of a head
 COMBINES = ("none", "add", "silu_multiply")
 
 
@@ -125,14 +123,14 @@ class AttentionStep:
     @classmethod
     def read(cls, reader: ConfigReader) -> AttentionStep:
         return cls(
-            layer=reader.integer("layer", low=0, high=MAX_STEPS),
+            layer=reader.integer("layer", low=0, high=limits.STEPS),
             query=_buffer(reader, "query"),
             key=_buffer(reader, "key"),
             value=_buffer(reader, "value"),
             output=_buffer(reader, "output"),
-            heads=reader.integer("heads", high=MAX_HEADS),
-            kv_heads=reader.integer("kv_heads", high=MAX_HEADS),
-            head_dim=reader.integer("head_dim", high=MAX_HEADS),
+            heads=reader.integer("heads", high=limits.HEADS),
+            kv_heads=reader.integer("kv_heads", high=limits.HEADS),
+            head_dim=reader.integer("head_dim", high=limits.HEADS),
             frequencies=reader.string("frequencies"),
             rotary_factor=reader.number("rotary_factor", high=1e6),
             key_bias=reader.string("key_bias") if reader.has("key_bias") else None,
@@ -184,13 +182,13 @@ class Program:
             InputError: malformed, or a step that this version does not know.
         """
         buffers, steps = reader.data.get("buffers"), reader.data.get("steps")
-        if not isinstance(buffers, list) or len(buffers) > MAX_BUFFERS:
-            raise reader.fail("buffers", f"not a list of at most {MAX_BUFFERS} widths")
+        if not isinstance(buffers, list) or len(buffers) > limits.BUFFERS:
+            raise reader.fail("buffers", f"not a list of at most {limits.BUFFERS} widths")
         for width in buffers:
             if isinstance(width, bool) or not isinstance(width, int) or not 0 < width < 2**31:
                 raise reader.fail("buffers", f"{width!r} is not a width")
-        if not isinstance(steps, list) or not 0 < len(steps) <= MAX_STEPS:
-            raise reader.fail("steps", f"not a list of 1 to {MAX_STEPS} steps")
+        if not isinstance(steps, list) or not 0 < len(steps) <= limits.STEPS:
+            raise reader.fail("steps", f"not a list of 1 to {limits.STEPS} steps")
         return cls(tuple(buffers), tuple(_read_step(reader, entry) for entry in steps))
 
 
@@ -224,4 +222,4 @@ def _child(reader: ConfigReader, key: str) -> ConfigReader:
 
 
 def _buffer(reader: ConfigReader, key: str) -> int:
-    return reader.integer(key, low=0, high=MAX_BUFFERS)
+    return reader.integer(key, low=0, high=limits.BUFFERS)

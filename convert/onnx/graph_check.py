@@ -21,8 +21,10 @@ from ...atomic import MANIFEST
 from ...errors import DsconvError, InputError
 from ..checkpoint import Checkpoint
 from ..json_file import ConfigReader, read_json_object
+from ..local_files import safe_join
 from .dialect import Dialect, GraphOptions
 from .export import ExportOptions, build_graph, dialect_for, fixed_lengths
+from .external_data import read_model
 from .genai import genai_config
 from .graph import MICROSOFT
 from .names import DATA_FILE, FIXED_SHAPES, GENAI_CONFIG
@@ -30,6 +32,7 @@ from .weights import DataFile
 
 LAYER = re.compile(r"(?:model\.layers|past_key_values)\.(\d+)\.")
 # What a user may set in genai_config.json without changing the model.
+NODE_FACTS = ("operator", "inputs", "outputs")
 FREE_KEYS = ("session_options", "pad_token_id")
 
 
@@ -119,10 +122,14 @@ def _recorded_options(folder: Path) -> ExportOptions | None:
 
 
 def _load(folder: Path, name: str) -> ir.Model:
+    path = safe_join(folder, name, GENAI_CONFIG)
+    proto = read_model(path)
+    if proto.functions:
+        raise InputError(f"{path}: redefines operators by functions of its own", "export it again")
     try:
-        return ir.load(folder / name)
+        return ir.from_proto(proto)
     except Exception as error:  # the library promises no class
-        raise InputError(f"{name}: cannot read: {error}", "export it again") from error
+        raise InputError(f"{path}: cannot read: {error}", "export it again") from error
 
 
 def _dialect_of(model: ir.Model, checkpoint: Checkpoint) -> type[Dialect]:
@@ -180,7 +187,12 @@ def _compare(found: ir.Graph, expected: ir.Graph, checkpoint: Checkpoint) -> Ite
         if tensor is not None and not _is_external(tensor) and tensor.tobytes() == frequencies:
             difference = Difference(f"rotary frequencies ({difference.place})", difference.message)
         yield difference
+    if dict(found.opset_imports) != dict(expected.opset_imports):
+        versions = f"{dict(found.opset_imports)}, expected {dict(expected.opset_imports)}"
+        yield Difference("graph", f"operators of versions {versions}")
     mine = {node.name: node for node in found}
+    if len(mine) != len(found):
+        yield Difference("graph", f"{len(found)} nodes of {len(mine)} names")
     theirs = {node.name: node for node in expected}
     layer = ""
     for name, node in theirs.items():
@@ -223,7 +235,8 @@ def _facts(node: ir.Node) -> dict[str, object]:
         value = attribute.value
         if isinstance(value, float):  # stored in single precision
             value = float(np.float32(value))
-        facts[attribute.name] = tuple(value) if isinstance(value, (list, tuple)) else value
+        name = f"attribute {attribute.name}" if attribute.name in NODE_FACTS else attribute.name
+        facts[name] = tuple(value) if isinstance(value, (list, tuple)) else value
     return facts
 
 
@@ -244,11 +257,26 @@ def _compare_tensors(
             here, there = _range(left), _range(right)
             if here != there:
                 yield Difference(name, f"is {here}, expected {there}")
-        elif left.tobytes() != right.tobytes() or list(left.shape) != list(right.shape):
-            values = f"{left.numpy().ravel()[:4]}, expected {right.numpy().ravel()[:4]}"
+        elif _stored_bytes(left) != right.tobytes() or list(left.shape) != list(right.shape):
+            values = f"{_first_values(left)}, expected {_first_values(right)}"
             yield Difference(name, f"begins with {values}")
     for name in found.keys() - expected.keys():
         yield Difference(name, "a weight or constant that does not belong there")
+
+
+def _stored_bytes(tensor: ir.TensorProtocol) -> bytes | None:
+    """None where the bytes do not fit type and shape."""
+    try:
+        return tensor.tobytes()
+    except Exception:  # the library promises no class
+        return None
+
+
+def _first_values(tensor: ir.TensorProtocol) -> str:
+    try:
+        return str(tensor.numpy().ravel()[:4])
+    except Exception:  # the library promises no class
+        return "bytes that do not fit its type and shape"
 
 
 def _range(tensor: ir.ExternalTensor) -> str:

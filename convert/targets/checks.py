@@ -54,9 +54,9 @@ def nbits_blocks(view: GraphView) -> Iterator[Finding]:
 def weight_only_dequantize(view: GraphView) -> Iterator[Finding]:
     """DequantizeLinear runs on the Hexagon NPU only between quantized activations."""
     for node in view.nodes:
-        if node.op_type != "DequantizeLinear" or node.input[0] not in view.constants:
+        if node.op_type != "DequantizeLinear" or input_of(node, 0) not in view.constants:
             continue
-        users = [user for user in view.nodes if node.output[0] in user.input]
+        users = view.users.get(next(iter(node.output), ""), ())
         if not all(_has_quantized_partner(view, user, node) for user in users):
             yield Finding.of(
                 view,
@@ -102,7 +102,7 @@ def _is_blocked(node: Any) -> bool:
 
 def _has_quantized_partner(view: GraphView, user: Any, node: Any) -> bool:
     """Does `user` combine the node's result with another dequantized value?"""
-    others = [name for name in user.input if name and name != node.output[0]]
+    others = [name for name in user.input if name and name not in node.output]
     sources = [view.producers.get(name) for name in others]
     return any(s is not None and s.op_type == "DequantizeLinear" for s in sources)
 

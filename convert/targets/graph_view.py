@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +14,8 @@ import onnx
 from numpy.typing import NDArray
 
 from ...errors import InputError
+from ..local_files import open_regular
+from ..onnx.external_data import ExternalRange, external_range, read_model
 
 STANDARD_DOMAINS = ("", "ai.onnx")
 
@@ -99,44 +102,61 @@ class GraphView:
     @cached_property
     def size_bytes(self) -> int:
         """The graph with all its weights inside."""
-        outside = sum(_external_bytes(t) for t in self.initializers.values())
+        places = (external_range(tensor, self.path) for tensor in self.initializers.values())
+        outside = sum(place.length for place in places if place is not None)
         return int(self.model.ByteSize()) + outside
 
+    @cached_property
+    def users(self) -> dict[str, list[Any]]:
+        """The nodes that take a value."""
+        found: dict[str, list[Any]] = {}
+        for node in self.nodes:
+            for name in dict.fromkeys(node.input):
+                found.setdefault(name, []).append(node)
+        return found
+
     def constant_array(self, name: str) -> NDArray[Any] | None:
-        """Values of an initializer; None where there is none, or its file is missing."""
+        """Values of an initializer; None where there is none, or its file is missing.
+
+        Raises:
+            InputError: its bytes do not fit its shape, or lie where they may not.
+        """
         tensor = self.initializers.get(name)
         if tensor is None:
             return None
-        if tensor.data_location != onnx.TensorProto.EXTERNAL:
+        place = external_range(tensor, self.path)
+        if place is not None:
+            return _external_array(place)
+        try:
             return np.asarray(onnx.numpy_helper.to_array(tensor))
-        return self._external_array(tensor)
+        except Exception as error:  # the library promises no class
+            raise InputError(
+                f"{self.path}: tensor {name!r}: {error}", "export the graph again"
+            ) from error
 
-    def _external_array(self, tensor: Any) -> NDArray[Any] | None:
-        """Raw bytes of a tensor beside the graph (4-bit values stay packed)."""
-        entries = {entry.key: entry.value for entry in tensor.external_data}
-        path = self.path.parent / entries.get("location", "")
-        length = int(entries.get("length", 0))
-        if not path.is_file() or length <= 0:
+
+def _external_array(place: ExternalRange) -> NDArray[Any] | None:
+    """Raw bytes of a tensor beside the graph (4-bit values stay packed)."""
+    if not place.path.is_file() or place.length <= 0:
+        return None
+    with open_regular(place.path) as file:
+        length = min(place.length, os.fstat(file.fileno()).st_size - place.offset)
+        if length < place.length:
             return None
-        offset = int(entries.get("offset", 0))
-        return np.fromfile(path, np.uint8, length, offset=offset)
+        file.seek(place.offset)
+        return np.frombuffer(file.read(length), np.uint8)
 
 
 def open_graph_view(path: Path) -> GraphView:
     """Read a graph without its external weights.
 
     Raises:
-        InputError: it is missing or no ONNX file.
+        InputError: it is missing, no ONNX file, or what its weights say of themselves is wrong.
     """
-    try:
-        model = onnx.load(str(path), load_external_data=False)
-    except OSError as error:
-        raise InputError(f"{path}: cannot read: {error.strerror}", "check the path") from error
-    except Exception as error:  # protobuf's own class, which moved between its versions
-        raise InputError(f"{path}: not an ONNX file", "give a .onnx file or its folder") from error
-    if not model.graph.node:
-        raise InputError(f"{path}: a graph without nodes", "give a .onnx file or its folder")
-    return GraphView(path, model)
+    view = GraphView(path, read_model(path))
+    for tensor in view.initializers.values():
+        external_range(tensor, path)
+    return view
 
 
 def attribute(node: Any, name: str, default: int = 0) -> int:
@@ -158,11 +178,5 @@ def _nodes(graph: Any) -> Iterator[Any]:
 
 
 def _type_name(number: int) -> str:
-    return str(onnx.TensorProto.DataType.Name(number))
-
-
-def _external_bytes(tensor: Any) -> int:
-    if tensor.data_location != onnx.TensorProto.EXTERNAL:
-        return 0
-    lengths = [int(e.value) for e in tensor.external_data if e.key == "length"]
-    return lengths[0] if lengths else 0
+    known = onnx.TensorProto.DataType
+    return str(known.Name(number)) if number in known.values() else f"TYPE {number}"

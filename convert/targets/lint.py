@@ -153,7 +153,7 @@ def _zero_points(view: GraphView, rules: GraphRules) -> Iterator[Finding]:
 
 def _zero_point_problem(view: GraphView, node: Any, rule: str) -> tuple[str, str] | None:
     if node.op_type in ("DequantizeLinear", "QuantizeLinear"):
-        codes = view.element(node.input[0]) if node.op_type[0] == "D" else None
+        codes = view.element(input_of(node, 0)) if node.op_type[0] == "D" else None
         name = input_of(node, 2)
         if rule == "explicit" and not name and codes in FOUR_BITS:
             return "int4 without a zero point is computed wrong", "add a zero point input of zeros"
