@@ -30,6 +30,7 @@ MAX_SECONDS = 2.0  # for one input
 MAX_GROWTH = 64 * 2**20  # bytes of resident memory beyond twice the largest input
 KILL_AFTER = 20  # seconds: an input that hangs ends the process
 MAX_FINDINGS = 20
+SESSION_MEMORY = 2 << 30  # for ONNX Runtime, which allocates what a graph asks for
 WARM_UP = 50  # inputs before memory is first measured
 
 
@@ -67,7 +68,17 @@ def run_campaign(kind: str, count: int, seed: int = 1, first: int = 0) -> Report
     """Run inputs first … first + count - 1 in a process of its own."""
     with tempfile.TemporaryDirectory(prefix="dsconv-campaign-") as folder:
         progress = Path(folder) / "progress"
-        command = [sys.executable, __file__, "--child", kind, str(count), str(seed), str(first)]
+        warnings = ["-W", "error::RuntimeWarning"]  # numbers that overflow are not computed with
+        command = [
+            sys.executable,
+            *warnings,
+            __file__,
+            "--child",
+            kind,
+            str(count),
+            str(seed),
+            str(first),
+        ]
         done = subprocess.run([*command, folder], capture_output=True, encoding="utf-8")
         if done.returncode == 0:
             return Report(**json.loads(done.stdout.splitlines()[-1]))
@@ -80,6 +91,8 @@ def run_campaign(kind: str, count: int, seed: int = 1, first: int = 0) -> Report
 
 def _run_here(kind: str, count: int, seed: int, first: int, folder: Path) -> Report:
     subject = KINDS[kind](folder)
+    if kind == "onnx-session":
+        _limit_memory(SESSION_MEMORY)
     report = Report(kind, seed)
     progress = (folder / "progress").open("w")
     seen: set[str] = set()
@@ -98,6 +111,12 @@ def _run_here(kind: str, count: int, seed: int, first: int, folder: Path) -> Rep
     report.seconds = time.perf_counter() - start
     report.growth = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) << 10
     return report
+
+
+def _limit_memory(size: int) -> None:
+    pages = int(Path("/proc/self/statm").read_text("ascii").split()[0])
+    limit = pages * resource.getpagesize() + size
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
 def _one(subject: Subject, report: Report, rng: random.Random, number: int, seen: set[str]) -> None:

@@ -453,16 +453,18 @@ class Templates:
 def manifests(folder: Path) -> JsonFiles:
     model = quantized(write_checkpoint(folder / "m", **SIZES), folder / "q", bits=4)
     path = model / MANIFEST
+    original = path.read_text()
 
     def drive() -> None:
         from dsconv.runtime.integrity import can_be_vouched_for, integrity_findings
         from dsconv.runtime.onnx_session import accuracy_level_of
 
-        assert integrity_findings(model), "a changed manifest must be noticed"
+        findings = integrity_findings(model)
+        assert findings or path.read_text() == original, "a changed manifest must be noticed"
         can_be_vouched_for(model)
         accuracy_level_of(model)
 
-    return JsonFiles(path, [path.read_text()], drive)
+    return JsonFiles(path, [original], drive)
 
 
 def journals(folder: Path) -> JsonFiles:
@@ -470,15 +472,18 @@ def journals(folder: Path) -> JsonFiles:
 
     purpose = {"kind": "quantize", "options": {"bits": 4}, "source": {"a": "b" * 64}}
     records = [{"modules": ["a", "b"]}, {"modules": ["c"]}]
-    lines = "\n".join(json.dumps(entry, sort_keys=True) for entry in (purpose, *records))
+    (folder / "j").mkdir()
+    with Journal(folder / "j", purpose) as journal:
+        for record in records:
+            journal.append(record, [])
+    path = folder / "j" / JOURNAL
 
     def drive() -> None:
         with Journal(folder / "j", purpose) as journal:
             for record in journal.records:
                 _ = [str(module) for module in record["modules"]]
 
-    (folder / "j").mkdir()
-    return JsonFiles(folder / "j" / JOURNAL, [lines], drive, lines=True)
+    return JsonFiles(path, [path.read_text()], drive, lines=True)
 
 
 class Recipes:
@@ -673,10 +678,12 @@ class OnnxGraphs:
         self.models = [onnx.load(f / "model.onnx", load_external_data=False) for f in self.folders]
         self.checkpoints = [open_checkpoint(str(f)) for f in self.folders]
         self.number = 0
+        self.compares = False
 
     def prepare(self, rng: random.Random) -> int:
         import onnx
 
+        self.compares = rng.random() < 0.25  # slow: the graph is built once more
         self.number = rng.randrange(len(self.models))
         model = onnx.ModelProto()
         model.CopyFrom(self.models[self.number])
@@ -686,6 +693,7 @@ class OnnxGraphs:
         return len(data)
 
     def drive(self) -> None:
+        from dsconv.convert.onnx.external_data import check_external_data, read_model
         from dsconv.convert.onnx.graph_check import check_graph
         from dsconv.convert.targets.lint import lint
         from dsconv.convert.targets.table import TARGETS
@@ -699,9 +707,38 @@ class OnnxGraphs:
                     lint(folder / "model.onnx", target)
                 except DsconvError as error:
                     refusals.append(error)
-        check_graph(folder, self.checkpoints[self.number])
+        model = read_model(folder / "model.onnx")
+        check_external_data(folder / "model.onnx", model)
+        if self.compares:
+            check_graph(folder, self.checkpoints[self.number])
         if refusals:
             raise refusals[0]
+
+
+class OnnxSessions(OnnxGraphs):
+    """The same graphs, opened and run by ONNX Runtime. It has the memory of a small machine."""
+
+    def drive(self) -> None:
+        from dsconv.runtime.onnx_session import OnnxSession
+
+        session = OnnxSession(self.folders[self.number], threads=1)
+        assert session.score([1, 2, 3]).shape == (3, session.vocabulary)
+        session.decode(4)
+
+
+def genai_configs(folder: Path) -> JsonFiles:
+    from dsconv.convert.onnx.export import ExportOptions, export_onnx
+
+    model = write_checkpoint(folder / "m", **SIZES)
+    export_onnx(open_checkpoint(str(model)), ExportOptions(), folder / "onnx")
+    path = folder / "onnx" / "genai_config.json"
+
+    def drive() -> None:
+        from dsconv.runtime.onnx_session import read_graph_shape
+
+        read_graph_shape(folder / "onnx")
+
+    return JsonFiles(path, [path.read_text()], drive)
 
 
 KINDS: Mapping[str, Callable[[Path], Subject]] = {
@@ -719,4 +756,6 @@ KINDS: Mapping[str, Callable[[Path], Subject]] = {
     "gguf": GgufFiles,
     "native": NativeFiles,
     "onnx": OnnxGraphs,
+    "onnx-session": OnnxSessions,
+    "genai-config": genai_configs,
 }
