@@ -84,7 +84,7 @@ def _check_tokens(content: Mapping[str, Any]) -> None:
     ):
         if isinstance(items, (list, dict)) and len(items) > limit:
             raise _refusal(f"{len(items)} {what}, limit {limit}")
-    texts = [value for value in parts.values() if isinstance(value, str)]
+    texts: list[Any] = [value for value in parts.values() if isinstance(value, str)]
     if isinstance(vocabulary, dict):
         texts += vocabulary
     elif isinstance(vocabulary, list):  # of pairs of a token and its score

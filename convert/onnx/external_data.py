@@ -127,7 +127,7 @@ def _bytes_of(tensor: Any, where: str) -> int:
             f"{where}: type {tensor.data_type}, shape {list(tensor.dims)} cannot lie in a file",
             HINT,
         )
-    return -(-math.prod(tensor.dims) * bits // 8)
+    return -(-math.prod(map(int, tensor.dims)) * bits // 8)
 
 
 def check_external_data(graph_file: Path, model: Any) -> None:

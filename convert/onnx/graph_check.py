@@ -127,7 +127,8 @@ def _load(folder: Path, name: str) -> ir.Model:
     if proto.functions:
         raise InputError(f"{path}: redefines operators by functions of its own", "export it again")
     try:
-        return ir.from_proto(proto)
+        model: ir.Model = ir.from_proto(proto)
+        return model
     except Exception as error:  # the library promises no class
         raise InputError(f"{path}: cannot read: {error}", "export it again") from error
 
