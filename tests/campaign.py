@@ -100,7 +100,7 @@ def read_report(
 
 def _run_here(kind: str, count: int, seed: int, first: int, folder: Path) -> Report:
     subject = KINDS[kind](folder)
-    if kind == "onnx-session":
+    if kind in ("onnx-session", "fixed-session"):
         _limit_memory(SESSION_MEMORY)
     report = Report(kind, seed)
     progress = (folder / "progress").open("w")

@@ -663,6 +663,12 @@ def mutate_native(rng: random.Random, data: bytes) -> bytes:
 class OnnxGraphs:
     """Object by object: nodes, attributes, initializers, where their bytes lie."""
 
+    exports: tuple[Mapping[str, Any], ...] = (
+        {"dialect": "contrib"},
+        {"dialect": "std17"},
+        {"dialect": "std24"},
+    )
+
     def __init__(self, folder: Path) -> None:
         import onnx
 
@@ -671,9 +677,9 @@ class OnnxGraphs:
         model = write_checkpoint(folder / "m", **SIZES)
         checkpoint = open_checkpoint(str(quantized(model, folder / "q", bits=4)))
         self.folders = []
-        for dialect in ("contrib", "std17", "std24"):
-            output = folder / dialect
-            export_onnx(checkpoint, ExportOptions(dialect=dialect), output)
+        for number, options in enumerate(self.exports):
+            output = folder / f"export{number}"
+            export_onnx(checkpoint, ExportOptions(**options), output)
             self.folders.append(output)
         self.models = [onnx.load(f / "model.onnx", load_external_data=False) for f in self.folders]
         self.checkpoints = [open_checkpoint(str(f)) for f in self.folders]
@@ -726,6 +732,19 @@ class OnnxSessions(OnnxGraphs):
         session.decode(4)
 
 
+class FixedSessions(OnnxGraphs):
+    """Graphs of fixed shapes; that of one token is changed."""
+
+    exports = ({"dialect": "std21", "prefill_length": 4, "context_length": 16},)
+
+    def drive(self) -> None:
+        from dsconv.runtime.fixed_onnx_session import FixedOnnxSession
+
+        session = FixedOnnxSession(self.folders[self.number], threads=1)
+        assert session.score([1, 2, 3]).shape == (3, session.vocabulary)
+        session.decode(4)
+
+
 def genai_configs(folder: Path) -> JsonFiles:
     from dsconv.convert.onnx.export import ExportOptions, export_onnx
 
@@ -757,5 +776,6 @@ KINDS: Mapping[str, Callable[[Path], Subject]] = {
     "native": NativeFiles,
     "onnx": OnnxGraphs,
     "onnx-session": OnnxSessions,
+    "fixed-session": FixedSessions,
     "genai-config": genai_configs,
 }

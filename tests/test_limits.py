@@ -146,6 +146,16 @@ def test_at_the_limit_and_above(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     assert str(size - 1) in caught.value.message
 
 
+def test_a_message_is_short_enough_to_read() -> None:
+    error = InputError("where: " + "x" * 10**6 + ", limit 7", "y" * 5000)
+    assert len(error.message) <= 1000
+    assert len(error.hint) <= 1000
+    assert error.message.startswith("where: xxx")
+    assert error.message.endswith("xxx, limit 7")
+    assert str(error) == error.message
+    assert InputError("x" * 1000, "y").message == "x" * 1000
+
+
 # ---------------------------------------------------------------- the real values
 
 CONFIG_KEYS = {
