@@ -46,6 +46,7 @@ DIMENSION = 2**31 - 1
 
 # ONNX
 GRAPH_BYTES = 2**31 - 1  # the limit of protobuf
+MASK_BYTES = 1024 * MIB  # of a graph of fixed shapes: a row per token of a run
 
 # Other files in a model's folder: side files, chat templates among them; recipes
 SIDE_FILE_BYTES = 128 * MIB

@@ -22,7 +22,6 @@ from ..errors import InputError
 from .onnx_graph import OpenGraph, graph_failures, open_graph
 from .onnx_session import ELEMENTS, accuracy_level_of
 
-MAX_MASK = 2**30  # bytes
 # Added to the scores of what a query must not see. It fits float16, in which NPUs compute.
 MASKED = np.float32(-6.0e4)
 
@@ -193,8 +192,10 @@ def _open(
     name, rows = graph.string("filename"), graph.integer("sequence_length")
     path = safe_join(folder, name, f"{graph.where}: filename")
     opened = open_graph(path, accuracy_level_of(folder), *how)
-    if 4 * rows * (capacity + rows) > MAX_MASK:
-        raise graph.fail("sequence_length", f"a mask of {rows} x {capacity + rows}")
+    if (size := 4 * rows * (capacity + rows)) > limits.MASK_BYTES:
+        raise graph.fail(
+            "sequence_length", f"{rows}: a mask of {size} bytes, limit {limits.MASK_BYTES}"
+        )
     shapes = {node.name: node.shape for node in opened.session.get_inputs()}
     if shapes.get("input_ids") != [1, rows] or shapes.get("attention_mask") != [
         1,

@@ -20,9 +20,11 @@ from dsconv.convert.gguf_file import read_header
 from dsconv.convert.json_file import ConfigReader, parse_json, read_json_object
 from dsconv.convert.native.format import Metadata
 from dsconv.convert.native.steps import Program
+from dsconv.convert.onnx.export import ExportOptions, export_onnx
 from dsconv.convert.onnx.external_data import read_model
 from dsconv.convert.safetensors_file import PlannedTensor, SafetensorsWriter, read_tensor_infos
 from dsconv.errors import InputError
+from dsconv.runtime.fixed_onnx_session import FixedOnnxSession
 from dsconv.runtime.recipe import load_recipe
 
 DOCUMENTATION = Path(__file__).parents[1] / "docs" / "limits.md"
@@ -144,6 +146,18 @@ def test_at_the_limit_and_above(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
         read(tmp_path / "above")
     assert str(size) in caught.value.message or name == "JSON_DEPTH"  # deeper is not counted
     assert str(size - 1) in caught.value.message
+
+
+def test_the_mask_of_fixed_shapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = open_checkpoint(str(write_checkpoint(tmp_path / "m")))
+    options = ExportOptions(dialect="std21", prefill_length=4, context_length=16)
+    export_onnx(checkpoint, options, tmp_path / "onnx")
+    size = 4 * 4 * (16 + 4)
+    monkeypatch.setattr(limits, "MASK_BYTES", size)
+    FixedOnnxSession(tmp_path / "onnx")
+    monkeypatch.setattr(limits, "MASK_BYTES", size - 1)
+    with pytest.raises(InputError, match=f"{size} bytes, limit {size - 1}"):
+        FixedOnnxSession(tmp_path / "onnx")
 
 
 def test_a_message_is_short_enough_to_read() -> None:
