@@ -15,12 +15,14 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+from zlib import crc32
 
 from ..atomic import empty_folder, fsync_path
 from ..errors import InputError, OutputError
 from .json_file import parse_json
 
 JOURNAL = "journal.jsonl"
+CHECKSUM = "crc32"
 COMMIT_SHARE = 10  # at most a tenth of the time goes into keeping what is done
 
 
@@ -98,7 +100,7 @@ class Journal:
                 path.unlink()
 
     def _write(self, record: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(record, sort_keys=True).encode() + b"\n")
+        self._file.write(_line(record) + b"\n")
         self._file.flush()
         os.fsync(self._file.fileno())
 
@@ -107,9 +109,7 @@ class Journal:
         path = self.folder / JOURNAL
         lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
         try:
-            entries = [parse_json(line, "a line") for line in lines]
-            if not all(isinstance(entry, dict) for entry in entries):
-                raise InputError("a line is not an object", "")
+            entries = [_record_of(line) for line in lines]
         except InputError as error:
             if self._discard:
                 return [], 0
@@ -117,6 +117,21 @@ class Journal:
                 f"{path}: damaged: {error.message}", "start again with --overwrite"
             ) from error
         return entries, sum(len(line) + 1 for line in lines)
+
+
+def _line(record: Mapping[str, Any]) -> bytes:
+    """A record with a checksum: whoever goes on relies on every word of it."""
+    text = json.dumps({**record, CHECKSUM: 0}, sort_keys=True).encode()
+    return json.dumps({**record, CHECKSUM: crc32(text)}, sort_keys=True).encode()
+
+
+def _record_of(line: bytes) -> dict[str, Any]:
+    """Raises InputError: not a line as `_line` writes it."""
+    entry = parse_json(line, "a line")
+    record = {k: v for k, v in entry.items() if k != CHECKSUM} if isinstance(entry, dict) else {}
+    if line != _line(record):
+        raise InputError("a line is not what was written", "start again")
+    return record
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

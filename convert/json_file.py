@@ -51,7 +51,7 @@ def parse_json(text: str | bytes, where: str, *, escaped_bytes: bool = False) ->
 def _refuse_deep(data: Any) -> None:
     """Whoever walks through the data, or shows it, must not run out of stack."""
     level = [data]
-    for _ in range(limits.JSON_DEPTH + 1):
+    for _ in range(limits.JSON_DEPTH):
         level = [
             item
             for outer in level

@@ -46,6 +46,7 @@ DIMENSION = 2**31 - 1
 
 # ONNX
 GRAPH_BYTES = 2**31 - 1  # the limit of protobuf
+MASK_BYTES = 1024 * MIB  # of a graph of fixed shapes: a row per token of a run
 
 # Other files in a model's folder: side files, chat templates among them; recipes
 SIDE_FILE_BYTES = 128 * MIB
@@ -53,6 +54,8 @@ RECIPE_BYTES = 65_536
 
 # tokenizer.json, beyond its size
 ADDED_TOKENS = 100_000
+TOKEN_CHARACTERS = 4_096  # a tree of longer ones overflows the stack of the tokenizers library
+UNIGRAM_CHARACTERS = 2_000_000  # of all tokens: its tree takes 340 bytes for each
 TOKENIZER_STAGES = 64  # normalizers, pre-tokenizers, decoders: each
 REPLACEMENT_GROWTH = 64  # times that all replacements together may lengthen a text
 REPLACEMENT_CHARACTERS = 256

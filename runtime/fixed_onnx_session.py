@@ -19,7 +19,7 @@ from ..convert.json_file import ConfigReader, read_json_object
 from ..convert.local_files import safe_join
 from ..convert.onnx.names import FIXED_SHAPES
 from ..errors import InputError
-from .onnx_graph import OpenGraph, open_graph
+from .onnx_graph import OpenGraph, graph_failures, open_graph
 from .onnx_session import ELEMENTS, accuracy_level_of
 
 # Added to the scores of what a query must not see. It fits float16, in which NPUs compute.
@@ -60,10 +60,16 @@ class FixedOnnxSession:
             raise reader.fail("graphs", "empty")
         inputs = self._graphs[0].session.get_inputs()
         past = [node for node in inputs if node.name.startswith("past_key_values.")]
+        outputs = {node.name: node.shape for node in self._graphs[0].session.get_outputs()}
+        if not _is_decoder(past, outputs, self._capacity):
+            raise InputError(
+                f"{self._graphs[0].graph.path}: its cache or logits are not what {FIXED_SHAPES} "
+                "says",
+                "graph and configuration do not belong together; export the artifact again",
+            )
         self._cache: dict[str, NDArray[np.floating[Any]]] = {
             node.name: np.zeros(node.shape, ELEMENTS[node.type]) for node in past
         }
-        outputs = {node.name: node.shape for node in self._graphs[0].session.get_outputs()}
         self._vocabulary = int(outputs["logits"][-1])
         self._position = 0
         placements = [graph.graph.place(self._probe(graph)) for graph in self._graphs]
@@ -141,12 +147,13 @@ class FixedOnnxSession:
         feeds = {"input_ids": ids, "position_ids": positions} | self._cache
         feeds["attention_mask"] = score_mask(rows, self._capacity, start)
         names = [node.name for node in graph.session.get_outputs()]
-        results = dict(zip(names, graph.session.run(None, feeds), strict=True))
-        for name, cache in self._cache.items():
-            new = results[name.replace("past_key_values", "present")]
-            cache[:, :, start : start + count] = new[:, :, :count]
+        with graph_failures(graph.graph.path):
+            results = dict(zip(names, graph.session.run(None, feeds), strict=True))
+            for name, cache in self._cache.items():
+                new = results[name.replace("past_key_values", "present")]
+                cache[:, :, start : start + count] = new[:, :, :count]
+            logits: NDArray[np.float32] = results["logits"][0, :count]
         self._position += count
-        logits: NDArray[np.float32] = results["logits"][0, :count]
         return logits
 
 
@@ -162,6 +169,22 @@ def score_mask(rows: int, capacity: int, held: int) -> NDArray[np.float32]:
     return mask
 
 
+def _is_decoder(past: list[Any], outputs: dict[str, list[Any]], capacity: int) -> bool:
+    """Keys and values [1, heads, capacity, size] with new ones for each, and logits."""
+    for node in past:
+        new = outputs.get(node.name.replace("past_key_values", "present"), [])
+        if node.type not in ELEMENTS or len(node.shape) != 4 or len(new) != 4:
+            return False
+        if not all(isinstance(size, int) and size > 0 for size in (*node.shape, *new)):
+            return False
+        if node.shape[2] != capacity or node.shape[0] != 1 or max(node.shape) > limits.POSITIONS:
+            return False
+        if [*node.shape[:2], node.shape[3]] != [*new[:2], new[3]]:
+            return False
+    width = outputs.get("logits", [])[-1:]
+    return bool(past) and isinstance(width[0] if width else None, int)
+
+
 def _open(
     folder: Path, graph: ConfigReader, capacity: int, how: tuple[str, int, bool]
 ) -> FixedGraph:
@@ -169,6 +192,10 @@ def _open(
     name, rows = graph.string("filename"), graph.integer("sequence_length")
     path = safe_join(folder, name, f"{graph.where}: filename")
     opened = open_graph(path, accuracy_level_of(folder), *how)
+    if (size := 4 * rows * (capacity + rows)) > limits.MASK_BYTES:
+        raise graph.fail(
+            "sequence_length", f"{rows}: a mask of {size} bytes, limit {limits.MASK_BYTES}"
+        )
     shapes = {node.name: node.shape for node in opened.session.get_inputs()}
     if shapes.get("input_ids") != [1, rows] or shapes.get("attention_mask") != [
         1,

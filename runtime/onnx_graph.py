@@ -6,7 +6,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,18 @@ class OpenGraph:
                 f"{listed}",
                 "export for that provider (--target), or add --allow-fallback",
             )
+
+
+@contextmanager
+def graph_failures(path: Path) -> Iterator[None]:
+    """Around a run of the graph at `path`: what ONNX Runtime says of it becomes InputError."""
+    try:
+        yield
+    except Exception as error:  # ONNX Runtime raises a class of its own per status code
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"{path}: ONNX Runtime cannot run it: {reason}", "export the artifact again"
+        ) from error
 
 
 def open_graph(

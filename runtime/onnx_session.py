@@ -21,7 +21,7 @@ from ..convert.json_file import ConfigReader, read_json_object
 from ..convert.local_files import safe_join
 from ..convert.onnx.names import GENAI_CONFIG
 from ..errors import InputError
-from .onnx_graph import open_graph
+from .onnx_graph import graph_failures, open_graph
 
 PREFILL_CHUNK = 256  # bounds the logits of a step: 256 * 152k * 4 bytes = 156 MB
 FIRST_BUFFER = 512  # positions of the first cache buffer
@@ -93,8 +93,8 @@ class OnnxSession:
     ) -> None:
         self._shape = read_graph_shape(folder)
         level = self._shape.accuracy_level
-        path = folder / self._shape.filename
-        graph = open_graph(path, level, provider, threads, allow_fallback)
+        self._path = folder / self._shape.filename
+        graph = open_graph(self._path, level, provider, threads, allow_fallback)
         self._session = graph.session
         self._element = _check_graph(self._session, self._shape, folder)
         self._memory, self._device = (
@@ -173,7 +173,8 @@ class OnnxSession:
             self._step_bound = moved = True
         self._bind_positions(binding, 1)
         self._cache.bind(binding, moved)
-        self._session.run_with_iobinding(binding)
+        with graph_failures(self._path):
+            self._session.run_with_iobinding(binding)
         self._cache.take(binding, self._outputs)
         self._position += 1
         logits: NDArray[np.float32] = self._step_logits[0, 0]
@@ -187,8 +188,14 @@ class OnnxSession:
         binding.bind_output("logits", "cpu")
         self._bind_positions(binding, len(tokens))
         self._cache.bind(binding, True)
-        self._session.run_with_iobinding(binding)
+        with graph_failures(self._path):
+            self._session.run_with_iobinding(binding)
         logits: NDArray[np.float32] = binding.get_outputs()[0].numpy()[0]
+        if logits.shape != (len(tokens), self.vocabulary):
+            raise InputError(
+                f"{self._path}: logits of shape {list(logits.shape)} for {len(tokens)} tokens",
+                "export the artifact again",
+            )
         self._cache.take(binding, self._outputs)
         self._step_bound = False
         self._position += len(tokens)

@@ -6,12 +6,15 @@ the dsconv.toml of the working folder. Only where nobody names any, the defaults
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from ..convert.limits import RECIPE_BYTES
+from ..convert.local_files import read_limited
 from ..errors import InputError, UsageError
 from .verdict import Verdict
 
@@ -136,13 +139,11 @@ def from_file(folder: Path) -> tuple[Threshold, ...]:
         InputError: not TOML, an unknown key or an impossible value.
     """
     path = folder / CONFIG_FILE
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not os.path.lexists(path):
         return ()
-    except OSError as error:
-        raise InputError(f"{path}: cannot read: {error.strerror}", "check the file") from error
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    try:
+        content = tomllib.loads(read_limited(path, RECIPE_BYTES).decode("utf-8"))
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits too
         raise InputError(f"{path}: not TOML: {error}", "mend the line that it names") from error
     table = content.get(SECTION, {})
     if not isinstance(table, dict):
@@ -165,8 +166,8 @@ def choose(
 
 def defaults(bits: float) -> tuple[Threshold, ...]:
     """What any sound conversion keeps. bits: of the artifact's narrowest matrix."""
-    limits = next(limits for fewest, limits in DEFAULTS if bits >= fewest)
-    return tuple(Threshold(BY_KEY[key], limit, "default") for key, limit in limits.items())
+    kept = next(kept for fewest, kept in DEFAULTS if bits >= fewest)
+    return tuple(Threshold(BY_KEY[key], limit, "default") for key, limit in kept.items())
 
 
 def narrowest_bits(path: str) -> float:

@@ -63,17 +63,7 @@ def _refusal(problem: str) -> InputError:
 
 def check_tokenizer(content: Mapping[str, Any]) -> None:
     """Raises InputError: sizes, patterns or replacements beyond the limits."""
-    added = content.get("added_tokens") or ()
-    model = content.get("model")
-    vocabulary = (model.get("vocab") if isinstance(model, dict) else None) or ()
-    merges = (model.get("merges") if isinstance(model, dict) else None) or ()
-    for what, items, limit in (
-        ("added tokens", added, limits.ADDED_TOKENS),
-        ("tokens", vocabulary, limits.VOCABULARY),
-        ("merges", merges, limits.VOCABULARY),
-    ):
-        if isinstance(items, (list, dict)) and len(items) > limit:
-            raise _refusal(f"{len(items)} {what}, limit {limit}")
+    _check_tokens(content)
     for stage in STAGES:
         steps = list(_steps(content.get(stage)))
         if len(steps) > limits.TOKENIZER_STAGES:
@@ -81,10 +71,32 @@ def check_tokenizer(content: Mapping[str, Any]) -> None:
         _check_growth(stage, steps)
         for step in steps:
             _check_pattern(stage, step)
-    for token in added if isinstance(added, list) else ():
-        text = token.get("content") if isinstance(token, dict) else None
-        if isinstance(text, str) and len(text) > limits.TEMPLATE_CHARACTERS:
-            raise _refusal(f"an added token of {len(text)} characters")
+
+
+def _check_tokens(content: Mapping[str, Any]) -> None:
+    model = content.get("model")
+    parts = model if isinstance(model, dict) else {}
+    added, vocabulary, merges = content.get("added_tokens"), parts.get("vocab"), parts.get("merges")
+    for what, items, limit in (
+        ("added tokens", added, limits.ADDED_TOKENS),
+        ("tokens", vocabulary, limits.VOCABULARY),
+        ("merges", merges, limits.VOCABULARY),
+    ):
+        if isinstance(items, (list, dict)) and len(items) > limit:
+            raise _refusal(f"{len(items)} {what}, limit {limit}")
+    texts: list[Any] = [value for value in parts.values() if isinstance(value, str)]
+    if isinstance(vocabulary, dict):
+        texts += vocabulary
+    elif isinstance(vocabulary, list):  # of pairs of a token and its score
+        texts += [part for pair in vocabulary if isinstance(pair, list) for part in pair[:1]]
+        total = sum(len(text) for text in texts if isinstance(text, str))
+        if total > limits.UNIGRAM_CHARACTERS:
+            raise _refusal(f"tokens of {total} characters, limit {limits.UNIGRAM_CHARACTERS}")
+    if isinstance(added, list):
+        texts += [token.get("content") for token in added if isinstance(token, dict)]
+    longest = max((len(text) for text in texts if isinstance(text, str)), default=0)
+    if longest > limits.TOKEN_CHARACTERS:
+        raise _refusal(f"a token of {longest} characters, limit {limits.TOKEN_CHARACTERS}")
 
 
 def _steps(stage: Any) -> Iterator[Mapping[str, Any]]:

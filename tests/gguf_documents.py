@@ -169,9 +169,9 @@ def _changed_keys(rng: random.Random, keys: list[tuple[bytes, Value]]) -> list[t
         keys[place] = rng.choice([b"", b"\xff", b"x" * 70_000, name + b"x", name.upper()]), value
     elif kind == 4:
         keys[place] = name, replace(value, kind=rng.choice([*SCALARS, 9, 13, 99]))
-    elif kind == 5 and value.kind == ARRAY:
+    elif kind == 5 and isinstance(value.content, list):
         keys[place] = name, replace(value, count=rng.choice(ODD_COUNTS))
-    elif kind == 6 and value.kind == ARRAY and value.content:
+    elif kind == 6 and isinstance(value.content, list) and value.content:
         items = list(value.content)
         spot = rng.randrange(len(items))
         if rng.random() < 0.5:

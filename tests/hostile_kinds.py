@@ -453,16 +453,18 @@ class Templates:
 def manifests(folder: Path) -> JsonFiles:
     model = quantized(write_checkpoint(folder / "m", **SIZES), folder / "q", bits=4)
     path = model / MANIFEST
+    original = path.read_text()
 
     def drive() -> None:
         from dsconv.runtime.integrity import can_be_vouched_for, integrity_findings
         from dsconv.runtime.onnx_session import accuracy_level_of
 
-        assert integrity_findings(model), "a changed manifest must be noticed"
+        findings = integrity_findings(model)
+        assert findings or path.read_text() == original, "a changed manifest must be noticed"
         can_be_vouched_for(model)
         accuracy_level_of(model)
 
-    return JsonFiles(path, [path.read_text()], drive)
+    return JsonFiles(path, [original], drive)
 
 
 def journals(folder: Path) -> JsonFiles:
@@ -470,15 +472,18 @@ def journals(folder: Path) -> JsonFiles:
 
     purpose = {"kind": "quantize", "options": {"bits": 4}, "source": {"a": "b" * 64}}
     records = [{"modules": ["a", "b"]}, {"modules": ["c"]}]
-    lines = "\n".join(json.dumps(entry, sort_keys=True) for entry in (purpose, *records))
+    (folder / "j").mkdir()
+    with Journal(folder / "j", purpose) as journal:
+        for record in records:
+            journal.append(record, [])
+    path = folder / "j" / JOURNAL
 
     def drive() -> None:
         with Journal(folder / "j", purpose) as journal:
             for record in journal.records:
                 _ = [str(module) for module in record["modules"]]
 
-    (folder / "j").mkdir()
-    return JsonFiles(folder / "j" / JOURNAL, [lines], drive, lines=True)
+    return JsonFiles(path, [path.read_text()], drive, lines=True)
 
 
 class Recipes:
@@ -658,6 +663,12 @@ def mutate_native(rng: random.Random, data: bytes) -> bytes:
 class OnnxGraphs:
     """Object by object: nodes, attributes, initializers, where their bytes lie."""
 
+    exports: tuple[Mapping[str, Any], ...] = (
+        {"dialect": "contrib"},
+        {"dialect": "std17"},
+        {"dialect": "std24"},
+    )
+
     def __init__(self, folder: Path) -> None:
         import onnx
 
@@ -666,17 +677,19 @@ class OnnxGraphs:
         model = write_checkpoint(folder / "m", **SIZES)
         checkpoint = open_checkpoint(str(quantized(model, folder / "q", bits=4)))
         self.folders = []
-        for dialect in ("contrib", "std17", "std24"):
-            output = folder / dialect
-            export_onnx(checkpoint, ExportOptions(dialect=dialect), output)
+        for number, options in enumerate(self.exports):
+            output = folder / f"export{number}"
+            export_onnx(checkpoint, ExportOptions(**options), output)
             self.folders.append(output)
         self.models = [onnx.load(f / "model.onnx", load_external_data=False) for f in self.folders]
         self.checkpoints = [open_checkpoint(str(f)) for f in self.folders]
         self.number = 0
+        self.compares = False
 
     def prepare(self, rng: random.Random) -> int:
         import onnx
 
+        self.compares = rng.random() < 0.25  # slow: the graph is built once more
         self.number = rng.randrange(len(self.models))
         model = onnx.ModelProto()
         model.CopyFrom(self.models[self.number])
@@ -686,6 +699,7 @@ class OnnxGraphs:
         return len(data)
 
     def drive(self) -> None:
+        from dsconv.convert.onnx.external_data import check_external_data, read_model
         from dsconv.convert.onnx.graph_check import check_graph
         from dsconv.convert.targets.lint import lint
         from dsconv.convert.targets.table import TARGETS
@@ -699,9 +713,51 @@ class OnnxGraphs:
                     lint(folder / "model.onnx", target)
                 except DsconvError as error:
                     refusals.append(error)
-        check_graph(folder, self.checkpoints[self.number])
+        model = read_model(folder / "model.onnx")
+        check_external_data(folder / "model.onnx", model)
+        if self.compares:
+            check_graph(folder, self.checkpoints[self.number])
         if refusals:
             raise refusals[0]
+
+
+class OnnxSessions(OnnxGraphs):
+    """The same graphs, opened and run by ONNX Runtime. It has the memory of a small machine."""
+
+    def drive(self) -> None:
+        from dsconv.runtime.onnx_session import OnnxSession
+
+        session = OnnxSession(self.folders[self.number], threads=1)
+        assert session.score([1, 2, 3]).shape == (3, session.vocabulary)
+        session.decode(4)
+
+
+class FixedSessions(OnnxGraphs):
+    """Graphs of fixed shapes; that of one token is changed."""
+
+    exports = ({"dialect": "std21", "prefill_length": 4, "context_length": 16},)
+
+    def drive(self) -> None:
+        from dsconv.runtime.fixed_onnx_session import FixedOnnxSession
+
+        session = FixedOnnxSession(self.folders[self.number], threads=1)
+        assert session.score([1, 2, 3]).shape == (3, session.vocabulary)
+        session.decode(4)
+
+
+def genai_configs(folder: Path) -> JsonFiles:
+    from dsconv.convert.onnx.export import ExportOptions, export_onnx
+
+    model = write_checkpoint(folder / "m", **SIZES)
+    export_onnx(open_checkpoint(str(model)), ExportOptions(), folder / "onnx")
+    path = folder / "onnx" / "genai_config.json"
+
+    def drive() -> None:
+        from dsconv.runtime.onnx_session import read_graph_shape
+
+        read_graph_shape(folder / "onnx")
+
+    return JsonFiles(path, [path.read_text()], drive)
 
 
 KINDS: Mapping[str, Callable[[Path], Subject]] = {
@@ -719,4 +775,7 @@ KINDS: Mapping[str, Callable[[Path], Subject]] = {
     "gguf": GgufFiles,
     "native": NativeFiles,
     "onnx": OnnxGraphs,
+    "onnx-session": OnnxSessions,
+    "fixed-session": FixedSessions,
+    "genai-config": genai_configs,
 }

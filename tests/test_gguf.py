@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import gguf
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as Kind
+from gguf_documents import Document
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
@@ -623,3 +625,14 @@ def test_inspect_names_the_block_formats(tmp_path: Path) -> None:
     rows = {row.name: row.storage for row in describe(str(tiny_file(tmp_path))).tensors}
     assert rows["model.norm.weight"] == "F32"
     assert set(rows.values()) <= {kind for kind, _, _ in TYPES.values()}
+
+
+def test_tensors_that_share_bytes_are_refused(tmp_path: Path) -> None:
+    """A small file must not be able to pretend to a large model."""
+    path = tiny_file(tmp_path)
+    document = Document.read(path)
+    first, second = document.tensors[:2]
+    tensors = [first, replace(second, offset=first.offset), *document.tensors[2:]]
+    path.write_bytes(replace(document, tensors=tensors).encode())
+    with pytest.raises(InputError, match="overlaps another"):
+        open_gguf(path)

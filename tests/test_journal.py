@@ -125,10 +125,8 @@ def test_a_line_that_was_cut_off_does_not_count(interrupted: Path) -> None:
         with Journal(interrupted, PURPOSE) as journal:
             assert journal.records == [{"modules": ["a"]}]
             journal.append({"modules": ["new"]}, [])
-        assert [json.loads(line) for line in path.read_bytes().splitlines()][1:] == [
-            {"modules": ["a"]},
-            {"modules": ["new"]},
-        ]
+        lines = [json.loads(line) for line in path.read_bytes().splitlines()]
+        assert [line["modules"] for line in lines[1:]] == [["a"], ["new"]]
     for length in range(content.index(b"\n") + 1):
         path.write_bytes(content[:length])
         with Journal(interrupted, PURPOSE) as journal:
@@ -136,7 +134,9 @@ def test_a_line_that_was_cut_off_does_not_count(interrupted: Path) -> None:
             assert names(interrupted) == [JOURNAL]
 
 
-@pytest.mark.parametrize("line", [b"{not json", b"\xff\xfe", b"[1]", b"\0\0\0"])
+@pytest.mark.parametrize(
+    "line", [b"{not json", b"\xff\xfe", b"[1]", b"\0\0\0", b'{"crc32": 0, "modules": []}']
+)
 def test_a_damaged_journal_is_refused_or_discarded(line: bytes, interrupted: Path) -> None:
     path = interrupted / JOURNAL
     lines = path.read_bytes().splitlines()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections import defaultdict
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -189,6 +190,29 @@ def test_what_only_all_keys_together_tell(
     with pytest.raises(error, match=words) as caught:
         recipe.check()
     assert "mine.toml" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("x = " + "[" * 5000 + "]" * 5000, "nested too deeply"),
+        ("x = " + "{a = " * 5000, "not valid TOML|nested too deeply"),
+        ("a." * 5000 + "b = 1", "unknown key"),
+        ("x = " + "9" * 5000, "not valid TOML"),
+        ("[verify]\nmax_kl = 1" + "0" * 400, "verify.max_kl"),
+        ("[verify]\nmax_kl = 1e999", "verify.max_kl"),
+        ("[verify]\nmax_kl = nan", "verify.max_kl"),
+        ("[quantize]\ncalibration_tokens = 1" + "0" * 30, "quantize.calibration_tokens"),
+        ("x = 2020-99-99", "not valid TOML"),
+    ],
+)
+def test_a_hostile_file(tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "r.toml"
+    path.write_text(f'description = "d"\nsource = "s"\n{text}\n')
+    start = time.perf_counter()
+    with pytest.raises(InputError, match=words):
+        load_recipe(str(path))
+    assert time.perf_counter() - start < 2
 
 
 def test_files_that_are_no_recipes(tmp_path: Path) -> None:

@@ -181,15 +181,21 @@ class Program:
         Raises:
             InputError: malformed, or a step that this version does not know.
         """
-        buffers, steps = reader.data.get("buffers"), reader.data.get("steps")
-        if not isinstance(buffers, list) or len(buffers) > limits.BUFFERS:
-            raise reader.fail("buffers", f"not a list of at most {limits.BUFFERS} widths")
+        buffers = _list(reader, "buffers", limits.BUFFERS)
+        steps = _list(reader, "steps", limits.STEPS)
         for width in buffers:
             if isinstance(width, bool) or not isinstance(width, int) or not 0 < width < 2**31:
                 raise reader.fail("buffers", f"{width!r} is not a width")
-        if not isinstance(steps, list) or not 0 < len(steps) <= limits.STEPS:
-            raise reader.fail("steps", f"not a list of 1 to {limits.STEPS} steps")
         return cls(tuple(buffers), tuple(_read_step(reader, entry) for entry in steps))
+
+
+def _list(reader: ConfigReader, key: str, limit: int) -> list[Any]:
+    found = reader.data.get(key)
+    if not isinstance(found, list) or not found:
+        raise reader.fail(key, "not a list of anything")
+    if len(found) > limit:
+        raise reader.fail(key, f"{len(found)}, limit {limit}")
+    return found
 
 
 def _read_step(reader: ConfigReader, entry: Any) -> Step:

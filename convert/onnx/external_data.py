@@ -127,7 +127,7 @@ def _bytes_of(tensor: Any, where: str) -> int:
             f"{where}: type {tensor.data_type}, shape {list(tensor.dims)} cannot lie in a file",
             HINT,
         )
-    return -(-math.prod(tensor.dims) * bits // 8)
+    return -(-math.prod(map(int, tensor.dims)) * bits // 8)
 
 
 def check_external_data(graph_file: Path, model: Any) -> None:
@@ -145,7 +145,7 @@ def check_external_data(graph_file: Path, model: Any) -> None:
         if found is None:
             continue
         if found.path not in sizes:
-            sizes[found.path] = _size_of(found.path, graph_file.parent)
+            sizes[found.path] = readable_size(found.path, graph_file.parent)
         end = found.offset + found.length
         if end > sizes[found.path]:
             raise InputError(
@@ -155,8 +155,12 @@ def check_external_data(graph_file: Path, model: Any) -> None:
             )
 
 
-def _size_of(path: Path, folder: Path) -> int:
-    """Size of a file that may be read."""
+def readable_size(path: Path, folder: Path) -> int:
+    """Size of a file of weights below `folder`.
+
+    Raises:
+        InputError: it may not be read, or cannot be.
+    """
     linked = folder
     for part in path.relative_to(folder).parts:
         linked = linked / part

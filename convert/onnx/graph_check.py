@@ -127,7 +127,8 @@ def _load(folder: Path, name: str) -> ir.Model:
     if proto.functions:
         raise InputError(f"{path}: redefines operators by functions of its own", "export it again")
     try:
-        return ir.from_proto(proto)
+        model: ir.Model = ir.from_proto(proto)
+        return model
     except Exception as error:  # the library promises no class
         raise InputError(f"{path}: cannot read: {error}", "export it again") from error
 
@@ -204,7 +205,7 @@ def _compare(found: ir.Graph, expected: ir.Graph, checkpoint: Checkpoint) -> Ite
         left, right = _facts(mine[name]), _facts(node)
         for key in sorted({*left, *right}):
             if left.get(key) != right.get(key):
-                what = f"{key} is {left.get(key)}, expected {right.get(key)}"
+                what = f"{key} is {_shown(left.get(key))}, expected {_shown(right.get(key))}"
                 yield Difference(place, what)
     for name in mine.keys() - theirs.keys():
         yield Difference(str(name), "a node that does not belong there")
@@ -262,6 +263,13 @@ def _compare_tensors(
             yield Difference(name, f"begins with {values}")
     for name in found.keys() - expected.keys():
         yield Difference(name, "a weight or constant that does not belong there")
+
+
+def _shown(value: object) -> str:
+    try:
+        return str(value)
+    except Exception:  # a tensor that cannot show its values
+        return f"a broken {type(value).__name__}"
 
 
 def _stored_bytes(tensor: ir.TensorProtocol) -> bytes | None:

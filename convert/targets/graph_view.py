@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ...errors import InputError
 from ..local_files import open_regular
-from ..onnx.external_data import ExternalRange, external_range, read_model
+from ..onnx.external_data import ExternalRange, external_range, read_model, readable_size
 
 STANDARD_DOMAINS = ("", "ai.onnx")
 
@@ -126,7 +126,7 @@ class GraphView:
             return None
         place = external_range(tensor, self.path)
         if place is not None:
-            return _external_array(place)
+            return _external_array(place, self.path.parent)
         try:
             return np.asarray(onnx.numpy_helper.to_array(tensor))
         except Exception as error:  # the library promises no class
@@ -135,16 +135,15 @@ class GraphView:
             ) from error
 
 
-def _external_array(place: ExternalRange) -> NDArray[Any] | None:
+def _external_array(place: ExternalRange, folder: Path) -> NDArray[Any] | None:
     """Raw bytes of a tensor beside the graph (4-bit values stay packed)."""
-    if not place.path.is_file() or place.length <= 0:
+    if not os.path.lexists(place.path) or place.length <= 0:
+        return None
+    if readable_size(place.path, folder) < place.offset + place.length:
         return None
     with open_regular(place.path) as file:
-        length = min(place.length, os.fstat(file.fileno()).st_size - place.offset)
-        if length < place.length:
-            return None
         file.seek(place.offset)
-        return np.frombuffer(file.read(length), np.uint8)
+        return np.frombuffer(file.read(place.length), np.uint8)
 
 
 def open_graph_view(path: Path) -> GraphView:
