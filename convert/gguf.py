@@ -100,7 +100,8 @@ class GgufSource:
         blocks = read_blocks(self.path, tensor, first, int(wanted.max()) + 1)
         if name in self.interleaved:
             blocks = blocks[wanted - first]
-        values = dequantize(blocks, GGMLQuantizationType(tensor.kind))
+        with np.errstate(all="ignore"):  # of scales that are NaN or infinite; told where it matters
+            values = dequantize(blocks, GGMLQuantizationType(tensor.kind))
         return np.asarray(values, np.float32).reshape(wanted.size, *tensor.shape[1:])
 
 

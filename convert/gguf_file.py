@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError, UnsupportedError
 from . import limits
-from .json_file import ConfigReader
+from .json_file import ConfigReader, many_objects
 from .local_files import open_regular
 from .safetensors_file import CONTROL_CHARACTERS
 
@@ -163,7 +163,7 @@ def read_header(path: Path) -> tuple[dict[str, Any], dict[str, GgufTensor]]:
         UnsupportedError: another version or byte order, a block format without a reader.
     """
     try:
-        with open_regular(path) as plain, BufferedReader(plain) as file:
+        with many_objects(), open_regular(path) as plain, BufferedReader(plain) as file:
             return _parse(_Cursor(file, path))
     except OSError as error:
         raise InputError(f"{path}: cannot read: {error.strerror}", "check the path") from error

@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+import gc
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
 from . import limits
 from .local_files import read_limited
+
+
+@contextmanager
+def many_objects() -> Iterator[None]:
+    """While hundreds of thousands of objects are made, none of which is garbage: looking for
+    garbage again and again would double the time."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -32,9 +32,7 @@ PATTERN_CHARACTERS = 4_096
 # GGUF
 GGUF_HEADER_BYTES = 256 * MIB  # the largest vocabulary in use takes under 16 MiB
 GGUF_KEYS = 65_536
-GGUF_ARRAY_ITEMS = (
-    16_000_000  # of all arrays together; the largest vocabularies in use: 1.5 million
-)
+GGUF_ARRAY_ITEMS = 4_000_000  # of all arrays together; in use: up to 1.5 million
 GGUF_RANK = 4
 GGUF_ALIGNMENT = 65_536
 

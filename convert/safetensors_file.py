@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from . import limits
-from .json_file import parse_json
+from .json_file import many_objects, parse_json
 from .local_files import open_regular
 
 DTYPES: Mapping[str, np.dtype[Any]] = {
@@ -41,10 +41,11 @@ DTYPES: Mapping[str, np.dtype[Any]] = {
     "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
     "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
 }
+OFFSETS_KEY = b'"data_offsets"'  # once per tensor
 CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f]")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TensorInfo:
     """Where a tensor lies: `offset` counts from the start of the file."""
 
@@ -88,6 +89,8 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int, int]:
         raise InputError(
             f"{path}: cannot read: {error.strerror}", "check that every shard has been downloaded"
         ) from error
+    if (count := text.count(OFFSETS_KEY)) > limits.TENSORS:  # before a second goes into parsing
+        raise _malformed(path, f"{count} tensors, limit {limits.TENSORS}")
     header = parse_json(text, f"{path}: header")
     if not isinstance(header, dict):
         raise _malformed(path, "the header is not an object")
@@ -139,9 +142,10 @@ def read_tensor_infos(path: Path) -> dict[str, TensorInfo]:
     Raises:
         InputError: the header lies, overlaps, leaves holes, or the file is cut short.
     """
-    header, base, size = _read_header(path)
-    header.pop("__metadata__", None)
-    parsed = [_tensor_info(path, name, entry, base) for name, entry in header.items()]
+    with many_objects():
+        header, base, size = _read_header(path)
+        header.pop("__metadata__", None)
+        parsed = [_tensor_info(path, name, header.pop(name), base) for name in [*header]]
     expected = 0
     for info, end in sorted(parsed, key=lambda item: (item[0].offset, item[1])):
         if end > size:

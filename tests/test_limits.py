@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,21 @@ def test_at_the_limit_and_above(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
         read(tmp_path / "above")
     assert str(size) in caught.value.message or name == "JSON_DEPTH"  # deeper is not counted
     assert str(size - 1) in caught.value.message
+
+
+def test_as_many_tensors_as_allowed_are_listed_in_time(tmp_path: Path) -> None:
+    """One more is refused before a second goes into parsing."""
+    entry = {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]}
+    for count in (limits.TENSORS, 4 * limits.TENSORS):
+        header = json.dumps(dict.fromkeys(map(str, range(count)), entry)).encode()
+        (tmp_path / "f").write_bytes(len(header).to_bytes(8, "little") + header)
+        start = time.process_time()
+        if count == limits.TENSORS:
+            assert len(read_tensor_infos(tmp_path / "f")) == count
+        else:
+            with pytest.raises(InputError, match=f"{count} tensors, limit {limits.TENSORS}"):
+                read_tensor_infos(tmp_path / "f")
+        assert time.process_time() - start < (2 if count == limits.TENSORS else 0.5)
 
 
 def test_the_mask_of_fixed_shapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
