@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ..atomic import output_file
-from ..convert.manifest import sha256_file
+from ..convert.provenance import sha256_file
 from ..errors import InputError, OutputError
 
 NAME = "hashes.json"

@@ -9,8 +9,9 @@ from hashlib import sha256
 from pathlib import Path
 
 from ...errors import InputError
+from ..provenance import HASH_PLACEHOLDER
 from ..safetensors_file import TensorInfo, read_metadata, read_rows, read_tensor_infos
-from .format import HASH_PLACEHOLDER, HEADER_HASH, SIDE_FILE_PREFIX, Metadata
+from .format import HEADER_HASH, SIDE_FILE_PREFIX, Metadata
 from .program_check import ProgramShapes, check_program
 
 ALIGNMENT = 64
