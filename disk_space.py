@@ -22,9 +22,9 @@ def existing_folder(path: Path) -> Path:
 def free_bytes(output: Path) -> int:
     """Where `output` would lie; what an unfinished run has left there is ours."""
     partial = partial_of(output)
-    left = [*partial.glob("*")] if partial.is_dir() else [partial]
+    left = [*partial.glob("*")] if os.path.isdir(partial) else [partial]
     # In blocks: files of an unfinished run have holes.
-    ours = sum(512 * path.stat().st_blocks for path in left if path.is_file())
+    ours = sum(512 * path.stat().st_blocks for path in left if os.path.isfile(path))
     return shutil.disk_usage(existing_folder(output)).free + ours
 
 
