@@ -94,7 +94,7 @@ def name_and_commit(origin: Path) -> tuple[str, str | None]:
     repository = folder.parent.parent.name
     if folder.parent.name != "snapshots" or not repository.startswith(HUB_FOLDER):
         return place.name, None
-    name = repository.removeprefix(HUB_FOLDER).replace("--", "/")
+    name = repository.removeprefix(HUB_FOLDER).replace("--", "/", 1)
     return name, folder.name if COMMIT.fullmatch(folder.name) else None
 
 

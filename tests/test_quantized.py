@@ -208,11 +208,10 @@ def test_the_manifest_knows_every_file(untied: Path, tmp_path: Path) -> None:
     assert set(manifest["sha256"]) == names
     for name, digest in manifest["sha256"].items():
         assert hashlib.sha256((tmp_path / "q" / name).read_bytes()).hexdigest() == digest
-    for name, digest in manifest["source"]["sha256"].items():
+    inputs = manifest["source"]["sha256"]
+    for name, digest in inputs.items():
         assert hashlib.sha256((untied / name).read_bytes()).hexdigest() == digest
-    assert {"model.safetensors", "config.json", "tokenizer.json"} <= set(
-        manifest["source"]["sha256"]
-    )
+    assert {"model.safetensors", "config.json", "tokenizer.json"} <= set(inputs)
     assert str(tmp_path) not in json.dumps(manifest)
 
 

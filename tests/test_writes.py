@@ -58,9 +58,9 @@ NAMES = {
 }
 # Names that mean many things: only the functions of these modules write.
 OF_MODULES = {
-    **dict.fromkeys(("replace", "remove", "link", "symlink", "truncate"), {"os"}),
-    "save": {"onnx", "onnx_ir", "ir", "torch", "np", "numpy"},
-    "connect": {"sqlite3"},
+    **dict.fromkeys(("replace", "remove", "link", "symlink", "truncate"), ("os",)),
+    "save": ("onnx", "onnx_ir", "ir", "torch", "np", "numpy"),
+    "connect": ("sqlite3",),
 }
 
 
