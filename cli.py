@@ -56,6 +56,12 @@ def _threads(count: int) -> int:
     return count or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else [0, 1])
 
 
+def _given(context: typer.Context) -> list[str]:
+    """Names of the parameters that stand on the command line."""
+    sources = ((name, context.get_parameter_source(name)) for name in context.params)
+    return [name for name, source in sources if source is not None and source.name == "COMMANDLINE"]
+
+
 def _print_json(content: dict[str, Any]) -> None:
     is_utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
     print(json.dumps(content, ensure_ascii=not is_utf8, indent=2))
@@ -331,10 +337,14 @@ def run(
     "--max-kl 0.03 --min-top1 0.93"
 )
 def verify(
+    context: typer.Context,
     artifact: Annotated[
         str, typer.Argument(help="Exported folder or .dsq file, in its own runtime")
     ],
-    reference: Annotated[str, typer.Option(help="The model it was made from")],
+    reference: Annotated[
+        str | None,
+        typer.Option(help="The model it was made from (only --integrity goes without)"),
+    ] = None,
     text: Annotated[Path | None, typer.Option(help="Text to verify on (default: built-in)")] = None,
     max_kl: Annotated[float | None, typer.Option(help="Mean KL per token, nats")] = None,
     max_kl_p99: Annotated[float | None, typer.Option(help="KL of the 99th of 100 tokens")] = None,
@@ -386,7 +396,19 @@ def verify(
     kv: Kv = "fp16",
     as_json: Json = False,
 ) -> None:
-    """Compare an artifact with its model; exit code 1 when a threshold is not met."""
+    """Compare an artifact with its model; exit code 1 when a threshold is not met.
+
+    With --integrity and no --reference, only the hashes are recomputed.
+    """
+    if reference is None:
+        from dsconv.runtime.integrity_command import integrity_command, refuse_without_reference
+
+        refuse_without_reference(_given(context), integrity)
+        found = integrity_command(artifact)
+        _print_json(found.to_json()) if as_json else found.show()
+        if not found.passed:
+            raise VerdictFailed(found.summary, found.hint)
+        return
     from dsconv.runtime.inspection import Inspections
     from dsconv.runtime.reference_cache import chosen_folder
     from dsconv.runtime.task import TaskOptions

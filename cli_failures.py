@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import io
 import os
-import signal
 import sys
-import threading
 from collections.abc import Callable
 from typing import Any
 
 import typer
 
+from dsconv.cli_signals import ending_in_time
 from dsconv.errors import DsconvError, ProviderError, UnsupportedError, UsageError
 
 # Older versions of typer use the package click, newer ones a copy: take the class they export.
@@ -22,9 +21,10 @@ _CLICK_ERROR: Any = next(
 
 def exit_code_of(run: Callable[[], Any]) -> int:
     """Run a command; turn every failure into words and an exit code (see errors.py)."""
-    _prepare_process()
+    _prepare_streams()
     try:
-        code = run()
+        with ending_in_time():
+            code = run()
     except DsconvError as error:
         return _fail(error)
     except _CLICK_ERROR as error:
@@ -83,10 +83,8 @@ def _report_bug(error: Exception) -> int:
     return _fail(bug)
 
 
-def _prepare_process() -> None:
-    """A polite kill cleans up as Ctrl-C does; text that the terminal lacks is shown escaped."""
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+def _prepare_streams() -> None:
+    """Text that the terminal lacks is shown escaped."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..atomic import link_or_copy, output_folder
+from ..disk_space import bytes_to_copy, require_space
 from ..errors import UnsupportedError
 from ..quant.recoding import recode
 from ..quant.rounding import AnyScheme
@@ -26,8 +27,9 @@ from .families import read_family
 from .families.inventory import Role, parameters_of
 from .json_file import ConfigReader
 from .layout import SHAPE, encode, has_shape_tensor, stored_tensors
-from .manifest import Provenance, write_manifest
+from .manifest import write_manifest
 from .materialize import place_side_files
+from .provenance import FileHashes, provenance_of
 from .quantization_plan import Job, tensors_of
 from .quantized import chunks_of
 from .readable import readable_schemes
@@ -84,16 +86,19 @@ def export_compressed_tensors(
             f"{checkpoint.origin}: no safetensors folder", "give the folder of dsconv quantize"
         )
     files = _files(checkpoint, checkpoint.source, jobs)
+    kept = {path for path, pieces in files.items() if _stays(checkpoint, path, pieces, jobs)}
+    changed = [piece for path in files.keys() - kept for piece in files[path]]
+    size = sum(piece.planned.nbytes for piece in changed)
+    require_space(output, size + bytes_to_copy(kept, output, copy))
     errors: dict[str, float] = {}
     with output_folder(output, overwrite) as folder:
         linked = place_side_files(checkpoint, folder, copy)
         weight_map: dict[str, str] = {}
         size = 0
         for path, pieces in files.items():
-            infos = [info for info in checkpoint.source.infos.values() if info.path == path]
-            if _stays(checkpoint, infos, pieces, jobs):
+            if path in kept:
                 linked += 0 if link_or_copy(path, folder / path.name, copy) else path.stat().st_size
-                stored = {info.name: info.nbytes for info in infos}
+                stored = {info.name: info.nbytes for info in _infos(checkpoint, path)}
             else:
                 errors |= _write(checkpoint, folder / path.name, pieces)
                 stored = {piece.planned.name: piece.planned.nbytes for piece in pieces}
@@ -105,9 +110,10 @@ def export_compressed_tensors(
             _write_json(folder / INDEX, index)
         _write_json(folder / CONFIG, config)
         notes = notes_on(checkpoint, jobs, errors)
-        source = Provenance(checkpoint.origin.resolve().name, {})
+        hashes = FileHashes()
+        source = provenance_of(checkpoint, hashes)
         facts = {"parameters": sum(job.parameter.size for job in jobs), "notes": list(notes)}
-        write_manifest(folder, "compressed-tensors", source, {}, facts)
+        write_manifest(folder, "compressed-tensors", source, {}, facts, hashes=hashes)
         names = sorted(path.name for path in folder.iterdir())
         total = sum((folder / name).stat().st_size for name in names)
         return CompressedTensorsResult(total - linked, linked, tuple(names), notes)
@@ -177,13 +183,19 @@ def _files(
     return dict(sorted(files.items()))
 
 
-def _stays(
-    checkpoint: Checkpoint, infos: list[TensorInfo], pieces: list[Piece], jobs: list[Job]
-) -> bool:
+def _infos(checkpoint: Checkpoint, path: Path) -> list[TensorInfo]:
+    """The tensors of one of the checkpoint's files."""
+    assert isinstance(checkpoint.source, SafetensorsSource)
+    return [info for info in checkpoint.source.infos.values() if info.path == path]
+
+
+def _stays(checkpoint: Checkpoint, path: Path, pieces: list[Piece], jobs: list[Job]) -> bool:
     """Whether a file can be kept: nothing new is in it, nothing old goes."""
     changed = [job for job in jobs if not _is_kept(checkpoint, job)]
     gone = {name for job in changed for name in _stored_now(checkpoint, job.source)}
-    return all(piece.unchanged for piece in pieces) and not gone & {info.name for info in infos}
+    return all(piece.unchanged for piece in pieces) and not gone & {
+        info.name for info in _infos(checkpoint, path)
+    }
 
 
 def _is_kept(checkpoint: Checkpoint, job: Job) -> bool:

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .. import __version__
 from ..atomic import output_file, output_folder
+from ..disk_space import require_space
 from ..errors import UnsupportedError
 from .checkpoint import Checkpoint
 from .families.inventory import Parameter, Role
@@ -30,8 +32,10 @@ from .gguf_metadata import (
     rope_divisors,
     source_rows,
 )
+from .gguf_provenance import KEY, HashedFile, provenance_text, seal
 from .gguf_vocabulary import TextSettings, tokenizer_keys
-from .manifest import Provenance, write_manifest
+from .manifest import write_manifest
+from .provenance import Provenance, announced_provenance, provenance_of
 
 SUFFIX = ".gguf"
 FILE_NAME = f"model{SUFFIX}"  # in an output folder
@@ -101,15 +105,17 @@ def export_gguf(
             f"{checkpoint.origin}: is a GGUF file already", "start from the original checkpoint"
         )
     file = _GgufFile(checkpoint, settings)
-    if is_single_file(output):
-        with output_file(output, overwrite) as path:
-            return file.write(path, advance)
-    with output_folder(output, overwrite) as folder:
-        result = file.write(folder / FILE_NAME, advance)
-        source = Provenance(checkpoint.origin.resolve().name, {})
-        facts = {"parameters": checkpoint.parameter_count, "types": dict(result.types)}
-        write_manifest(folder, "gguf", source, {}, facts)
-        return result
+    require_space(output, sum(tensor.nbytes for tensor in file.planned))
+    with ThreadPoolExecutor(1) as hasher:
+        source = hasher.submit(provenance_of, checkpoint)
+        if is_single_file(output):
+            with output_file(output, overwrite) as path:
+                return file.write(path, source, advance)
+        with output_folder(output, overwrite) as folder:
+            result = file.write(folder / FILE_NAME, source, advance)
+            facts = {"parameters": checkpoint.parameter_count, "types": dict(result.types)}
+            write_manifest(folder, "gguf", source.result(), {}, facts)
+            return result
 
 
 class _GgufFile:
@@ -128,6 +134,7 @@ class _GgufFile:
             **self._general_keys(),
             **architecture_keys(self.decoder),
             **tokenizer_keys(checkpoint.side_files, rows, settings),
+            KEY: provenance_text(announced_provenance(checkpoint)),
         }
 
     def _general_keys(self) -> dict[str, Any]:
@@ -144,20 +151,24 @@ class _GgufFile:
             keys["general.quantized_by"] = f"dsconv {__version__}"
         return keys
 
-    def write(self, path: Path, advance: Callable[[int], None]) -> GgufResult:
+    def write(
+        self, path: Path, source: Future[Provenance], advance: Callable[[int], None]
+    ) -> GgufResult:
         self._write_header(path)
         notes = _Notes()
-        with path.open("ab") as file:
-            _pad(file)
+        with path.open("ab") as stream:
+            stream.write(bytes(-stream.tell() % ALIGNMENT))
+            file = HashedFile(stream)
             if self.divisors is not None:
                 file.write(self.divisors.astype("<f4").tobytes())
-                _pad(file)
+                file.pad(ALIGNMENT)
             for tensor in self.planned:
                 for packed, count in self._chunks(tensor):
                     file.write(packed.blocks.data)
                     notes.add(tensor, packed.error)
                     advance(count)
-                _pad(file)
+                file.pad(ALIGNMENT)
+        seal(path, file.start, file.digest, source.result(), str(self.keys[KEY]))
         stored = sum(tensor.nbytes for tensor in self.planned)
         return GgufResult(
             path.stat().st_size,
@@ -259,7 +270,3 @@ def _add_key(writer: Any, key: str, value: Any) -> None:
         writer.add_float32(key, value)
     else:
         writer.add_uint32(key, value)
-
-
-def _pad(file: BinaryIO) -> None:
-    file.write(bytes(-file.tell() % ALIGNMENT))

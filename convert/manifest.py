@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,35 +16,19 @@ import numpy as np
 
 from .. import __version__
 from ..atomic import MANIFEST
+from .provenance import HASH_PLACEHOLDER, FileHashes, Provenance
 from .safetensors_file import read_rows, read_tensor_infos
 
 FORMAT_VERSION = 2
 SELF_HASH = "self_sha256"
-HASH_PLACEHOLDER = "0" * 64
 HASHED_BYTES = 1 << 22  # read at a time
 
 
-@dataclass(frozen=True)
-class Provenance:
-    """Where the input came from: its name, its files' hashes."""
-
-    name: str
-    files: Mapping[str, str]
-
-
-def sha256_file(path: Path) -> str:
-    """Hex digest of a file, read in pieces."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
-
-
-def hash_files(folder: Path) -> dict[str, str]:
-    """Relative name -> sha256 of every file in `folder` except the manifest."""
+def hash_files(folder: Path, hashes: FileHashes | None = None) -> dict[str, str]:
+    """Relative name -> sha256 of every file in `folder` except its manifest."""
+    hashes = hashes or FileHashes()
     return {
-        path.relative_to(folder).as_posix(): sha256_file(path)
+        path.relative_to(folder).as_posix(): hashes.of(path)
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path != folder / MANIFEST
     }
@@ -82,23 +65,29 @@ def write_manifest(
     recipe: Mapping[str, Any],
     facts: Mapping[str, Any],
     files: Collection[str] | None = None,
+    hashes: FileHashes | None = None,
 ) -> None:
     """Write the manifest of a finished folder. No time, host or path: same input, same bytes.
 
-    files: of the folder that belong to the output; None for all that are there.
+    Args:
+        files: of the folder that belong to the output; None for all that are there.
+        hashes: has read some of them already, as inputs that are linked.
     """
-    hashes = hash_files(folder) if files is None else {n: sha256_file(folder / n) for n in files}
+    if files is None:
+        digests = hash_files(folder, hashes)
+    else:
+        digests = (hashes or FileHashes()).by_name(folder / name for name in files)
     content = {
         "format_version": FORMAT_VERSION,
         "kind": kind,
-        "source": {"name": source.name, "sha256": dict(source.files)},
+        "source": source.to_json(),
         "recipe": dict(recipe),
         "facts": dict(facts),
         "versions": {"dsconv": __version__},
-        "sha256": hashes,
+        "sha256": digests,
         "tensors": {
             name: hash_tensors(folder / name)
-            for name in hashes
+            for name in digests
             if name.endswith(".safetensors") and "/" not in name
         },
     }

@@ -17,6 +17,13 @@ CHUNK_WEIGHTS = 1 << 22
 LINKED_SIDE_FILE_BYTES = 1 << 18  # tokenizer.json of a large vocabulary is linked like weights
 
 
+def planned_floats(checkpoint: Checkpoint) -> list[PlannedTensor]:
+    return [
+        PlannedTensor(name, checkpoint.float_dtype(name), parameter.shape)
+        for name, parameter in checkpoint.parameters.items()
+    ]
+
+
 def write_float_checkpoint(
     checkpoint: Checkpoint, folder: Path, advance: Callable[[int], None] = lambda count: None
 ) -> int:
@@ -24,10 +31,7 @@ def write_float_checkpoint(
 
     Quantized tensors are stored as float16, the others in their own dtype.
     """
-    planned = [
-        PlannedTensor(name, checkpoint.float_dtype(name), parameter.shape)
-        for name, parameter in checkpoint.parameters.items()
-    ]
+    planned = planned_floats(checkpoint)
     with SafetensorsWriter(folder / WEIGHTS, planned) as writer:
         for tensor in planned:
             rows = tensor.shape[0]

@@ -30,9 +30,10 @@ from .families.inventory import Parameter
 from .journal import Journal
 from .json_file import ConfigReader
 from .layout import SHAPE, encode, has_shape_tensor, read_quantized
-from .manifest import Provenance, sha256_file, write_manifest
+from .manifest import write_manifest
 from .parallel import Workers
 from .preparation import GivenWindows, Preparation, prepared
+from .provenance import provenance_of
 from .quantization_plan import CALIBRATED, Job, QuantizeOptions, plan, shards_of, tensors_of
 from .safetensors_file import DTYPES, SafetensorsWriter, TensorInfo, read_tensor_infos
 from .sources import INDEX, SafetensorsSource
@@ -148,9 +149,14 @@ def quantize_checkpoint(
         if made.allocation:
             options = replace(options, allocation=made.allocation)
         windows = made.windows if options.method == CALIBRATED else ()
+        if options.tuning_epochs and len(windows) == 1:
+            raise UsageError(
+                "tuning with one window of text: it needs some to learn from and some to judge by",
+                "give more --calibration-tokens, or leave out --tuning-epochs",
+            )
         config, jobs = plan(checkpoint, options)
         shards = shards_of(jobs)
-        inputs = hasher.submit(_provenance, checkpoint)
+        inputs = hasher.submit(provenance_of, checkpoint)
         reports: list[MatrixReport] = []
         divergence = None
         with QuantizedWriter(folder, shards, journal.resumed) as writer:
@@ -436,11 +442,6 @@ def refuse_non_finite(job: Job, count: int) -> None:
             f"tensor {job.source!r}: {count} of {job.parameter.size} values are NaN or infinite",
             "the checkpoint is damaged; download it again",
         )
-
-
-def _provenance(checkpoint: Checkpoint) -> Provenance:
-    files = {path.name: sha256_file(path) for path in checkpoint.source.files()}
-    return Provenance(checkpoint.origin.resolve().name, files)
 
 
 def _write_index(shards: dict[str, list[Job]], path: Path) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..atomic import output_folder
 from ..errors import InputError, UsageError
 from .bench import BenchOptions, bench, planned_rounds
 from .bench_report import Report
@@ -100,17 +100,6 @@ def _peer_subject(against: Against, name: str, folder: Path, threads: int) -> Su
     if kept is None:
         kept = against.place(folder, peer)
         say(f"{name} {peer.version}: building its own int{against.bits} of {against.checkpoint}")
-        _build(peer, str(against.checkpoint), against.bits, kept)
+        with output_folder(kept) as built:
+            peer.build(str(against.checkpoint), against.bits, built)
     return Subject(str(kept), threads, name)
-
-
-def _build(peer: Peer, checkpoint: str, bits: int, output: Path) -> None:
-    """A model that is not complete does not stay under its name."""
-    partial = output.with_name(f"{output.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        peer.build(checkpoint, bits, partial)
-        partial.rename(output)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

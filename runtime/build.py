@@ -21,7 +21,8 @@ from ..atomic import MANIFEST, link_or_copy, lock_path, output_error, output_fol
 from ..convert.checkpoint import open_checkpoint
 from ..convert.inspect import describe
 from ..convert.json_file import read_json_object
-from ..convert.manifest import Provenance, write_manifest
+from ..convert.manifest import write_manifest
+from ..convert.provenance import FileHashes, Provenance, input_files
 from ..errors import InputError, OutputError
 from .build_source import (
     Pulled,
@@ -31,9 +32,8 @@ from .build_source import (
     is_pinned,
     licence_of,
     pulled_snapshot,
-    source_files,
 )
-from .build_state import BuildState, FileHashes
+from .build_state import BuildState
 from .build_verify import VERDICT, judge, purpose_of, result_files
 from .console import say
 from .model_card import Card
@@ -197,7 +197,7 @@ class _Builder:
         check_output(str(pulled.path), self._output, overwrite=True)
         checkpoint = open_checkpoint(str(pulled.path))
         self._source = pulled
-        self._source_hashes = {p.name: self._hashes.of(p) for p in source_files(checkpoint)}
+        self._source_hashes = self._hashes.by_name(input_files(checkpoint))
         self._licence = licence_of(pulled.path, checkpoint.side_files)
 
     def _pull_from_hub(self, name: str) -> tuple[Pulled | None, str | None]:
@@ -304,7 +304,7 @@ class _Builder:
             for path in result_files(self._verdict):
                 shutil.copyfile(path, folder / path.name)
             (folder / CARD).write_text(self._card().text(), "utf-8")
-            source = Provenance(self._pulled.name, self._source_hashes)
+            source = Provenance(self._pulled.name, self._source_hashes, self._pulled.commit)
             facts = {**self._state.facts(EXPORT), "commit": self._pulled.commit}
             write_manifest(folder, KIND, source, self._recipe_facts(), facts)
         return {}

@@ -8,14 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..convert.checkpoint import CONFIG, SIDE_FILES, Checkpoint
-from ..convert.sources import INDEX
+from ..convert.provenance import COMMIT
 from ..errors import InputError
 from .open_model import local_path
 from .recipe import Recipe
 
 PACKAGE = "package:"  # the one .gguf file of an installed Python package
-COMMIT = re.compile(r"[0-9a-f]{40}")
 FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---", re.DOTALL)
 LICENCE = re.compile(r"^license:[ \t]*[\"']?([\w.+-]+)", re.MULTILINE)
 
@@ -88,15 +86,6 @@ def is_pinned(name: str) -> bool:
     from ..convert.hub.reference import parse_reference
 
     return parse_reference(name).commit is not None
-
-
-def source_files(checkpoint: Checkpoint) -> list[Path]:
-    """Everything of the model that decides what is built from it."""
-    weights = checkpoint.source.files()
-    if not checkpoint.origin.is_dir():
-        return weights
-    beside = (checkpoint.origin / name for name in (CONFIG, INDEX, *SIDE_FILES))
-    return [*weights, *(path for path in beside if path.is_file())]
 
 
 def licence_of(path: Path, side_files: Mapping[str, bytes]) -> str | None:

@@ -17,32 +17,19 @@ from typing import Any
 from .. import __version__
 from ..atomic import output_file
 from ..convert.json_file import read_json_object
-from ..convert.manifest import sha256_file
+from ..convert.provenance import FileHashes
 from ..errors import InputError, OutputError
 
 STATE = "build.json"
 FORMAT_VERSION = 1
 
 
-class FileHashes:
-    """sha256 by content; a file that is linked to several names is read once per build."""
-
-    def __init__(self) -> None:
-        self._known: dict[tuple[int, int, int, int], str] = {}
-
-    def of(self, path: Path) -> str:
-        stat = path.stat()
-        key = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
-        if key not in self._known:
-            self._known[key] = sha256_file(path)
-        return self._known[key]
-
-    def below(self, output: Path) -> dict[str, str]:
-        """Relative name -> sha256 of a file (named "") or of everything in a folder."""
-        if output.is_file():
-            return {"": self.of(output)}
-        files = sorted(path for path in output.rglob("*") if path.is_file())
-        return {path.relative_to(output).as_posix(): self.of(path) for path in files}
+def hashes_below(output: Path, hashes: FileHashes) -> dict[str, str]:
+    """Relative name -> sha256 of a file (named "") or of everything in a folder."""
+    if output.is_file():
+        return {"": hashes.of(output)}
+    files = sorted(path for path in output.rglob("*") if path.is_file())
+    return {path.relative_to(output).as_posix(): hashes.of(path) for path in files}
 
 
 @dataclass(frozen=True)
@@ -62,7 +49,7 @@ class BuildState:
     """
 
     def __init__(self, folder: Path, hashes: FileHashes) -> None:
-        self.hashes = hashes
+        self._hashes = hashes
         self._file = folder / STATE
         self._records: dict[str, Record] = {}
         if self._file.is_file():
@@ -91,7 +78,7 @@ class BuildState:
         return self._damage(record, output)
 
     def _damage(self, record: Record, output: Path) -> str | None:
-        found = self.hashes.below(output)
+        found = hashes_below(output, self._hashes)
         for name, digest in record.sha256.items():
             if name not in found:
                 return f"{name or output.name} is missing"
@@ -112,7 +99,7 @@ class BuildState:
     def done(
         self, step: str, purpose: Mapping[str, Any], output: Path, facts: Mapping[str, Any]
     ) -> None:
-        digests = self.hashes.below(output)
+        digests = hashes_below(output, self._hashes)
         self._records[step] = Record(complete(purpose), digests, facts)
         self._save()
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..atomic import MANIFEST
-from ..convert.manifest import sha256_file
+from ..convert.provenance import sha256_file
 from .recipe import VerifyPart
 from .reference_cache import default_folder
 from .report import report_html

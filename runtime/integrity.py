@@ -1,7 +1,7 @@
 """Is every byte of an artifact still the one that was written?
 
 A folder is checked against its dsconv.json, whose own text has a hash too; a `.dsq` file against
-the hashes of its tensors and of its header.
+the hashes of its tensors and of its header; a `.gguf` file against the one hash in it.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from ..atomic import MANIFEST
+from ..convert.gguf_export import SUFFIX as GGUF_SUFFIX
+from ..convert.gguf_provenance import is_sealed, seal_is_intact
 from ..convert.json_file import read_json_object
 from ..convert.manifest import (
     FORMAT_VERSION,
-    HASH_PLACEHOLDER,
     SELF_HASH,
     encode_manifest,
     hash_files,
@@ -22,7 +23,8 @@ from ..convert.manifest import (
 )
 from ..convert.native.file import open_native_file
 from ..convert.native.format import SUFFIX
-from ..errors import InputError
+from ..convert.provenance import HASH_PLACEHOLDER
+from ..errors import DsconvError, InputError
 from .verdict import Finding
 
 CURE = "make the artifact again, or copy it again from where it is whole"
@@ -30,7 +32,7 @@ MAX_NAMED_TENSORS = 8
 
 
 def integrity_findings(path: Path, beside: Collection[str] = ()) -> tuple[Finding, ...]:
-    """Recompute every hash of a quantized folder, an ONNX export or a `.dsq` file.
+    """Recompute every hash of a folder that dsconv wrote, a `.dsq` file or a `.gguf` file.
 
     Args:
         beside: names of files in the folder that may be there though the manifest lacks them: a
@@ -38,6 +40,8 @@ def integrity_findings(path: Path, beside: Collection[str] = ()) -> tuple[Findin
     """
     if path.suffix == SUFFIX and path.is_file():
         return _file_findings(path)
+    if path.suffix == GGUF_SUFFIX and path.is_file():
+        return _gguf_findings(path)
     return _folder_findings(path, beside)
 
 
@@ -46,8 +50,10 @@ def can_be_vouched_for(path: Path) -> bool:
     try:
         if path.suffix == SUFFIX and path.is_file():
             return bool(open_native_file(path).metadata.header_sha256)
+        if path.suffix == GGUF_SUFFIX and path.is_file():
+            return is_sealed(path)
         return SELF_HASH in read_json_object(path / MANIFEST)
-    except InputError:
+    except DsconvError:
         return False
 
 
@@ -68,6 +74,18 @@ def _file_findings(path: Path) -> tuple[Finding, ...]:
     return tuple(found)
 
 
+def _gguf_findings(path: Path) -> tuple[Finding, ...]:
+    try:
+        if seal_is_intact(path):
+            return ()
+        sealed = is_sealed(path)
+    except DsconvError as error:
+        return (Finding(path.name, f"cannot be read: {error.message}", CURE),)
+    if not sealed:
+        return (Finding(path.name, "it has no hash of dsconv", "export the model again"),)
+    return (Finding(path.name, "its bytes are not what was written", CURE),)
+
+
 def _folder_findings(folder: Path, beside: Collection[str]) -> tuple[Finding, ...]:
     try:
         manifest = read_json_object(folder / MANIFEST)
@@ -83,6 +101,10 @@ def _folder_findings(folder: Path, beside: Collection[str]) -> tuple[Finding, ..
     for name in sorted(present.keys() - expected.keys() - set(beside)):
         hint = "remove it, or find out who put it there"
         found.append(Finding(name, f"{MANIFEST} does not know this file", hint))
+    for path in sorted(folder.rglob("*")):
+        if not path.is_file() and (path.is_symlink() or not path.is_dir()):
+            name = path.relative_to(folder).as_posix()
+            found.append(Finding(name, "neither a file nor a folder", "remove it"))
     for name in sorted(expected.keys() & present.keys()):
         if expected[name] != present[name]:
             found += _damage(folder / name, name, manifest["tensors"].get(name, {}))

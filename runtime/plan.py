@@ -6,19 +6,17 @@ of what it refuses.
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..atomic import partial_of
 from ..convert.announced import open_for_planning
 from ..convert.checkpoint import Checkpoint
 from ..convert.cost import Cost, Step, Windows, Work, Workload, cost_of
 from ..convert.quantization_plan import CALIBRATED, QuantizeOptions, Target
 from ..convert.quantized import refuse_quantized
+from ..disk_space import free_bytes
 from ..errors import DsconvError, OutputError, UnsupportedError
 from .calibration import CalibrationOptions, shares
 from .console import say, size_text, time_text
@@ -39,15 +37,7 @@ class Machine:
 
     @classmethod
     def at(cls, output: Path) -> Machine:
-        """Of the disk on which `output` will lie; what an unfinished run has left there is ours."""
-        partial = partial_of(output)
-        place = partial.parent
-        while not os.path.isdir(place) and place != place.parent:
-            place = place.parent
-        # In blocks: files of an unfinished run have holes.
-        found = partial.glob("*") if os.path.isdir(partial) else ()
-        ours = sum(512 * path.stat().st_blocks for path in found if path.is_file())
-        return cls(output, shutil.disk_usage(place).free + ours, machine_memory_bytes())
+        return cls(output, free_bytes(output), machine_memory_bytes())
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
-from ..atomic import output_error
+from ..atomic import output_file
 from .report_figures import (
     FIGURES,
     SOURCES,
@@ -118,10 +118,9 @@ def write_report(verdict: Verdict, path: Path) -> None:
     Raises:
         OutputError: the file cannot be written.
     """
-    try:
-        path.write_text(report_html(verdict), encoding="utf-8")
-    except OSError as error:
-        raise output_error(error, path) from error
+    page = report_html(verdict)
+    with output_file(path, overwrite=True) as partial:
+        partial.write_text(page, encoding="utf-8")
 
 
 def _resource(name: str) -> str:

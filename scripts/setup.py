@@ -32,9 +32,13 @@ TYPED = [
         "-m",
         "dsconv.cli_failures",
         "-m",
+        "dsconv.cli_signals",
+        "-m",
         "dsconv.errors",
         "-m",
         "dsconv.atomic",
+        "-m",
+        "dsconv.disk_space",
     ),
 ]
 

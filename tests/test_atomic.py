@@ -119,7 +119,7 @@ def test_one_process_at_a_time(tmp_path: Path, resume: bool) -> None:
     with output_folder(final, resume=True) as folder:
         (folder / "a").write_text("1")
         with (
-            pytest.raises(OutputError, match="another dsconv.* is writing there"),
+            pytest.raises(OutputError, match=r"another dsconv.* is writing there"),
             output_folder(final, resume=resume),
         ):
             pytest.fail("must not get here")

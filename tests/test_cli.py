@@ -331,7 +331,8 @@ def test_inspect_a_lone_config(
 def test_the_manifest_tells_where_the_artifact_came_from(quantized: tuple[Path, Outcome]) -> None:
     manifest = json.loads((quantized[0] / "dsconv.json").read_text("utf-8"))
     assert manifest["source"]["name"] == "model"
-    assert set(manifest["source"]["sha256"]) == {"model.safetensors"}
+    beside = {"config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json"}
+    assert set(manifest["source"]["sha256"]) == {"model.safetensors", *beside}
     present = {path.name for path in quantized[0].iterdir()} - {"dsconv.json"}
     assert set(manifest["sha256"]) == present
 

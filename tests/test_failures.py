@@ -368,9 +368,8 @@ def test_a_full_disk(model: Path, tmp_path: Path, command: str, size: str) -> No
     before anything is written."""
     script = f'$PYTHON -m dsconv {command} "{model}" -o "$DISK/out"; code=$?; ls -A "$DISK"; exit '
     outcome = on_small_disk(tmp_path, size, script + "$code")
-    quantizes = command.startswith("quantize")
-    begun = not quantizes or size in ("80k", "96k")
-    assert outcome.out == ("out.partial\n" if begun and quantizes else "")
+    begun = command.startswith("quantize") and size in ("80k", "96k")
+    assert outcome.out == ("out.partial\n" if begun else "")
     cause = "No space left" if begun else "are free"
     assert_refused(Outcome(outcome.code, "", outcome.err), 6, cause, "-o")
 

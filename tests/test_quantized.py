@@ -208,8 +208,10 @@ def test_the_manifest_knows_every_file(untied: Path, tmp_path: Path) -> None:
     assert set(manifest["sha256"]) == names
     for name, digest in manifest["sha256"].items():
         assert hashlib.sha256((tmp_path / "q" / name).read_bytes()).hexdigest() == digest
-    original = hashlib.sha256((untied / "model.safetensors").read_bytes()).hexdigest()
-    assert manifest["source"]["sha256"] == {"model.safetensors": original}
+    inputs = manifest["source"]["sha256"]
+    for name, digest in inputs.items():
+        assert hashlib.sha256((untied / name).read_bytes()).hexdigest() == digest
+    assert {"model.safetensors", "config.json", "tokenizer.json"} <= set(inputs)
     assert str(tmp_path) not in json.dumps(manifest)
 
 

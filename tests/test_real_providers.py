@@ -8,7 +8,6 @@ The reference's scores come from this environment (torch), the artifact's from t
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -77,9 +76,7 @@ def scores_on(
     python: Path, provider: str, artifact: Path, output: Path
 ) -> tuple[np.ndarray, dict[str, Any]]:
     command = [str(python), "-c", SCORE, str(artifact), provider, json.dumps(TOKENS), str(output)]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=600, env=with_dsconv()
-    )
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=with_dsconv())
     assert done.returncode == 0, done.stderr
     return np.load(output), json.loads(done.stdout)
 

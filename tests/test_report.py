@@ -322,4 +322,4 @@ def test_write_report(tmp_path: Path) -> None:
     write_report(healthy(), path)
     assert ARTIFACT in path.read_text("utf-8")
     with pytest.raises(OutputError, match="cannot write"):
-        write_report(healthy(), tmp_path / "missing" / "out.html")
+        write_report(healthy(), path / "below a file.html")

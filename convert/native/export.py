@@ -7,8 +7,10 @@ and written in slices of rows, so memory does not grow with the model.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from numpy.typing import NDArray
 
 from ... import __version__
 from ...atomic import output_file
+from ...disk_space import require_space
 from ...errors import UnsupportedError, UsageError
 from ...quant.int8_rows import Int8Rows, QuantizedRows
 from ...quant.scale_min import ScaleMin
@@ -26,10 +29,10 @@ from ...quant.scheme import WHOLE_ROW
 from ..checkpoint import Checkpoint
 from ..families.inventory import Role
 from ..parallel import Workers
+from ..provenance import HASH_PLACEHOLDER, Provenance, announced_provenance, provenance_of
 from ..safetensors_file import PlannedTensor, SafetensorsWriter, encode_header
 from .format import (
     FORMAT_VERSION,
-    HASH_PLACEHOLDER,
     SIDE_FILE_PREFIX,
     SMALL_SIDE_FILE_BYTES,
     SUFFIX,
@@ -72,6 +75,7 @@ def export_native(
             f"{output}: the native format is one file", f"give it a name that ends in {SUFFIX}"
         )
     file = _NativeFile(checkpoint)
+    require_space(output, file.weight_bytes)
     with output_file(output, overwrite) as path:
         file.write(path, advance, threads or os.cpu_count() or 1)
         size = path.stat().st_size
@@ -111,20 +115,29 @@ class _NativeFile:
 
     def write(self, path: Path, advance: Callable[[int], None], threads: int) -> None:
         hashes = {tensor.name: HASH_PLACEHOLDER for tensor in self._planned}
-        with SafetensorsWriter(path, self._planned, self._metadata(hashes)) as writer:
+        blank = self._metadata(hashes, announced_provenance(self._checkpoint))
+        with (
+            ThreadPoolExecutor(1) as hasher,
+            SafetensorsWriter(path, self._planned, blank) as writer,
+        ):
+            inputs = hasher.submit(provenance_of, self._checkpoint)
             for tensor, pieces in self._contents(threads, advance):
                 digest = hashlib.sha256()
                 for piece in pieces:
                     writer.write(tensor, piece)
                     digest.update(np.ascontiguousarray(piece).view(np.uint8).data)
                 hashes[tensor] = digest.hexdigest()
-        header = encode_header(self._planned, self._metadata(hashes))
+        source = inputs.result()
+        header = encode_header(self._planned, self._metadata(hashes, source))
         own = hashlib.sha256(header).hexdigest()
         with path.open("r+b") as file:  # the same length: hashes have all the same
-            file.write(encode_header(self._planned, self._metadata(hashes, own)))
+            file.write(encode_header(self._planned, self._metadata(hashes, source, own)))
 
     def _metadata(
-        self, hashes: Mapping[str, str], header_hash: str = HASH_PLACEHOLDER
+        self,
+        hashes: Mapping[str, str],
+        source: Provenance,
+        header_hash: str = HASH_PLACEHOLDER,
     ) -> dict[str, str]:
         checkpoint = self._checkpoint
         small = {k: v for k, v in checkpoint.side_files.items() if k not in self._large}
@@ -136,7 +149,11 @@ class _NativeFile:
             self._matrices,
             {name: content.decode("utf-8", "surrogateescape") for name, content in small.items()},
             dict(hashes),
-            {"source": checkpoint.origin.resolve().name, "dsconv": __version__},
+            {
+                "source": source.name,
+                "dsconv": __version__,
+                "provenance": json.dumps(source.to_json(), sort_keys=True),
+            },
             header_hash,
         ).encode()
 

@@ -15,6 +15,7 @@ from typing import Any
 from ...errors import InputError
 from .. import limits
 from ..json_file import ConfigReader, parse_json
+from ..provenance import HASH_PLACEHOLDER
 from .linear_layout import KINDS, LinearLayout
 from .steps import Program
 
@@ -22,7 +23,6 @@ SUFFIX = ".dsq"
 FORMAT_VERSION = 1
 FORMAT_KEY = "dsq_format_version"
 HEADER_HASH = "header_sha256"
-HASH_PLACEHOLDER = "0" * 64
 SIDE_FILE_PREFIX = "side_file:"
 SMALL_SIDE_FILE_BYTES = 1 << 16  # larger ones would make the header slow to parse
 

@@ -12,10 +12,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ...atomic import link_or_copy, output_folder
+from ...disk_space import bytes_to_copy, require_space
 from ...errors import UnsupportedError, UsageError
 from ..checkpoint import CONFIG, Checkpoint, open_folder
-from ..manifest import Provenance, write_manifest
-from ..materialize import place_side_files, write_float_checkpoint
+from ..manifest import write_manifest
+from ..materialize import place_side_files, planned_floats, write_float_checkpoint
+from ..provenance import FileHashes, provenance_of
 from ..sources import INDEX, SafetensorsSource
 from .contrib import Contrib, contrib_for
 from .dialect import Dialect, GraphOptions
@@ -133,6 +135,7 @@ def export_onnx(
         OutputError: `output` exists, or the disk refuses.
         UnsupportedError: the dialect cannot express something in this checkpoint.
     """
+    require_space(output, _bytes_of_weights(checkpoint, output, options.copy))
     with output_folder(output, overwrite) as folder:
         linked = _place_weights(checkpoint, folder, options.copy, advance)
         local = open_folder(folder)
@@ -145,13 +148,21 @@ def export_onnx(
         else:
             _write_fixed(local, dialect, graph_options, options.prefill_length, folder)
         check(folder)
-        source = Provenance(checkpoint.origin.resolve().name, {})
+        hashes = FileHashes()
+        source = provenance_of(checkpoint, hashes)
         recipe = {key: value for key, value in vars(options).items() if key != "copy"}
         facts = {"parameters": local.parameter_count}
-        write_manifest(folder, "onnx", source, recipe, facts)
+        write_manifest(folder, "onnx", source, recipe, facts, hashes=hashes)
         files = sorted(path for path in folder.iterdir() if path.is_file())
         total = sum(path.stat().st_size for path in files)
         return ExportResult(total - linked, linked, tuple(path.name for path in files))
+
+
+def _bytes_of_weights(checkpoint: Checkpoint, output: Path, copy: bool) -> int:
+    """That `_place_weights` will write."""
+    if isinstance(checkpoint.source, SafetensorsSource):
+        return bytes_to_copy(checkpoint.source.files(), output, copy)
+    return sum(tensor.nbytes for tensor in planned_floats(checkpoint))
 
 
 def _place_weights(

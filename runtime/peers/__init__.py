@@ -42,7 +42,7 @@ class Peer:
             raise ProviderError(f"{self.name} is not installed", f"pip install {self.package}")
 
     def build(self, checkpoint: str, bits: int, output: Path) -> None:
-        """Write the peer's own quantization of a checkpoint, by its own tools."""
+        """Write the peer's own quantization of a checkpoint, by its own tools, into a folder."""
         build: Callable[[str, int, Path], None] = self._load().build
         build(checkpoint, bits, output)
 

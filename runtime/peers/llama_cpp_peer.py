@@ -25,7 +25,6 @@ def build(checkpoint: str, bits: int, output: Path) -> None:
     """The unquantized checkpoint as GGUF, then llama.cpp's own quantization of it."""
     from ..export_commands import export_gguf_command
 
-    output.mkdir(parents=True)
     source = output / "unquantized.gguf"
     export_gguf_command(checkpoint, source, True)
     # In a process of its own: llama.cpp ends the one it runs in when something is wrong.

@@ -1,0 +1,109 @@
+"""What an output was made from: the source's name, its commit where known, a hash of every file."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..atomic import MANIFEST
+from ..errors import InputError
+from .checkpoint import CONFIG, SIDE_FILES, Checkpoint
+from .json_file import read_json_object
+from .sources import INDEX
+
+COMMIT = re.compile(r"[0-9a-f]{40}")
+HASH_PLACEHOLDER = "0" * 64  # as long as a hash
+HUB_FOLDER = "models--"  # of the hub's cache: models--ORG--NAME/snapshots/COMMIT
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """files: name -> sha256; made_from: the same of the source, where its own manifest tells."""
+
+    name: str
+    files: Mapping[str, str]
+    commit: str | None = None
+    made_from: Mapping[str, Any] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "commit": self.commit,
+            "sha256": dict(self.files),
+            "made_from": self.made_from,
+        }
+
+
+def sha256_file(path: Path) -> str:
+    """Hex digest of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+class FileHashes:
+    """sha256 by content; a file that is linked to several names is read once."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[int, int, int, int], str] = {}
+
+    def of(self, path: Path) -> str:
+        stat = path.stat()
+        key = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+        if key not in self._known:
+            self._known[key] = sha256_file(path)
+        return self._known[key]
+
+    def by_name(self, paths: Iterable[Path]) -> dict[str, str]:
+        return {path.name: self.of(path) for path in paths}
+
+
+def input_files(checkpoint: Checkpoint) -> list[Path]:
+    """Everything of the model that decides what is made from it."""
+    weights = checkpoint.source.files()
+    if not checkpoint.origin.is_dir():
+        return weights
+    beside = (checkpoint.origin / name for name in (CONFIG, INDEX, *SIDE_FILES))
+    return [*weights, *(path for path in beside if path.is_file())]
+
+
+def provenance_of(checkpoint: Checkpoint, hashes: FileHashes | None = None) -> Provenance:
+    """Reads every byte of the input; `hashes` remembers what it has read."""
+    found = (hashes or FileHashes()).by_name(input_files(checkpoint))
+    return replace(announced_provenance(checkpoint), files=found)
+
+
+def announced_provenance(checkpoint: Checkpoint) -> Provenance:
+    """The same, and as long as text, with placeholders instead of hashes: reads next to nothing."""
+    name, commit = name_and_commit(checkpoint.origin)
+    files = {path.name: HASH_PLACEHOLDER for path in input_files(checkpoint)}
+    return Provenance(name, files, commit, _source_of(checkpoint.origin))
+
+
+def name_and_commit(origin: Path) -> tuple[str, str | None]:
+    """Of a model of the hub's cache, `org/name` and the commit; else the name of file or folder."""
+    place = origin.resolve() if origin.is_dir() else Path(os.path.abspath(origin))
+    folder = place if origin.is_dir() else place.parent
+    repository = folder.parent.parent.name
+    if folder.parent.name != "snapshots" or not repository.startswith(HUB_FOLDER):
+        return place.name, None
+    name = repository.removeprefix(HUB_FOLDER).replace("--", "/", 1)
+    return name, folder.name if COMMIT.fullmatch(folder.name) else None
+
+
+def _source_of(origin: Path) -> Mapping[str, Any] | None:
+    """What the input itself was made from, when dsconv has made it."""
+    if not (origin / MANIFEST).is_file():
+        return None
+    try:
+        source = read_json_object(origin / MANIFEST).get("source")
+    except InputError:
+        return None
+    return source if isinstance(source, dict) else None

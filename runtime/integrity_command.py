@@ -1,0 +1,74 @@
+"""`dsconv verify ARTIFACT --integrity` without a reference: the hashes and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError, UsageError
+from .console import say
+from .inspection import BESIDE
+from .integrity import integrity_findings
+from .verdict import Finding
+
+ALLOWED = {"artifact", "integrity", "as_json"}  # parameters of `verify` that need no reference
+
+
+@dataclass(frozen=True)
+class IntegrityReport:
+    artifact: str
+    findings: tuple[Finding, ...]
+
+    @property
+    def passed(self) -> bool:
+        return not self.findings
+
+    @property
+    def summary(self) -> str:
+        return "; ".join(f"{found.place}: {found.message}" for found in self.findings)
+
+    @property
+    def hint(self) -> str:
+        return self.findings[0].hint
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "artifact": self.artifact,
+            "passed": self.passed,
+            "findings": [asdict(found) for found in self.findings],
+        }
+
+    def show(self) -> None:
+        for found in self.findings:
+            say(f"{found.place}: {found.message}")
+        print("integrity: passed" if self.passed else "integrity: failed")
+
+
+def refuse_without_reference(given: Collection[str], integrity: bool) -> None:
+    """given: names of the parameters on the command line.
+
+    Raises:
+        UsageError: one of them compares with a model.
+    """
+    if not integrity:
+        raise UsageError(
+            "missing option --reference",
+            "give the model it was made from; only --integrity goes without one",
+        )
+    others = sorted(set(given) - ALLOWED)
+    if others:
+        option = others[0].replace("_", "-")
+        raise UsageError(f"--{option} without --reference", "give the model it was made from, too")
+
+
+def integrity_command(artifact: str) -> IntegrityReport:
+    """
+    Raises:
+        InputError: there is nothing at `artifact`.
+    """
+    path = Path(artifact).expanduser()
+    if not path.exists():
+        raise InputError(f"{path}: no such file or folder", "check the path")
+    return IntegrityReport(artifact, integrity_findings(path, BESIDE))
