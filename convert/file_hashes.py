@@ -15,12 +15,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from ..atomic import output_file
-<<<<<<< HEAD:convert/file_hashes.py
-=======
-from ..convert.provenance import sha256_file
->>>>>>> crash:runtime/file_hashes.py
 from ..errors import InputError, OutputError
-from .manifest import sha256_file
+from .provenance import sha256_file
 
 NAME = "hashes.json"
 LARGE = 64 << 20  # bytes; smaller files are read in the blink of an eye

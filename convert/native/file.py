@@ -9,12 +9,9 @@ from hashlib import sha256
 from pathlib import Path
 
 from ...errors import InputError
-<<<<<<< HEAD
 from .. import limits
 from ..local_files import open_regular
-=======
 from ..provenance import HASH_PLACEHOLDER
->>>>>>> crash
 from ..safetensors_file import TensorInfo, read_metadata, read_rows, read_tensor_infos
 from .format import HEADER_HASH, SIDE_FILE_PREFIX, Metadata
 from .program_check import ProgramShapes, check_program

@@ -26,7 +26,7 @@ from ...errors import InputError
 from .. import limits
 from ..json_file import read_json_object
 from ..local_files import open_regular, read_limited, safe_join
-from ..manifest import sha256_file
+from ..provenance import sha256_file
 from ..safetensors_file import read_tensor_infos
 
 HUB_BLOB = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
