@@ -16,6 +16,18 @@ from ..errors import UsageError
 SUFFIX = "ExecutionProvider"
 TORCH = "torch"
 STOCK = "onnxruntime"
+# They all own the import package `onnxruntime`: two in one environment overwrite each other.
+FAMILY = (
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "onnxruntime-cann",
+    "onnxruntime-openvino",
+    "onnxruntime-migraphx",
+    "onnxruntime-rocm",
+    "onnxruntime-webgpu",
+    "onnxruntime-directml",
+    "onnxruntime-training",
+)
 
 
 @dataclass(frozen=True)
