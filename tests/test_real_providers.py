@@ -107,7 +107,6 @@ FOREIGN = [
     ("openvino", "openvino:GPU", "GPU"),
     ("openvino", "openvino:NPU", "NPU"),
     ("openvino", "qnn", "QNNExecutionProvider"),
-    ("qnn", "qnn:gpu", "gpu"),
     ("cuda", "cuda", ".so"),
     ("cuda", "tensorrt", ".so"),
     ("cann", "cann", "libascendcl.so"),
@@ -250,6 +249,27 @@ def test_openvinos_wrong_rows_of_a_blocked_table(blocked: bool, tmp_path: Path) 
     error = error_on("openvino", path, table[rows], rows=rows)
     assert rules(path, "openvino") == ({"blocked-gather"} if blocked else set())
     assert error > 0.1 if blocked else error < 1e-3
+
+
+@pytest.mark.parametrize("shape", [(1, 64, 32), (1, 16, 4, 32)])
+def test_qnns_wrong_norm_over_four_axes(shape: tuple[int, ...], tmp_path: Path) -> None:
+    """Large values too: the squares of the first are beyond float16."""
+    node = helper.make_node("SimplifiedLayerNormalization", ["x", "gain"], ["y"], "norm", axis=-1)
+    random = np.random.default_rng(0)
+    gain = random.uniform(0.5, 1.5, shape[-1]).astype(np.float32)
+    path = write(
+        tmp_path / "m.onnx",
+        [node],
+        [numpy_helper.from_array(gain, "gain")],
+        helper.make_tensor_value_info("x", TensorProto.FLOAT, shape),
+        helper.make_tensor_value_info("y", TensorProto.FLOAT, shape),
+    )
+    x = random.standard_normal(shape).astype(np.float32)
+    x[0, 0] *= 1000
+    expected = x / np.sqrt((x**2).mean(-1, keepdims=True)) * gain
+    error = error_on("qnn", path, expected, x=x)
+    assert rules(path, "qnn") == ({"rank"} if len(shape) > 3 else set())
+    assert error > 0.1 if len(shape) > 3 else error < 1e-2
 
 
 @pytest.mark.parametrize("zero_points", [False, True])

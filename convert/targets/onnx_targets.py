@@ -190,7 +190,7 @@ QNN = Target(
         elements=NO_BFLOAT16 | {"UINT16", "INT16"},
         zero_points="explicit",
         fixed_shapes=True,
-        checks=("weight-only-dequantize", "nbits-blocks"),
+        checks=("weight-only-dequantize", "nbits-blocks", "norm-axes"),
     ),
     notes=(
         Note("open dimensions put the whole graph on the CPU", "measured", PACKAGE),
@@ -201,6 +201,12 @@ QNN = Target(
         ),
         Note("MatMulNBits needs htp_arch 73 or later", "measured", PACKAGE),
         Note("MatMulNBits of an input with two dimensions stays on the CPU", "measured", PACKAGE),
+        Note(
+            "a norm in parts leaves float16's range (KL of SmolLM2-135M: 10.9 instead of 0.44)",
+            "measured",
+            PACKAGE,
+        ),
+        Note("SimplifiedLayerNormalization over four axes is wrong", "measured", PACKAGE),
     ),
 )
 CANN_TARGET = Target(
