@@ -14,8 +14,8 @@ from typing import Any
 
 from ..atomic import MANIFEST
 from ..convert.manifest import sha256_file
+from .cache_folder import default_folder
 from .recipe import VerifyPart
-from .reference_cache import default_folder
 from .report import report_html
 from .thresholds import from_table
 from .verify import read_text

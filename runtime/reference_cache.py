@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from itertools import pairwise
@@ -24,6 +23,7 @@ from safetensors.numpy import load, save
 
 from ..atomic import output_file
 from ..errors import OutputError, UsageError
+from .cache_folder import default_folder
 from .condensed import SAMPLES, TOP, Condensed, join_condensed
 from .metrics import Summary
 from .reference import KeptPredictions, Reference, Tokens
@@ -37,12 +37,6 @@ Arrays = dict[str, NDArray[Any]]
 _ARRAYS = ("ids", "logits", "normalizer", "tail", "loss")
 
 Report = Callable[[str], None]
-
-
-def default_folder() -> Path:
-    """$XDG_CACHE_HOME/dsconv, or ~/.cache/dsconv."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "dsconv"
 
 
 def chosen_folder(folder: Path | None, none: bool) -> Path | None:

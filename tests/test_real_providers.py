@@ -104,9 +104,11 @@ def test_what_openvino_does_not_take_is_refused_or_reported(artifact: Path) -> N
 
 
 FOREIGN = [
-    ("openvino", "openvino:GPU", "GPU"),
-    ("openvino", "openvino:NPU", "NPU"),
+    ("openvino", "openvino:GPU", "Device GPU is not available"),
+    ("openvino", "openvino:NPU", "Device NPU is not available"),
     ("openvino", "qnn", "QNNExecutionProvider"),
+    ("qnn", "qnn:gpu", "QNN_BACKEND_ERROR"),
+    ("qnn", "qnn:cpu", "libQnnCpu.so"),
     ("cuda", "cuda", ".so"),
     ("cuda", "tensorrt", ".so"),
     ("cann", "cann", "libascendcl.so"),

@@ -235,9 +235,7 @@ def test_blocks_of_matmulnbits(tmp_path: Path) -> None:
     assert rules(path, "qnn") == [("group-size", "n")]
 
 
-@pytest.mark.parametrize(
-    ("shape", "wanted"), [((1, 6, 4), []), ((1, 2, 3, 4), [("rank", "norm")])]
-)
+@pytest.mark.parametrize(("shape", "wanted"), [((1, 6, 4), []), ((1, 2, 3, 4), [("rank", "norm")])])
 def test_a_norm_over_four_axes_is_found_for_qnn(
     shape: tuple[int, ...], wanted: list[Any], tmp_path: Path
 ) -> None:
