@@ -13,9 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from ..atomic import MANIFEST
+<<<<<<< HEAD
 from ..convert.provenance import sha256_file
+=======
+from ..convert.manifest import sha256_file
+from .cache_folder import default_folder
+>>>>>>> providers
 from .recipe import VerifyPart
-from .reference_cache import default_folder
 from .report import report_html
 from .thresholds import from_table
 from .verify import read_text

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from .. import __version__
 from .doctor_probe import NATIVE
-from .providers import PROVIDERS, TORCH, torch_device_name
+from .providers import FAMILY, PROVIDERS, TORCH, torch_device_name
 from .torch_device import BACKENDS
 
 State = Literal["works", "broken", "missing"]
@@ -22,18 +22,6 @@ State = Literal["works", "broken", "missing"]
 TORCH_TARGETS = tuple(f"{TORCH}:{kind}" for kind in ("cpu", *BACKENDS))
 TIME_LIMIT = 60.0  # seconds per target
 AT_ONCE = 4
-# They all own the import package `onnxruntime`: two in one environment overwrite each other.
-FAMILY = (
-    "onnxruntime",
-    "onnxruntime-gpu",
-    "onnxruntime-cann",
-    "onnxruntime-openvino",
-    "onnxruntime-migraphx",
-    "onnxruntime-rocm",
-    "onnxruntime-webgpu",
-    "onnxruntime-directml",
-    "onnxruntime-training",
-)
 
 
 @dataclass(frozen=True)

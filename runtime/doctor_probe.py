@@ -41,7 +41,7 @@ def _try(target: str) -> dict[str, Any]:
 
     def run(trial: Trial) -> float:
         options = runtime.SessionOptions()
-        options.log_severity_level = 4
+        options.log_severity_level = 3  # why a provider does not start is only in the log
         options.intra_op_num_threads = 1
         session = create_session(trial.model, choice, options)
         return trial.error_of(session.run(None, {"x": trial.x})[0])

@@ -12,7 +12,7 @@ from typing import Any
 
 from .. import __version__
 from ..atomic import output_file
-from ..errors import DsconvError, OutputError, UnsupportedError
+from ..errors import DsconvError, OutputError, ProviderError, UnsupportedError
 from .console import progress, say
 from .free_running import built_in_prompts, compare_texts, write_texts
 from .integrity import can_be_vouched_for, integrity_findings
@@ -23,6 +23,7 @@ from .session import Session
 from .task import TaskOptions, run_task
 from .tokenizer import TextTokenizer
 from .tokenizer_check import tokenizer_findings
+from .torch_device import import_torch
 from .verdict import Finding, LayerError, Speed, Verdict
 
 LAYER_TOKENS = 512  # of the text; what a layer does to them shows what its weights are worth
@@ -111,7 +112,13 @@ def _weights(
     damaged: tuple[Finding, ...] = ()
     if not wanted.integrity and can_be_vouched_for(place):
         damaged = integrity_findings(place, BESIDE)
-    layers, findings = _layers(subject, wanted.layers, sample)
+    try:
+        layers, findings = _layers(subject, wanted.layers, sample)
+    except ProviderError as error:  # of this environment, not of the weights: not kept
+        if wanted.layers:
+            raise
+        say(f"layers are not compared: {error.message}")
+        return (), damaged
     found = layers, (*damaged, *findings)
     if path:
         _write(path, found)
@@ -119,7 +126,11 @@ def _weights(
 
 
 def _layers(subject: Subject, wanted: bool | None, windows: Tokens) -> Layers:
-    """wanted: None stands for: where it is possible."""
+    """wanted: None stands for: where it is possible.
+
+    Raises:
+        ProviderError: there is no torch to compare with.
+    """
     if wanted is False:
         return (), ()
     if not isinstance(subject.reference, CheckpointReference):
@@ -132,13 +143,14 @@ def _layers(subject: Subject, wanted: bool | None, windows: Tokens) -> Layers:
     try:
         return _view(subject, windows)
     except DsconvError as error:
-        if wanted:
+        if wanted or isinstance(error, ProviderError):
             raise
         say(f"layers are not compared: {error.message}")
         return (), ()
 
 
 def _view(subject: Subject, windows: Tokens) -> Layers:
+    import_torch()
     from .layer_view import view_layers
 
     assert isinstance(subject.reference, CheckpointReference)

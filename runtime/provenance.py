@@ -12,11 +12,13 @@ from pathlib import Path
 
 from ..convert.file_hashes import FileHashes, artifact_files, combined
 from .load import Loaded
+from .providers import FAMILY, PROVIDERS
 from .reference import Reference, Tokens
 from .reference_cache import tokens_hash
 from .verdict import Provenance
 
-PACKAGES = ("dsconv", "numpy", "onnxruntime", "safetensors", "tokenizers", "torch")
+PLUGINS = tuple(p.wheel for p in PROVIDERS.values() if p.plugin and p.wheel not in FAMILY)
+PACKAGES = ("dsconv", "numpy", *FAMILY, *PLUGINS, "safetensors", "tokenizers", "torch")
 BUILT_IN = "built-in"
 
 

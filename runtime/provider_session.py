@@ -14,16 +14,23 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
-from ..errors import ProviderError
+from ..errors import OutputError, ProviderError
+from .cache_folder import compiled_folder
 from .providers import PROVIDERS, Provider, ProviderChoice
 
 NO_CPU_NODES = "session.disable_cpu_ep_fallback"
 RECORD_PARTITION = "session.record_ep_graph_assignment_info"
+# OpenVINO's, QNN's, ONNX Runtime's own words; the first that is found tells most.
+PROVIDER_FAILURES = (
+    r"(Device \S+ is not available)",
+    r"QNN SetupBackend failed ([^\x1b\n]*)",
+    r"(Failed to create \w+\.[^\x1b\n]*)",
+)
 
 
 def import_onnxruntime() -> Any:
@@ -71,12 +78,16 @@ def require_provider(choice: ProviderChoice) -> list[Any]:
 def _require_libraries(choice: ProviderChoice, runtime: Any) -> None:
     missing = missing_library(choice.provider, runtime)
     if missing is not None:
-        provider = choice.provider
-        raise ProviderError(
-            f"provider {choice.label!r}: {provider.name} needs {provider.needs or 'a library'}: "
-            f"{missing}",
-            provider.prepare or provider.install,
-        )
+        raise _unusable(choice, missing)
+
+
+def _unusable(choice: ProviderChoice, reason: str) -> ProviderError:
+    """The provider is installed; something that it needs is not there."""
+    provider = choice.provider
+    return ProviderError(
+        f"provider {choice.label!r}: {provider.name} needs {provider.needs or 'more'}: {reason}",
+        provider.prepare or provider.install,
+    )
 
 
 def missing_library(provider: Provider, runtime: Any) -> str | None:
@@ -129,6 +140,7 @@ def create_session(
 
     Raises:
         ProviderError: the provider is not there, or refuses the graph.
+        OutputError: there is no folder for what the provider compiles.
     """
     devices = require_provider(choice)
     runtime = import_onnxruntime()
@@ -139,10 +151,11 @@ def create_session(
     if not choice.is_cpu:
         options.add_session_config_entry(RECORD_PARTITION, "1")
     arguments: dict[str, Any] = {"enable_fallback": 0}
+    given = _provider_options(choice, model)
     if devices:
-        options.add_provider_for_devices([_device(devices, choice)], _device_options(choice))
+        options.add_provider_for_devices([_device(devices, choice)], _without_device(given))
     else:
-        arguments["providers"] = _provider_list(choice, is_strict)
+        arguments["providers"] = _provider_list(choice, given, is_strict)
     try:
         with captured_output() as said:
             source = model if isinstance(model, bytes) else str(model)
@@ -150,11 +163,13 @@ def create_session(
     except Exception as error:  # ONNX Runtime raises a class of its own per status code
         if choice.is_cpu:
             raise
-        reason = said.failed_creation() or " ".join(str(error).split())
-        raise _refusal(where, choice, reason) from error
+        if said.provider_failure():
+            raise _unusable(choice, said.provider_failure()) from error
+        raise _refusal(where, choice, " ".join(str(error).split())) from error
+    if not choice.is_cpu and said.provider_failure():  # a plugin is listed all the same
+        raise _unusable(choice, said.provider_failure())
     if choice.provider.name not in session.get_providers():
-        reason = said.failed_creation() or said.last_line() or "ONNX Runtime went on without it"
-        raise _refusal(where, choice, reason)
+        raise _refusal(where, choice, said.last_line() or "ONNX Runtime went on without it")
     return session
 
 
@@ -168,14 +183,30 @@ def _device(devices: list[Any], choice: ProviderChoice) -> Any:
     return devices[index]
 
 
-def _device_options(choice: ProviderChoice) -> dict[str, str]:
+def _provider_options(choice: ProviderChoice, model: Path | bytes) -> dict[str, str]:
+    """What the choice says, and a folder for what is compiled, where the provider keeps that."""
+    if not choice.provider.cache_option:
+        return dict(choice.options)
+    folder = compiled_folder(model)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"{folder}: cannot be made: {error.strerror}", "point XDG_CACHE_HOME to another folder"
+        ) from error
+    return {**choice.options, choice.provider.cache_option: str(folder)}
+
+
+def _without_device(options: Mapping[str, str]) -> dict[str, str]:
     """A plugin's device is chosen by handing it over, not by an option."""
-    return {key: value for key, value in choice.options.items() if key != "device_id"}
+    return {key: value for key, value in options.items() if key != "device_id"}
 
 
-def _provider_list(choice: ProviderChoice, is_strict: bool) -> list[Any]:
+def _provider_list(
+    choice: ProviderChoice, options: Mapping[str, str], is_strict: bool
+) -> list[Any]:
     """ONNX Runtime refuses a list that names the CPU where the CPU is to get nothing."""
-    wanted: list[Any] = [(choice.provider.name, dict(choice.options))]
+    wanted: list[Any] = [(choice.provider.name, dict(options))]
     if is_strict or choice.provider.name == PROVIDERS["cpu"].name:
         return wanted
     helpers = [PROVIDERS["cuda"].name] if choice.provider is PROVIDERS["tensorrt"] else []
@@ -201,10 +232,10 @@ class Captured:
     def __init__(self) -> None:
         self.text = ""
 
-    def failed_creation(self) -> str:
-        """ONNX Runtime's words for a provider that it then left out, which it only logs."""
-        found = re.search(r"Failed to create \w+\.[^\x1b\n]*", self.text)
-        return found.group() if found else ""
+    def provider_failure(self) -> str:
+        """Why a provider, or its device, could not be started: ONNX Runtime only logs it."""
+        found = (re.search(pattern, self.text) for pattern in PROVIDER_FAILURES)
+        return next((" ".join(match.group(1).split()) for match in found if match), "")
 
     def last_line(self) -> str:
         lines = [line.strip() for line in self.text.splitlines() if line.strip()]

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import platform
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -16,6 +17,18 @@ from ..errors import UsageError
 SUFFIX = "ExecutionProvider"
 TORCH = "torch"
 STOCK = "onnxruntime"
+# They all own the import package `onnxruntime`: two in one environment overwrite each other.
+FAMILY = (
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "onnxruntime-cann",
+    "onnxruntime-openvino",
+    "onnxruntime-migraphx",
+    "onnxruntime-rocm",
+    "onnxruntime-webgpu",
+    "onnxruntime-directml",
+    "onnxruntime-training",
+)
 
 
 @dataclass(frozen=True)
@@ -26,7 +39,11 @@ class Provider:
     plugin: module of a wheel with `get_library_path()`, for ONNX Runtime's plugin interface.
     needs: what no wheel brings, in words. prepare: how to get that.
     options: given at creation, beside those of the target of the same name (convert/targets).
-    device_option: the one that `:DEVICE` sets.
+    device_option: the one that `:DEVICE` sets. devices: its values, which may go on after a dot or
+        colon (`AUTO:GPU,CPU`); none where devices have numbers.
+    cache_option: names the folder for what the provider compiles, which by itself it writes into
+        the working directory, or throws away; "" for none.
+    elsewhere: no wheel for this machine is offered, so `prepare` says where there is one.
     shares_with_cpu: ONNX Runtime itself leaves shape arithmetic to the CPU (providers with a
         kernel per operator); the others compile whole graphs and take all or nothing.
     memory: the device under which ONNX Runtime keeps this provider's tensors; "" for the host's.
@@ -40,6 +57,9 @@ class Provider:
     prepare: str = ""
     options: Mapping[str, str] = field(default_factory=dict)
     device_option: str = "device_id"
+    devices: tuple[str, ...] = ()
+    cache_option: str = ""
+    elsewhere: bool = False
     shares_with_cpu: bool = False
     memory: str = ""
     int4: str = ""
@@ -55,16 +75,17 @@ class Provider:
         """The command that brings the provider."""
         if not self.wheel:
             return "install the onnxruntime of the device's vendor"
-        if self.plugin or self.wheel == STOCK:
-            return f"pip install {self.wheel}"
-        return f"pip uninstall -y {STOCK} && pip install {self.wheel}"
+        if self.elsewhere:
+            return self.prepare
+        if self.wheel in FAMILY and self.wheel != STOCK:
+            return f"pip uninstall -y {STOCK} && pip install {self.wheel}"
+        return f"pip install {self.wheel}"
 
 
 def _qnn_options() -> dict[str, str]:
     """Where there is no Qualcomm chip the wheel emulates one, which must be named: a v75 NPU."""
     emulated = platform.machine().lower() in ("x86_64", "amd64")
-    chip = {"soc_model": "69", "htp_arch": "75"} if emulated else {}
-    return chip
+    return {"soc_model": "69", "htp_arch": "75"} if emulated else {}
 
 
 PROVIDERS: dict[str, Provider] = {
@@ -83,6 +104,7 @@ PROVIDERS: dict[str, Provider] = {
         "onnxruntime-gpu",
         needs="TensorRT 10, CUDA 13 and cuDNN 9",
         prepare='pip install tensorrt "onnxruntime-gpu[cuda,cudnn]"',
+        cache_option="trt_engine_cache_path",
         int4="standard",
     ),
     "openvino": Provider(
@@ -92,16 +114,18 @@ PROVIDERS: dict[str, Provider] = {
         prepare="install Intel's compute or NPU driver, or use openvino:CPU",
         options={"device_type": "CPU"},
         device_option="device_type",
+        devices=("CPU", "GPU", "NPU", "AUTO", "HETERO", "MULTI"),
         int4="contrib",
     ),
     "qnn": Provider(
         "QNNExecutionProvider",
         "onnxruntime-qnn",
         plugin="onnxruntime_qnn",
-        needs="a Qualcomm NPU, or x86 for its emulator",
-        prepare="pip install --upgrade onnxruntime onnxruntime-qnn",
+        needs="a Qualcomm chip, or x86 for the emulator of its NPU",
+        prepare="pip install --upgrade onnxruntime onnxruntime-qnn, and use qnn:htp on x86",
         options=_qnn_options(),
         device_option="backend_type",
+        devices=("htp", "gpu", "cpu", "ir"),
         int4="contrib",
     ),
     "webgpu": Provider(
@@ -117,7 +141,8 @@ PROVIDERS: dict[str, Provider] = {
         "DmlExecutionProvider",
         "onnxruntime-directml",
         needs="Windows with a DirectX 12 GPU",
-        prepare="use it on Windows, or another provider here",
+        prepare="pip install onnxruntime-directml on Windows",
+        elsewhere=platform.system() != "Windows",
         shares_with_cpu=True,
         int4="contrib",
     ),
@@ -125,7 +150,8 @@ PROVIDERS: dict[str, Provider] = {
         "CoreMLExecutionProvider",
         STOCK,
         needs="macOS: the provider is part of its onnxruntime wheel only",
-        prepare="use it on macOS, or another provider here",
+        prepare="pip install onnxruntime on macOS",
+        elsewhere=platform.system() != "Darwin",
         options={"ModelFormat": "MLProgram"},
         shares_with_cpu=True,
     ),
@@ -134,6 +160,7 @@ PROVIDERS: dict[str, Provider] = {
         "onnxruntime-migraphx",
         needs="ROCm with MIGraphX (or Hygon's DTK)",
         prepare="install ROCm and its package migraphx",
+        cache_option="migraphx_model_cache_dir",
         int4="contrib",
     ),
     "cann": Provider(
@@ -148,7 +175,9 @@ PROVIDERS: dict[str, Provider] = {
         "onnxruntime-musa",
         plugin="onnxruntime_musa",
         needs="Moore Threads' MUSA toolkit and driver",
-        prepare="install the MUSA toolkit, then the wheel built from MooreThreads/onnxruntime-musa",
+        prepare="install the MUSA toolkit, build the wheel from MooreThreads/onnxruntime-musa and "
+        "pip install it",
+        elsewhere=True,
     ),
 }
 
@@ -192,10 +221,24 @@ def choose_provider(label: str) -> ProviderChoice:
         )
     if device and provider.name == PROVIDERS["cpu"].name:
         raise UsageError(f"provider: {label!r}: the CPU has no devices", "use --provider cpu")
+    if device:
+        _check_device(label, provider, device)
     chosen = {provider.device_option: device} if device else {}
     target = TARGETS.get(name)
     needed = target.options if target else {}
     return ProviderChoice(label, provider, {**needed, **provider.options, **chosen})
+
+
+def _check_device(label: str, provider: Provider, device: str) -> None:
+    """Providers themselves take an unknown device for their first, or leave all to the CPU."""
+    if not provider.devices and not device.isdecimal():
+        raise UsageError(f"provider: {label!r}: devices have numbers", "give 0 for the first")
+    kind = re.split(r"[.:]", device)[0]
+    if provider.devices and kind not in provider.devices:
+        raise UsageError(
+            f"provider: {label!r}: there is no such device",
+            f"choose {', '.join(provider.devices)}",
+        )
 
 
 def torch_device_name(label: str) -> str | None:

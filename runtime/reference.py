@@ -10,16 +10,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..convert.checkpoint import Checkpoint
+from ..errors import ProviderError
 from .condensed import Condensed, compare_window, condense, join_condensed
 from .load import Loaded
 from .metrics import TokenScores, compare, join, summarize
 from .session import Session
+from .torch_device import import_torch
 from .verdict import NoiseFloor
 
 POSITIONS = 256  # logits at a time
@@ -150,9 +152,12 @@ class CheckpointReference:
         return layers * sum(map(len, [*windows, *_noise_windows(windows)]))
 
     def predict(self, windows: Tokens, advance: Advance) -> LivePredictions:
-        """Both precisions in one pass over the weights."""
-        import torch
+        """Both precisions in one pass over the weights.
 
+        Raises:
+            ProviderError: there is no torch here.
+        """
+        torch = _import_torch()
         from ..convert.streamed_forward import StreamedForward, Window
 
         if self._threads:
@@ -224,6 +229,17 @@ def score_in_pieces(session: Session, window: Sequence[int]) -> Iterator[NDArray
     session.reset()
     for start in range(0, len(window), POSITIONS):
         yield session.extend(window[start : start + POSITIONS])
+
+
+def _import_torch() -> Any:
+    try:
+        return import_torch()
+    except ProviderError as error:
+        raise ProviderError(
+            f"the reference has not been run before, and needs torch: {error.message}",
+            f"{error.hint}; or run the same verify once where torch is, with the same "
+            "--reference-cache: what the reference predicts is kept there",
+        ) from error
 
 
 def _noise_windows(windows: Tokens) -> list[Sequence[int]]:

@@ -106,7 +106,10 @@ def test(names: Sequence[str], arguments: Sequence[str]) -> int:
     if not made:
         return 0
     pytest = [sys.executable, "-m", "pytest", "-m", "provider and not slow", "-rs"]
-    return subprocess.run([*pytest, "-k", " or ".join(made), *arguments], cwd=ROOT).returncode
+    files = sorted(ROOT.glob("tests/test_real_*.py"))
+    return subprocess.run(
+        [*pytest, "-k", " or ".join(made), *arguments, *files], cwd=ROOT
+    ).returncode
 
 
 def main(arguments: Sequence[str]) -> int:

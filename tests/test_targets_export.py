@@ -43,6 +43,7 @@ WEIGHTS: dict[str, tuple[dict[str, Any] | None, tuple[str, ...]]] = {
     ),
     "8 bits per row": ({"bits": 8, "group_size": -1}, ("qnn",)),
 }
+STANDARD = ("std17", "std21", "std24")  # dialects that the ONNX project's own checker knows whole
 GRAPH_TARGETS = [name for name, target in TARGETS.items() if target.recipe is not None]
 
 
@@ -86,7 +87,7 @@ def test_every_target_computes_the_reference(
     assert lint(tmp_path / "x", target).findings == ()
     assert check_graph(tmp_path / "x", open_folder(tmp_path / "x")) == []
     for path in (tmp_path / "x").glob("*.onnx"):
-        if all(node.domain == "" for node in onnx.load(path, load_external_data=False).graph.node):
+        if options.dialect in STANDARD:
             onnx.checker.check_model(str(path), full_check=True)
     limit = 2e-2 if options.precision == "float16" else 1e-3
     scale = float(np.abs(wanted).max())

@@ -235,6 +235,16 @@ def test_blocks_of_matmulnbits(tmp_path: Path) -> None:
     assert rules(path, "qnn") == [("group-size", "n")]
 
 
+@pytest.mark.parametrize(("shape", "wanted"), [((1, 6, 4), []), ((1, 2, 3, 4), [("rank", "norm")])])
+def test_a_norm_over_four_axes_is_found_for_qnn(
+    shape: tuple[int, ...], wanted: list[Any], tmp_path: Path
+) -> None:
+    node = helper.make_node("SimplifiedLayerNormalization", ["x", "gain"], ["y"], "norm", axis=-1)
+    path = write(tmp_path / "a.onnx", [node], [array("gain", np.ones(4))], shape=shape)
+    assert rules(path, "qnn") == wanted
+    assert rules(path, "openvino") == []
+
+
 def test_a_computed_shape_is_found_for_migraphx(tmp_path: Path) -> None:
     nodes = [
         helper.make_node("Shape", ["x"], ["s"], "shape"),

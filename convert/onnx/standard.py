@@ -62,9 +62,10 @@ class Standard(Dialect):
         if norm.heads == 1:
             return self.normalize(x, gain, norm.epsilon)
         graph = self.graph
-        parts = graph.node("Reshape", [x, graph.integers(0, 0, norm.heads, norm.size)])
-        normed = self.normalize(parts, gain, norm.epsilon)
-        return graph.node("Reshape", [normed, graph.integers(0, 0, norm.heads * norm.size)])
+        # Three axes: QNN 2.7 gives wrong values for a norm of heads on an axis of their own.
+        rows = graph.node("Reshape", [x, graph.integers(0, -1, norm.size)])
+        normed = self.normalize(rows, gain, norm.epsilon)
+        return graph.node("Reshape", [normed, graph.integers(0, -1, norm.heads * norm.size)])
 
     def linears(self, x: Value, group: Sequence[Linear]) -> list[Value]:
         return [self._linear(x, linear) for linear in group]

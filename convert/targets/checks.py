@@ -51,6 +51,15 @@ def nbits_blocks(view: GraphView) -> Iterator[Finding]:
             yield Finding.of(view, node, "rank", message, "give it [1, tokens, inputs]")
 
 
+def norm_axes(view: GraphView) -> Iterator[Finding]:
+    """QNN 2.7 gives wrong values for a norm in one node over more than three axes."""
+    for node in view.nodes:
+        rank = view.rank(input_of(node, 0))
+        if node.op_type == "SimplifiedLayerNormalization" and rank is not None and rank > 3:
+            message = f"a norm over {rank} axes comes out wrong"
+            yield Finding.of(view, node, "rank", message, "give it [1, rows, inputs]")
+
+
 def weight_only_dequantize(view: GraphView) -> Iterator[Finding]:
     """DequantizeLinear runs on the Hexagon NPU only between quantized activations."""
     for node in view.nodes:
@@ -113,6 +122,7 @@ CHECKS: Mapping[str, Callable[[GraphView], Iterator[Finding]]] = {
     "constant-shapes": constant_shapes,
     "half-attention": half_attention,
     "nbits-blocks": nbits_blocks,
+    "norm-axes": norm_axes,
     "weight-only-dequantize": weight_only_dequantize,
     "whole-row-blocks": whole_row_blocks,
 }

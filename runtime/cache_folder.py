@@ -1,0 +1,35 @@
+"""Where dsconv keeps what it can make again; the folder may be deleted at any time."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+from .file_hashes import FileHashes, artifact_files, combined
+
+
+def default_folder() -> Path:
+    """$XDG_CACHE_HOME/dsconv, or ~/.cache/dsconv."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "dsconv"
+
+
+def compiled_folder(model: Path | bytes) -> Path:
+    """For what a provider compiles of a graph, one folder per content of the whole artifact.
+
+    TensorRT and MIGraphX know a compiled graph again by its structure. Artifacts of one
+    architecture have the same graph over other weights: in one folder each would run the other's.
+
+    Args:
+        model: the graph's file in the artifact's folder, or a graph with its weights inside.
+
+    Raises:
+        InputError: a file cannot be read.
+    """
+    if isinstance(model, bytes):
+        digest = hashlib.sha256(model).hexdigest()
+    else:
+        files = artifact_files(model.parent)
+        digest = combined(FileHashes(default_folder()).of_files(files, model.parent))
+    return default_folder() / "compiled" / digest
