@@ -13,12 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ..atomic import MANIFEST
-<<<<<<< HEAD
+from ..convert.cache_folder import default_folder
 from ..convert.provenance import sha256_file
-=======
-from ..convert.manifest import sha256_file
-from .cache_folder import default_folder
->>>>>>> providers
 from .recipe import VerifyPart
 from .report import report_html
 from .thresholds import from_table

@@ -1,18 +1,12 @@
-"""Where dsconv keeps what it can make again; the folder may be deleted at any time."""
+"""Where what a provider compiles of a graph is kept; the folder may be deleted at any time."""
 
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 
-from .file_hashes import FileHashes, artifact_files, combined
-
-
-def default_folder() -> Path:
-    """$XDG_CACHE_HOME/dsconv, or ~/.cache/dsconv."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "dsconv"
+from ..convert.cache_folder import default_folder
+from ..convert.file_hashes import FileHashes, artifact_files, combined
 
 
 def compiled_folder(model: Path | bytes) -> Path:

@@ -22,9 +22,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from ..atomic import output_file
-from ..convert.cache_folder import default_folder as default_folder
+from ..convert.cache_folder import default_folder
 from ..errors import OutputError, UsageError
-from .cache_folder import default_folder
 from .condensed import SAMPLES, TOP, Condensed, join_condensed
 from .metrics import Summary
 from .reference import KeptPredictions, Reference, Tokens

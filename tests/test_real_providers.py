@@ -8,12 +8,6 @@ The reference's scores come from this environment (torch), the artifact's from t
 from __future__ import annotations
 
 import json
-<<<<<<< HEAD
-import subprocess
-import sys
-import time
-=======
->>>>>>> providers
 from pathlib import Path
 from typing import Any
 
@@ -59,15 +53,6 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     return folder / "q"
 
 
-<<<<<<< HEAD
-def scores_on(
-    python: Path, provider: str, artifact: Path, output: Path
-) -> tuple[np.ndarray, dict[str, Any]]:
-    command = [str(python), "-c", SCORE, str(artifact), provider, json.dumps(TOKENS), str(output)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=with_dsconv())
-    assert done.returncode == 0, done.stderr
-    return np.load(output), json.loads(done.stdout)
-=======
 def exported(source: Checkpoint, target: str, output: Path) -> Path:
     export_onnx(source, choose_options(TARGETS[target], source, context_length=96), output)
     return output
@@ -78,7 +63,6 @@ def scores_on(provider: str, artifact: Path, output: Path) -> tuple[np.ndarray, 
     outcome = python_in(provider, *arguments)
     assert outcome.code == 0, outcome.err
     return np.load(output), outcome.json
->>>>>>> providers
 
 
 @pytest.mark.parametrize(("name", "limit"), [("openvino", 1.2), ("qnn", 2.0)])

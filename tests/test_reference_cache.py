@@ -10,13 +10,9 @@ import numpy as np
 import pytest
 from small_models import write_checkpoint
 
+from dsconv.convert.cache_folder import default_folder
 from dsconv.convert.file_hashes import LARGE, FileHashes, artifact_files, combined
 from dsconv.errors import UsageError
-<<<<<<< HEAD
-=======
-from dsconv.runtime.cache_folder import default_folder
-from dsconv.runtime.file_hashes import LARGE, FileHashes, artifact_files, combined
->>>>>>> providers
 from dsconv.runtime.load import load
 from dsconv.runtime.reference import KeptPredictions, open_reference, score_in_pieces
 from dsconv.runtime.reference_cache import ReferenceCache, cache_key, chosen_folder
