@@ -431,7 +431,7 @@ def test_a_provider_for_a_checkpoint(call: Call, model: Path) -> None:
         (overwrite_bytes("model.onnx", lambda b: b"garbage" * 100), ["model.onnx"]),
         (overwrite_bytes("model.onnx", lambda b: b""), ["model.onnx"]),
         (remove("model.onnx"), ["model.onnx", "missing"]),
-        (remove(WEIGHTS), ["model.onnx"]),
+        (remove(WEIGHTS), [WEIGHTS, "beside the graph"]),
         (overwrite_bytes(WEIGHTS, lambda b: b[:500]), ["model.onnx"]),
         (text("genai_config.json", "{}"), ["genai_config.json"]),
         (text("genai_config.json", "["), ["genai_config.json"]),
