@@ -303,7 +303,7 @@ def test_whatever_is_accepted_the_library_accepts_too(tmp_path: Path) -> None:
     header = {"a": entry("F32", [2, 3], [0, 24]), "b": entry("I16", [4], [24, 32])}
     data = raw_file(path, header, bytes(range(32))).read_bytes()
     accepted = 0
-    for _ in range(4000):
+    for _ in range(2000):
         path.write_bytes(mutate_safetensors(rng, data))
         try:
             infos = read_tensor_infos(path)
@@ -314,4 +314,4 @@ def test_whatever_is_accepted_the_library_accepts_too(tmp_path: Path) -> None:
             for name, info in infos.items():
                 raw = file.get_tensor(name).reshape(-1).view(torch.uint8).numpy().tobytes()
                 assert raw == read_rows(info).tobytes()
-    assert accepted > 50
+    assert accepted > 20
