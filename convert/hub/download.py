@@ -34,6 +34,7 @@ WINDOW = 16 << 20  # bytes of one file under way beyond what is on the disk
 CONNECTIONS = 8
 FILES = 4  # at a time
 READ = 256 << 10  # bytes at a time, as the progress bar sees them
+SYNC_EVERY = 64 << 20  # bytes
 SLOWEST = 1024  # bytes per second; below it a connection counts as stuck
 GRACE = 3.0  # seconds for the other threads to end after a failure
 WRONG_HASHES = 2  # of the same file: the second time it is not the network's doing
@@ -59,6 +60,7 @@ class _Transfer:
     output: int = -1
     digest: Digest | None = None
     written: int = 0  # bytes on the disk, and in the digest
+    synced: int = 0  # bytes that the disk was asked to keep
     next_start: int = 0
     outstanding: int = 0  # pieces asked for
     arrived: dict[int, memoryview] = field(default_factory=dict)
@@ -71,8 +73,15 @@ class _Transfer:
         return self.output >= 0
 
     def rewind(self, written: int) -> None:
-        self.written = self.next_start = written
+        self.written = self.next_start = self.synced = written
         self.arrived.clear()
+
+    def output_to_sync(self) -> int | None:
+        """A descriptor of its own, when there is enough to be flushed but not everything."""
+        if self.written - self.synced < SYNC_EVERY or self.written == self.file.size:
+            return None
+        self.synced = self.written
+        return os.dup(self.output)
 
     def close(self) -> None:
         for descriptor in (self.output, self.lock):
@@ -101,6 +110,7 @@ class Downloads:
         self._active: list[_Transfer] = []
         self._failure: BaseException | None = None
         self._advance_lock = threading.Lock()
+        self._buffers = _Buffers()
 
     def fetch(self, files: Sequence[tuple[RemoteFile, str]]) -> None:
         """Fetch (file, URL) pairs; what an earlier process has begun goes on.
@@ -228,7 +238,7 @@ class Downloads:
     # ---------------------------------------------------------------- network
 
     def _fetch_piece(self, transfer: _Transfer, start: int, stop: int) -> None:
-        buffer = memoryview(bytearray(stop - start))
+        buffer = self._buffers.take(stop - start)
         try:
             self._read(transfer, start, buffer)
         except RangesIgnored:
@@ -376,11 +386,18 @@ class Downloads:
                 if view is None:
                     transfer.is_writing = False
                     is_complete = transfer.written == transfer.file.size
+                    to_sync = transfer.output_to_sync()
                     self._changed.notify_all()
                     break
             self._write(transfer, view)
+            self._buffers.give(view)
         if is_complete:
             self._finish(transfer)
+        if to_sync is not None:  # so that the disk works meanwhile, not only at the end
+            try:
+                os.fsync(to_sync)
+            finally:
+                os.close(to_sync)
 
     def _write(self, transfer: _Transfer, view: memoryview) -> None:
         assert transfer.digest is not None
@@ -433,6 +450,24 @@ class Downloads:
         if count:
             with self._advance_lock:
                 self._advance(count)
+
+
+class _Buffers:
+    """Used again: fresh memory costs as much as reading into it."""
+
+    def __init__(self) -> None:
+        self._free: list[bytearray] = []
+
+    def take(self, size: int) -> memoryview:
+        try:
+            buffer = self._free.pop()
+        except IndexError:
+            buffer = bytearray(PIECE)
+        return memoryview(buffer)[:size]
+
+    def give(self, view: memoryview) -> None:
+        assert isinstance(view.obj, bytearray)
+        self._free.append(view.obj)
 
 
 class _Failed(Exception):
