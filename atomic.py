@@ -267,9 +267,12 @@ def _retire_and_rename(partial: Path, final: Path) -> None:
 def _bring_back_what_was_retired(final: Path) -> bool:
     """Mend what a process has left that died in `_retire_and_rename`; False: there was nothing."""
     retired = _retired(final)
-    if retired.is_symlink() or not (retired / MANIFEST).is_file():
+    if retired.is_symlink() or not os.path.isdir(retired):
         return False
-    if os.path.lexists(final):
+    is_empty = not any(retired.iterdir())
+    if not is_empty and not (retired / MANIFEST).is_file():
+        return False  # somebody else's
+    if is_empty or os.path.lexists(final):
         _remove_output(retired)
     else:
         os.rename(retired, final)

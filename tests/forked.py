@@ -7,8 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -39,10 +38,11 @@ class Running:
 
 @dataclass
 class ForkServer:
-    """scratch: a folder for what the commands print."""
+    """scratch: a folder for what the commands print; prefix: a command that starts the server."""
 
     scratch: Path
     environment: Mapping[str, str] = field(default_factory=dict)
+    prefix: Sequence[str] = ()
 
     @property
     def streams(self) -> tuple[Path, Path]:
@@ -56,7 +56,7 @@ class ForkServer:
             "XDG_CACHE_HOME": str(self.scratch / "cache"),
         }
         self._process = subprocess.Popen(
-            [sys.executable, str(SERVER)],
+            [*self.prefix, sys.executable, str(SERVER)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, **quiet, **self.environment},
@@ -76,6 +76,10 @@ class ForkServer:
         self._process.stdin.close()
         self._process.stdout.close()
         self._process.wait(timeout=PATIENCE)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     def answer(self) -> int:
         assert self._process.stdout is not None
@@ -117,12 +121,6 @@ class ForkServer:
 
     def run(self, *arguments: object, **how: object) -> Outcome:
         return self.start(*arguments, **how).wait()  # type: ignore[arg-type]
-
-
-@contextmanager
-def fork_server(scratch: Path) -> Iterator[ForkServer]:
-    with ForkServer(scratch) as server:
-        yield server
 
 
 def strace_works() -> bool:

@@ -8,67 +8,23 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import CASES, Case, digest, make_sources
 from forked import ForkServer, needs_strace
-from helpers import folder_hash
-from test_gguf_export import checkpoint as gguf_checkpoint
 
-from dsconv.convert.checkpoint import open_checkpoint
-from dsconv.convert.provenance import sha256_file
-from dsconv.convert.quantization_plan import QuantizeOptions
-from dsconv.convert.quantized import quantize_checkpoint
-
+HOOK_STRIDE = 4  # the default run of the portable hook takes every fourth step
 CALLS = ("mkdir", "write", "pwrite64", "fsync", "rename", "renameat2", "unlink", "rmdir")
 CALLS += ("ftruncate", "link", "sendfile")
-CALIBRATED = ("--method", "gptq", "--calibration", "text", "--calibration-tokens")
-# Where no strace is needed the default run takes every HOOK_STRIDE-th step; with it, as given here.
-HOOK_STRIDE = 4
-
-
-@dataclass(frozen=True)
-class Case:
-    """A command line, in which `model`, `quantized` and `text` stand for paths.
-
-    stride: the default run takes every so many-th system call of a kind.
-    """
-
-    name: str
-    arguments: tuple[str, ...]
-    output: str = "out"
-    overwrite: bool = False
-    stride: int = 8
-
-
-CASES = [
-    Case("rtn", ("quantize", "model", "--method", "rtn"), stride=12),
-    Case("calibrated", ("quantize", "model", *CALIBRATED, "64"), stride=17),
-    Case("tuned", ("quantize", "model", *CALIBRATED, "1024", "--tuning-epochs", "1"), stride=60),
-    Case("onnx", ("export", "quantized", "--format", "onnx"), stride=4),
-    Case("onnx-copied", ("export", "model", "--format", "onnx", "--copy"), stride=6),
-    Case("native", ("export", "quantized", "--format", "native"), "out.dsq", stride=5),
-    Case("gguf", ("export", "quantized", "--format", "gguf"), "out.gguf", stride=25),
-    Case("gguf-folder", ("export", "quantized", "--format", "gguf"), stride=25),
-    Case("compressed-tensors", ("export", "quantized", "--format", "compressed-tensors"), stride=6),
-    Case("rtn-over", ("quantize", "model", "--method", "rtn"), overwrite=True, stride=16),
-    Case("onnx-over", ("export", "quantized", "--format", "onnx"), overwrite=True, stride=5),
-    Case("native-over", ("export", "quantized", "--format", "native"), "out.dsq", True, stride=6),
-]
 QUICK = [case for case in CASES if case.name != "tuned"]  # whose every run takes a second
 by_name = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    folder = tmp_path_factory.mktemp("crash")
-    model = gguf_checkpoint(folder / "model")
-    options = QuantizeOptions(method="rtn", head_bits=8)
-    quantize_checkpoint(open_checkpoint(str(model)), options, folder / "quantized")
-    (folder / "text").write_text("The quick brown fox jumps over the lazy dog. " * 30)
-    return {name: str(folder / name) for name in ("model", "quantized", "text")}
+    return make_sources(tmp_path_factory.mktemp("crash"))
 
 
 @pytest.fixture(scope="module")
@@ -77,21 +33,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
         yield running
 
 
-def digest(path: Path) -> str | None:
-    """Of a file, or of names and bytes of a folder; None for nothing."""
-    if path.is_dir():
-        return folder_hash(path)
-    return sha256_file(path) if path.exists() else None
-
-
 class Trial:
     """One command, disturbed again and again."""
 
     def __init__(self, server: ForkServer, case: Case, sources: dict[str, str], place: Path):
         self.server, self.place, self.overwrite = server, place, case.overwrite
         self.output = place / case.output
-        arguments = [sources.get(argument, argument) for argument in case.arguments]
-        self.command = [*arguments, "-o", str(self.output)]
+        self.command = case.command(sources, place)
         self.points = self.whole = 0
         place.mkdir()
         undisturbed = server.run(*self.command)
@@ -204,3 +152,82 @@ def test_killed_by_the_portable_hook_at_every_step(
     trial = Trial(server, case, sources, tmp_path / "place")
     kill_by_hook(trial, 1)
     print(f"{case.name}: {trial.points} steps")
+
+
+# ---------------------------------------------------------------- without exchanging names
+
+
+def test_killed_while_replacing_in_two_steps(
+    server: ForkServer, sources: dict[str, str], tmp_path: Path
+) -> None:
+    """Between two renames nothing bears the name; the next run mends that."""
+    (case,) = (case for case in CASES if case.name == "onnx-over")
+    trial = Trial(server, case, sources, tmp_path / "place")
+    two_renames = {"DSCONV_TEST_TWO_RENAMES": "1"}
+    point = 1
+    while not trial.survives(
+        old_may_be_gone=True, below=trial.place, crash_at=point, environment=two_renames
+    ):
+        point += 1
+
+
+# ---------------------------------------------------------------- dsconv build
+
+RECIPE = """
+description = "a test"
+source = "{source}"
+[quantize]
+bits = 8
+embedding_bits = 8
+method = "rtn"
+[export]
+format = "{format}"
+[verify]
+max_kl = 0.05
+window = 32
+max_tokens = 64
+"""
+
+
+def artifact(output: Path) -> str | None:
+    """What does not hold the time of its verification."""
+    found = [path for path in output.glob("model*") if path.name != "model.work"]
+    return digest(found[0]) if found else None
+
+
+def kill_builds(server: ForkServer, sources: dict[str, str], place: Path, stride: int) -> int:
+    recipe = place.with_name("small.toml")
+    recipe.write_text(RECIPE.format(source=sources["model"], format="onnx"), encoding="utf-8")
+    output = place / "out"
+    command = ["build", recipe, "-o", output, "--threads", "1"]
+    place.mkdir()
+    undisturbed = server.run(*command)
+    assert undisturbed.code == 0, undisturbed.err
+    wanted, names = artifact(output), sorted(path.name for path in output.iterdir())
+    points = 0
+    while True:
+        shutil.rmtree(place)
+        place.mkdir()
+        outcome = server.run(*command, below=place, crash_at=1 + points * stride)
+        if outcome.code == 0:
+            return points
+        assert outcome.code == 137, outcome.err
+        points += 1
+        assert artifact(output) in (None, wanted)
+        again = server.run(*command)
+        assert again.code == 0, again.err
+        assert (artifact(output), sorted(path.name for path in output.iterdir())) == (wanted, names)
+        assert sorted(path.name for path in place.iterdir()) == ["out", "out.work"]
+
+
+def test_a_build_killed_at_some_steps(
+    server: ForkServer, sources: dict[str, str], tmp_path: Path
+) -> None:
+    assert kill_builds(server, sources, tmp_path / "place", stride=24) > 2
+
+
+@pytest.mark.slow
+def test_a_build_killed_at_every_step(
+    server: ForkServer, sources: dict[str, str], tmp_path: Path
+) -> None:
+    print(f"build: {kill_builds(server, sources, tmp_path / 'place', stride=1)} steps")
