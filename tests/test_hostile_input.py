@@ -88,7 +88,11 @@ class Planted:
         if self.fault == "death":
             os._exit(9)
         if self.fault == "slow":
-            time.sleep(0.4)
+            start = time.process_time()
+            while time.process_time() < start + 0.4:
+                pass
+        if self.fault == "wait":
+            time.sleep(60)
         if self.fault == "memory":
             held = bytearray(80 << 20)
             held[::4096] = b"x" * len(held[::4096])
@@ -100,6 +104,7 @@ class Planted:
         ("bug", "KeyError"),
         ("death", "the process ended with code 9"),
         ("slow", r"took 0\.\d s"),
+        ("wait", r"signal 14 \(it hangs\)"),
         ("memory", "MiB more memory"),
     ],
 )
@@ -109,6 +114,7 @@ def test_a_planted_fault_is_found(
     script = (
         "import campaign, test_hostile_input as t\n"
         f"campaign.KINDS = {{'planted': lambda folder: t.Planted({fault!r})}}\n"
+        "campaign.KILL_AFTER = 5\n"
         "campaign.main()\n"
     )
     done = subprocess.run(
