@@ -34,7 +34,7 @@ from .parallel import Workers
 from .preparation import GivenWindows, Preparation, forget, prepared
 from .quantization_plan import CALIBRATED, Job, QuantizeOptions, plan, shards_of, tensors_of
 from .safetensors_file import DTYPES, SafetensorsWriter, TensorInfo, read_tensor_infos
-from .sources import INDEX, SafetensorsSource
+from .sources import INDEX, HashedSource, SafetensorsSource, TensorSource
 
 Advance = Callable[[int], None]
 
@@ -134,7 +134,7 @@ def quantize_checkpoint(
     purpose = {
         "versions": _versions(options),
         "options": options.recipe(),
-        "inputs": {path.name: _stamp(path) for path in checkpoint.source.files()},
+        "inputs": _stamps(checkpoint.source),
         "calibration": preparation.purpose,
     }
     with (
@@ -222,10 +222,12 @@ def _versions(options: QuantizeOptions) -> dict[str, str]:
     return versions
 
 
-def _stamp(path: Path) -> list[int]:
+def _stamps(source: TensorSource) -> dict[str, Any]:
     """What changes when a file does, without reading it."""
-    status = path.stat()
-    return [status.st_size, status.st_mtime_ns]
+    if isinstance(source, HashedSource):
+        return dict(source.sha256())
+    states = {path.name: path.stat() for path in source.files()}
+    return {name: [state.st_size, state.st_mtime_ns] for name, state in states.items()}
 
 
 class QuantizedWriter:
@@ -429,7 +431,11 @@ def refuse_non_finite(job: Job, count: int) -> None:
 
 
 def _provenance(checkpoint: Checkpoint) -> Provenance:
-    files = {path.name: sha256_file(path) for path in checkpoint.source.files()}
+    source = checkpoint.source
+    if isinstance(source, HashedSource):
+        files = dict(source.sha256())
+    else:
+        files = {path.name: sha256_file(path) for path in source.files()}
     return Provenance(checkpoint.origin.resolve().name, files)
 
 
