@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from .errors import OutputError
+from .errors import DownloadError, OutputError
 
 MANIFEST = "dsconv.json"  # lies in every folder that dsconv has finished
 
@@ -120,7 +120,7 @@ def output_folder(final: Path, overwrite: bool = False, resume: bool = False) ->
         if error.errno is None or isinstance(error, FileNotFoundError):
             raise
         raise output_error(error, final) from error
-    except (OutputError, KeyboardInterrupt, SystemExit, MemoryError):
+    except (OutputError, DownloadError, KeyboardInterrupt, SystemExit, MemoryError):
         if not resume:
             shutil.rmtree(partial, ignore_errors=True)
         raise

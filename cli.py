@@ -135,6 +135,13 @@ def quantize(
     damping: Annotated[float, typer.Option(help="Of gptq, share of the mean diagonal")] = 0.01,
     tuning_epochs: TuningEpochs = 0,
     max_memory: MaxMemory = "2GiB",
+    keep: Annotated[
+        bool,
+        typer.Option(
+            "--keep/--no-keep",
+            help="Keep what is downloaded, or fetch shards when needed and delete them after",
+        ),
+    ] = True,
     threads: Threads = 0,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -168,7 +175,7 @@ def quantize(
     if target_bpw is not None or target_size is not None or max_kl is not None:
         size = None if target_size is None else parse_size(target_size)
         target = Target(target_bpw, size, max_kl)
-    report = quantize_command(model, chosen, output, overwrite, texts, target, recipe)
+    report = quantize_command(model, chosen, output, overwrite, texts, target, recipe, keep)
     _print_json(report.to_json()) if as_json else report.show()
 
 

@@ -14,7 +14,7 @@ from ..atomic import MANIFEST
 from ..errors import InputError
 from .checkpoint import CONFIG, SIDE_FILES, Checkpoint
 from .json_file import read_json_object
-from .sources import INDEX
+from .sources import INDEX, HashedSource
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 HASH_PLACEHOLDER = "0" * 64  # as long as a hash
@@ -65,19 +65,28 @@ class FileHashes:
         return {path.name: self.of(path) for path in paths}
 
 
+def files_beside(checkpoint: Checkpoint) -> list[Path]:
+    """What decides, beside the weights, what is made from the model."""
+    if not checkpoint.origin.is_dir():
+        return []
+    beside = (checkpoint.origin / name for name in (CONFIG, INDEX, *SIDE_FILES))
+    return [path for path in beside if path.is_file()]
+
+
 def input_files(checkpoint: Checkpoint) -> list[Path]:
     """Everything of the model that decides what is made from it."""
-    weights = checkpoint.source.files()
-    if not checkpoint.origin.is_dir():
-        return weights
-    beside = (checkpoint.origin / name for name in (CONFIG, INDEX, *SIDE_FILES))
-    return [*weights, *(path for path in beside if path.is_file())]
+    return [*checkpoint.source.files(), *files_beside(checkpoint)]
 
 
 def provenance_of(checkpoint: Checkpoint, hashes: FileHashes | None = None) -> Provenance:
     """Reads every byte of the input; `hashes` remembers what it has read."""
-    found = (hashes or FileHashes()).by_name(input_files(checkpoint))
-    return replace(announced_provenance(checkpoint), files=found)
+    hashes, source = hashes or FileHashes(), checkpoint.source
+    if isinstance(source, HashedSource):
+        weights = dict(source.sha256())
+    else:
+        weights = hashes.by_name(source.files())
+    files = weights | hashes.by_name(files_beside(checkpoint))
+    return replace(announced_provenance(checkpoint), files=files)
 
 
 def announced_provenance(checkpoint: Checkpoint) -> Provenance:

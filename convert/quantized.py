@@ -36,7 +36,7 @@ from .preparation import GivenWindows, Preparation, prepared
 from .provenance import provenance_of
 from .quantization_plan import CALIBRATED, Job, QuantizeOptions, plan, shards_of, tensors_of
 from .safetensors_file import DTYPES, SafetensorsWriter, TensorInfo, read_tensor_infos
-from .sources import INDEX, SafetensorsSource
+from .sources import INDEX, HashedSource, SafetensorsSource, TensorSource
 
 Advance = Callable[[int], None]
 
@@ -136,7 +136,7 @@ def quantize_checkpoint(
     purpose = {
         "versions": _versions(options),
         "options": options.recipe(),
-        "inputs": {path.name: _stamp(path) for path in checkpoint.source.files()},
+        "inputs": _stamps(checkpoint.source),
         "beside them": _digest_beside(checkpoint),
         "calibration": preparation.purpose,
     }
@@ -238,10 +238,12 @@ def _digest_beside(checkpoint: Checkpoint) -> str:
     return digest.hexdigest()
 
 
-def _stamp(path: Path) -> list[int]:
+def _stamps(source: TensorSource) -> dict[str, Any]:
     """What changes when a file does, without reading it."""
-    status = path.stat()
-    return [status.st_size, status.st_mtime_ns]
+    if isinstance(source, HashedSource):
+        return dict(source.sha256())
+    states = {path.name: path.stat() for path in source.files()}
+    return {name: [state.st_size, state.st_mtime_ns] for name, state in states.items()}
 
 
 class QuantizedWriter:

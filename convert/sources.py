@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from numpy.typing import NDArray
 
@@ -45,6 +45,15 @@ class TensorSource(Protocol):
 
     def files(self) -> list[Path]:
         """The files that hold the tensors."""
+        ...
+
+
+@runtime_checkable
+class HashedSource(Protocol):
+    """A source whose files need not be here: their hashes are known from elsewhere."""
+
+    def sha256(self) -> Mapping[str, str]:
+        """Of every file, by its name."""
         ...
 
 

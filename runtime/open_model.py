@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..convert.checkpoint import Checkpoint, open_checkpoint
+from ..errors import UsageError
 from .console import progress, say
 
 
@@ -29,6 +30,25 @@ def local_path(model: str) -> str:
         return model
     with resumable():
         return str(snapshot(model, Watch(progress, say)))
+
+
+@contextmanager
+def streamed_model(model: str, output: Path) -> Iterator[Checkpoint]:
+    """A model of the hub whose shards pass through a folder beside `output`, a few at a time.
+
+    Raises:
+        UsageError: a model that lies on this machine.
+        others: as `convert.hub.streaming.streamed_checkpoint`.
+    """
+    from ..convert.hub.pull import Puller, Watch
+    from ..convert.hub.streaming import streamed_checkpoint
+
+    if os.path.exists(Path(model).expanduser()):
+        raise UsageError(f"{model}: lies on this machine, and stays", "leave out --no-keep")
+    final = output.absolute()
+    folder = final.with_name(final.name + ".shards")
+    with streamed_checkpoint(model, folder, Puller(watch=Watch(say=say))) as checkpoint:
+        yield checkpoint
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from ..errors import UsageError
 from .calibration import CalibrationOptions, calibration_windows
 from .console import progress, quantity, say, size_text
 from .memory import peak_rss_bytes
-from .open_model import open_model
+from .open_model import open_model, streamed_model
 from .outputs import check_output
 from .plan import refuse_what_cannot_fit
 
@@ -73,12 +74,14 @@ def quantize_command(
     calibration: CalibrationOptions,
     target: Target | None = None,
     recipe: Path | None = None,
+    keep: bool = True,
 ) -> QuantizeReport:
     """Quantize, calibrated where that was asked for or is the default and the model can write.
 
     Args:
         choose: gives the options for a model that can write its calibration text, and whose head
             is its embedding.
+        keep: what is downloaded; else shards are fetched when they are needed, and deleted.
     """
     options = choose(True, False)
     if target is not None and recipe is not None:
@@ -95,7 +98,23 @@ def quantize_command(
         )
     check_output(model, output, overwrite)
     start = time.perf_counter()
-    checkpoint = open_model(model)
+    opened = nullcontext(open_model(model)) if keep else streamed_model(model, output)
+    with opened as checkpoint:
+        result = _quantize(checkpoint, choose, output, overwrite, calibration, target, recipe)
+    return QuantizeReport(result, output, time.perf_counter() - start)
+
+
+def _quantize(
+    checkpoint: Checkpoint,
+    choose: Callable[[bool, bool], QuantizeOptions],
+    output: Path,
+    overwrite: bool,
+    calibration: CalibrationOptions,
+    target: Target | None,
+    recipe: Path | None,
+) -> QuantizeResult:
+    """The checkpoint decides what the options left open."""
+    calibrates = choose(True, False).method == CALIBRATED
     tied = checkpoint.decoder.config.tie_word_embeddings
     options = choose(True, tied)
     if calibrates and choose(False, tied).method != CALIBRATED:  # nobody asked for it
@@ -114,7 +133,7 @@ def quantize_command(
     show = _show_matrix if sys.stderr.isatty() else lambda matrix: None
     try:
         with progress("quantize", checkpoint.parameter_count, "weights") as advance:
-            result = quantize_checkpoint(
+            return quantize_checkpoint(
                 checkpoint,
                 options,
                 output,
@@ -127,7 +146,6 @@ def quantize_command(
     except (KeyboardInterrupt, SystemExit):
         say(f"interrupted; the same command goes on from {partial_of(output)}")
         raise
-    return QuantizeReport(result, output, time.perf_counter() - start)
 
 
 @dataclass(frozen=True)

@@ -97,14 +97,22 @@ class Downloads:
     """
 
     def __init__(
-        self, catalogue: Catalogue, store: Store, model: str, policy: RetryPolicy, advance: Advance
+        self,
+        catalogue: Catalogue,
+        store: Store,
+        model: str,
+        policy: RetryPolicy,
+        advance: Advance,
+        stopping: threading.Event | None = None,
     ) -> None:
+        """stopping: whoever sets it ends the download, which raises Stopped then."""
         self._client = Client(catalogue.endpoint, catalogue.token, policy.timeout)
         self._store = store
         self._model = model
         self._policy = policy
         self._advance = advance
         self._changed = threading.Condition()
+        self._given_up = stopping or threading.Event()
         self._stopping = threading.Event()
         self._waiting: list[_Transfer] = []
         self._active: list[_Transfer] = []
@@ -132,7 +140,10 @@ class Downloads:
             while any(thread.is_alive() for thread in threads) and time.monotonic() < end:
                 for thread in threads:  # in short waits: a signal must get through everywhere
                     thread.join(0.1)
-                if self._failure is not None:
+                if self._given_up.is_set():
+                    self._stopping.set()
+                    self._client.abort()
+                if self._stopping.is_set():
                     end = min(end, time.monotonic() + GRACE)
         finally:
             self._stopping.set()
@@ -142,6 +153,8 @@ class Downloads:
                     transfer.close()
         if self._failure is not None:
             raise self._failure
+        if self._active or self._waiting:
+            raise Stopped
 
     # ---------------------------------------------------------------- tasks
 

@@ -134,6 +134,7 @@ class Job:
     store: Store
     policy: RetryPolicy
     watch: Watch
+    stopping: threading.Event = field(default_factory=threading.Event)
 
     def fetch(self, files: Sequence[RemoteFile]) -> int:
         """Fetch what is not there, or not whole -> bytes that came over the network, at most.
@@ -149,7 +150,9 @@ class Job:
             self._refuse_full_disk(total - before)
             model = str(self.listing.reference)
             with self.watch.progress("download", total, "B") as advance:
-                downloads = Downloads(self.catalogue, self.store, model, self.policy, advance)
+                downloads = Downloads(
+                    self.catalogue, self.store, model, self.policy, advance, self.stopping
+                )
                 downloads.fetch([(file, self.catalogue.url(self.listing, file)) for file in sizes])
             for file in missing:  # of the same content as another
                 if self.store.find(file) is None:
