@@ -237,7 +237,7 @@ class AcceleratorSession:
         return self._forward(ids, positions, end)
 
     def _reserve(self, length: int) -> None:
-        """A graph reads and writes the memory it was captured with: it goes when the cache moves."""
+        """What was captured uses the cache where it was: it goes when the cache moves."""
         if self._cache.reserve(length):
             self._graph = self._graph_logits = None
 
