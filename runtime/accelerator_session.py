@@ -214,8 +214,7 @@ class AcceleratorSession:
 
     @torch.inference_mode()
     def decode(self, token: int) -> NDArray[np.float32]:
-        if self._cache.reserve(self._position + 1):
-            self._graph = None
+        self._reserve(self._position + 1)
         self._token.fill_(token)
         self._place.fill_(self._position)
         self._position += 1
@@ -231,12 +230,16 @@ class AcceleratorSession:
     def _append(self, tokens: Sequence[int]) -> torch.Tensor:
         """-> logits [tokens, vocabulary]."""
         end = self._position + len(tokens)
-        if self._cache.reserve(end):
-            self._graph = None
+        self._reserve(end)
         ids = torch.tensor(list(tokens), dtype=torch.int64, device=self._device)
         positions = torch.arange(self._position, end, device=self._device)
         self._position = end
         return self._forward(ids, positions, end)
+
+    def _reserve(self, length: int) -> None:
+        """What was captured uses the cache where it was: it goes when the cache moves."""
+        if self._cache.reserve(length):
+            self._graph = self._graph_logits = None
 
     def _step(self) -> torch.Tensor:
         """One token, read from and written to tensors that stay where they are."""
@@ -259,16 +262,18 @@ class AcceleratorSession:
         """Record the step once; a replay launches its kernels without Python.
 
         The steps before the capture write the same keys at the same place as the replay will.
+        A capture records a stream of the current device, which is not this one unless made so.
         """
-        stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(stream):
-            for _ in range(WARM_UP_STEPS):
-                self._step()
-        torch.cuda.current_stream(self._device).wait_stream(stream)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
-            self._graph_logits = self._step()
+        with torch.cuda.device(self._device):
+            stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for _ in range(WARM_UP_STEPS):
+                    self._step()
+            torch.cuda.current_stream().wait_stream(stream)
+            self._graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self._graph, stream=stream):
+                self._graph_logits = self._step()
 
 
 def _load_matrices(checkpoint: Checkpoint, dtype: torch.dtype, device: str) -> dict[str, Matrix]:

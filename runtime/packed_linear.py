@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Protocol
 
 import numpy as np
@@ -120,7 +121,7 @@ class KernelMatrix:
 
 
 def kernel_takes(scheme: Scheme, shape: tuple[int, ...], dtype: torch.dtype, device: str) -> bool:
-    """Has torch a 4-bit kernel for such a matrix on such a device?"""
+    """Has torch a 4-bit kernel for such a matrix on such a kind of device?"""
     kind = torch.device(device).type
     outputs, inputs = shape
     if torch.version.hip is not None and kind == "cuda":  # AMD's and Hygon's layout differs
@@ -135,6 +136,23 @@ def kernel_takes(scheme: Scheme, shape: tuple[int, ...], dtype: torch.dtype, dev
     )
 
 
+@cache
+def kernel_works(device: str, dtype: torch.dtype) -> bool:
+    """Try the kernel on a small matrix: builds for other makers' devices, which answer to `cuda`,
+    and devices that are too old, may lack it or read another layout."""
+    random = np.random.default_rng(0)
+    codes = random.integers(0, 16, (16, INNER_K_TILES * 16), np.uint8)
+    scales = random.uniform(0.5, 1.5, (16, INNER_K_TILES * 16 // KERNEL_GROUPS[0]))
+    quantized = Quantized(codes, scales.astype(np.float16), None, Scheme(4, KERNEL_GROUPS[0]))
+    x = torch.from_numpy(random.standard_normal((2, codes.shape[1])).astype(np.float32))
+    expected = PackedMatrix(quantized, torch.float32, "cpu").product(x)
+    try:
+        found = KernelMatrix(quantized, dtype, device).product(x.to(device, dtype)).float().cpu()
+    except (RuntimeError, NotImplementedError):
+        return False
+    return bool((found - expected).abs().max() <= 0.02 * expected.abs().max())
+
+
 def load_matrix(
     checkpoint: Checkpoint, name: str, dtype: torch.dtype, device: str, gathers: bool = False
 ) -> Matrix:
@@ -147,7 +165,7 @@ def load_matrix(
     if not isinstance(quantized, Quantized):
         raise TypeError(f"{name}: integer codes expected")
     whole = Quantized(quantized.codes, _floats(quantized.scales), quantized.zeros, quantized.scheme)
-    if not gathers and kernel_takes(scheme, shape, dtype, device):
+    if not gathers and kernel_takes(scheme, shape, dtype, device) and kernel_works(device, dtype):
         return KernelMatrix(whole, dtype, device)
     return PackedMatrix(whole, dtype, device)
 

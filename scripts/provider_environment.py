@@ -107,9 +107,8 @@ def test(names: Sequence[str], arguments: Sequence[str]) -> int:
         return 0
     pytest = [sys.executable, "-m", "pytest", "-m", "provider and not slow", "-rs"]
     files = sorted(ROOT.glob("tests/test_real_*.py"))
-    return subprocess.run(
-        [*pytest, "-k", " or ".join(made), *arguments, *files], cwd=ROOT
-    ).returncode
+    pytest += ["-k", " or ".join(made), *arguments, *map(str, files)]
+    return subprocess.run(pytest, cwd=ROOT).returncode
 
 
 def main(arguments: Sequence[str]) -> int:

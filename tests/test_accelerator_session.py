@@ -17,7 +17,13 @@ from dsconv.runtime.accelerator_session import (
     AcceleratorSession,
     grouped_attention,
 )
-from dsconv.runtime.packed_linear import KernelMatrix, PackedMatrix, kernel_takes, load_matrix
+from dsconv.runtime.packed_linear import (
+    KernelMatrix,
+    PackedMatrix,
+    kernel_takes,
+    kernel_works,
+    load_matrix,
+)
 from dsconv.runtime.torch_session import TorchSession
 
 VOCABULARY = 160
@@ -143,11 +149,60 @@ def test_packed_weights_stay_packed_on_any_device(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU: CUDA graphs not tested")
-def test_captured_decoding_on_cuda(checkpoint: Checkpoint) -> None:
+def test_the_kernel_is_tried_before_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert kernel_works("cpu", torch.float32)
+    assert kernel_works("cpu", torch.bfloat16)
+    real = KernelMatrix.product
+
+    def missing(self: KernelMatrix, x: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError("no such operator on this device")
+
+    for other in (lambda self, x: real(self, x).roll(1, -1), missing):
+        monkeypatch.setattr(KernelMatrix, "product", other)
+        assert not kernel_works.__wrapped__("cpu", torch.float32)
+
+
+@pytest.mark.parametrize("case", ["int4", "int4 zero points", "int8"])
+def test_in_bfloat16_as_accelerators_compute(case: str, tmp_path: Path) -> None:
+    """Mixed types show on the CPU too."""
+    family, sizes, options = CASES[case]
+    checkpoint = quantized(
+        tiny_checkpoint(tmp_path / "m", family, **sizes), tmp_path / "q", **options
+    )
     tokens = random_tokens(24, VOCABULARY)
     expected = TorchSession(checkpoint).score(tokens)
-    session = AcceleratorSession(checkpoint, "cuda")
+    session = AcceleratorSession(checkpoint, "cpu", dtype=torch.bfloat16)
+    assert relative(session.score(tokens[:20]), expected[:20]) < 0.05
+    for index in range(20, 24):
+        assert relative(session.decode(tokens[index]), expected[index]) < 0.05
+
+
+needs_cuda = pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="no NVIDIA GPU: CUDA graphs not tested"
+)
+
+
+@needs_cuda
+def test_captured_decoding_on_cuda(checkpoint: Checkpoint) -> None:
+    """On the last device, which is not the current one where there are several."""
+    tokens = random_tokens(24, VOCABULARY)
+    expected = TorchSession(checkpoint).score(tokens)
+    session = AcceleratorSession(checkpoint, f"cuda:{torch.cuda.device_count() - 1}")
     session.prefill(tokens[:16])
     for index in range(16, 24):
+        assert relative(session.decode(tokens[index]), expected[index]) < 0.05
+    session.truncate(18)
+    for index in range(18, 24):
+        assert relative(session.decode(tokens[index]), expected[index]) < 0.05
+
+
+@needs_cuda
+def test_a_captured_step_is_captured_again_when_the_cache_grows(tmp_path: Path) -> None:
+    folder = tiny_checkpoint(tmp_path / "m", "llama", max_position_embeddings=2048)
+    checkpoint = open_checkpoint(str(folder))
+    tokens = random_tokens(FIRST_CAPACITY + 6, VOCABULARY)
+    expected = TorchSession(checkpoint).score(tokens)
+    session = AcceleratorSession(checkpoint, "cuda")
+    session.prefill(tokens[: FIRST_CAPACITY - 4])
+    for index in range(FIRST_CAPACITY - 4, len(tokens)):
         assert relative(session.decode(tokens[index]), expected[index]) < 0.05
