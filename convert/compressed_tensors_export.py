@@ -25,11 +25,12 @@ from .compressed_tensors import build_quantization_config
 from .export_notes import notes_on
 from .families import read_family
 from .families.inventory import Role, parameters_of
+from .file_hashes import FileHashes
 from .json_file import ConfigReader
 from .layout import SHAPE, encode, has_shape_tensor, stored_tensors
 from .manifest import write_manifest
 from .materialize import place_side_files
-from .provenance import FileHashes, provenance_of
+from .provenance import provenance_of
 from .quantization_plan import Job, tensors_of
 from .quantized import chunks_of
 from .readable import readable_schemes

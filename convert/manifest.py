@@ -16,7 +16,8 @@ import numpy as np
 
 from .. import __version__
 from ..atomic import MANIFEST
-from .provenance import HASH_PLACEHOLDER, FileHashes, Provenance
+from .file_hashes import FileHashes, artifact_files
+from .provenance import HASH_PLACEHOLDER, Provenance
 from .safetensors_file import read_rows, read_tensor_infos
 
 FORMAT_VERSION = 2
@@ -26,12 +27,8 @@ HASHED_BYTES = 1 << 22  # read at a time
 
 def hash_files(folder: Path, hashes: FileHashes | None = None) -> dict[str, str]:
     """Relative name -> sha256 of every file in `folder` except its manifest."""
-    hashes = hashes or FileHashes()
-    return {
-        path.relative_to(folder).as_posix(): hashes.of(path)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path != folder / MANIFEST
-    }
+    files = (path for path in artifact_files(folder) if path != folder / MANIFEST)
+    return (hashes or FileHashes()).of_files(files, folder)
 
 
 def hash_tensors(path: Path) -> dict[str, str]:

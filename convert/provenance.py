@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 from ..atomic import MANIFEST
 from ..errors import InputError
 from .checkpoint import CONFIG, SIDE_FILES, Checkpoint
+from .file_hashes import FileHashes
 from .json_file import read_json_object
 from .sources import INDEX, HashedSource
 
@@ -37,32 +37,6 @@ class Provenance:
             "sha256": dict(self.files),
             "made_from": self.made_from,
         }
-
-
-def sha256_file(path: Path) -> str:
-    """Hex digest of a file, read in pieces."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
-
-
-class FileHashes:
-    """sha256 by content; a file that is linked to several names is read once."""
-
-    def __init__(self) -> None:
-        self._known: dict[tuple[int, int, int, int], str] = {}
-
-    def of(self, path: Path) -> str:
-        stat = path.stat()
-        key = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
-        if key not in self._known:
-            self._known[key] = sha256_file(path)
-        return self._known[key]
-
-    def by_name(self, paths: Iterable[Path]) -> dict[str, str]:
-        return {path.name: self.of(path) for path in paths}
 
 
 def files_beside(checkpoint: Checkpoint) -> list[Path]:

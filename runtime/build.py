@@ -19,10 +19,11 @@ from typing import Any
 from .. import __version__
 from ..atomic import MANIFEST, link_or_copy, lock_path, output_error, output_folder
 from ..convert.checkpoint import open_checkpoint
+from ..convert.file_hashes import FileHashes
 from ..convert.inspect import describe
 from ..convert.json_file import read_json_object
 from ..convert.manifest import write_manifest
-from ..convert.provenance import FileHashes, Provenance, input_files
+from ..convert.provenance import Provenance, input_files
 from ..errors import InputError, OutputError
 from .build_source import (
     Pulled,

@@ -16,8 +16,8 @@ from typing import Any
 
 from .. import __version__
 from ..atomic import output_file
+from ..convert.file_hashes import FileHashes, artifact_files
 from ..convert.json_file import read_json_object
-from ..convert.provenance import FileHashes
 from ..errors import InputError, OutputError
 
 STATE = "build.json"
@@ -27,9 +27,8 @@ FORMAT_VERSION = 1
 def hashes_below(output: Path, hashes: FileHashes) -> dict[str, str]:
     """Relative name -> sha256 of a file (named "") or of everything in a folder."""
     if output.is_file():
-        return {"": hashes.of(output)}
-    files = sorted(path for path in output.rglob("*") if path.is_file())
-    return {path.relative_to(output).as_posix(): hashes.of(path) for path in files}
+        return {"": hashes.sha256(output)}
+    return hashes.of_files(artifact_files(output), output)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any
 
 from ..atomic import MANIFEST
 from ..convert.cache_folder import default_folder
-from ..convert.provenance import sha256_file
+from ..convert.file_hashes import sha256_file
 from .recipe import VerifyPart
 from .report import report_html
 from .thresholds import from_table

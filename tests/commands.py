@@ -11,7 +11,7 @@ from helpers import folder_hash
 from test_gguf_export import checkpoint as gguf_checkpoint
 
 from dsconv.convert.checkpoint import open_checkpoint
-from dsconv.convert.provenance import sha256_file
+from dsconv.convert.file_hashes import sha256_file
 from dsconv.convert.quantization_plan import QuantizeOptions
 from dsconv.convert.quantized import quantize_checkpoint
 

@@ -28,7 +28,10 @@ from dsconv import atomic, cli
 CHANGES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.truncate"}
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 KILLED = 137
+# What a child pretends, by variables of its environment.
 TWO_RENAMES = "DSCONV_TEST_TWO_RENAMES"  # as on file systems where names cannot be exchanged
+DAYS = "DSCONV_TEST_DAYS"  # so many days later
+CORES = "DSCONV_TEST_CORES"  # as on a machine with so many
 
 
 class CrashPoint:
@@ -74,6 +77,18 @@ def wait_for_tracer() -> None:
         time.sleep(0.002)
 
 
+def disguise(environment: dict[str, str]) -> None:
+    if TWO_RENAMES in environment:
+        atomic._exchange = lambda one, other: False
+    if CORES in environment:
+        os.cpu_count = lambda: int(environment[CORES])
+    if DAYS in environment:
+        seconds, clock = 86400 * int(environment[DAYS]), time.time
+        time.time = lambda: clock() + seconds
+        time.time_ns = lambda: int(1e9 * (clock() + seconds))
+        time.tzset()
+
+
 def run(request: dict[str, Any]) -> None:
     """One command, then the end of the process; the half second of Python's own end is saved."""
     os.chdir(request["cwd"])
@@ -92,8 +107,7 @@ def run(request: dict[str, Any]) -> None:
     point = CrashPoint(request["below"], request["crash_at"]) if request["below"] else None
     if point is not None:
         point.install()
-    if TWO_RENAMES in request["environment"]:
-        atomic._exchange = lambda one, other: False
+    disguise(request["environment"])
     if request["traced"]:
         wait_for_tracer()
     code: object = 70

@@ -38,6 +38,7 @@ class Fault:
     truncate: bytes to send before the connection ends. drop: end it before any answer.
     flip: offset of a byte in the file to change. stall: stop sending after so many bytes.
     ignore_range: send the whole file. size_error: added to the size in the headers.
+    other: the bytes of this file instead.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Fault:
     stall: int | None = None
     ignore_range: bool = False
     size_error: int = 0
+    other: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -343,7 +345,7 @@ class Handler(BaseHTTPRequestHandler):
             stop = min(stop, start + fault.truncate)
         rate = self.server.settings.rate
         is_plain = fault.flip is None and fault.stall is None and not rate
-        with file.path.open("rb") as content:
+        with (fault.other or file.path).open("rb") as content:
             position = start
             while position < stop:
                 if is_plain:

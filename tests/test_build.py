@@ -16,7 +16,7 @@ from small_models import write_checkpoint, write_json
 from test_gguf_export import checkpoint as gguf_checkpoint
 
 from dsconv.atomic import lock_path
-from dsconv.convert.provenance import sha256_file
+from dsconv.convert.file_hashes import sha256_file
 from dsconv.convert.targets.lint import lint
 from dsconv.convert.targets.table import TARGETS
 from dsconv.errors import InputError, OutputError

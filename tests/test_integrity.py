@@ -15,10 +15,11 @@ from test_build import FAST, RECIPE
 from test_gguf_export import checkpoint as gguf_checkpoint
 
 from dsconv.convert.checkpoint import open_checkpoint
+from dsconv.convert.file_hashes import sha256_file
 from dsconv.convert.gguf_export import export_gguf
 from dsconv.convert.gguf_provenance import KEY
 from dsconv.convert.gguf_vocabulary import TextSettings
-from dsconv.convert.provenance import name_and_commit, sha256_file
+from dsconv.convert.provenance import name_and_commit
 from dsconv.convert.quantization_plan import QuantizeOptions
 from dsconv.convert.quantized import quantize_checkpoint
 from dsconv.runtime.build import build

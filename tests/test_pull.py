@@ -766,6 +766,57 @@ def test_twenty_kills(tmp_path: Path) -> None:
     assert max(costs) <= 16 * MIB
 
 
+# -------------------------------------------------------------------- ModelScope
+
+
+@pytest.fixture
+def modelscope(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> HubServer:
+    monkeypatch.setenv("MODELSCOPE_ENDPOINT", hub.url)
+    return hub
+
+
+def test_modelscope(modelscope: HubServer, served: Path, tmp_path: Path) -> None:
+    """As it lists files, with a shortened commit; a stand-in for it is all that was tested."""
+    for model in ("modelscope://org/small", "modelscope://org/small@v1"):
+        folder = pull(model)
+        assert folder.name == (OLD_COMMIT if model.endswith("v1") else COMMIT)
+        assert folder.is_relative_to(tmp_path / "xdg" / "dsconv" / "modelscope")
+        assert_right(folder, served)
+    bodies = [call for call in modelscope.calls if "FilePath=" in call.path]
+    assert bodies
+    assert all(re.search(r"Revision=[ab]{40}&", call.path) for call in bodies)
+    assert not (tmp_path / "hub").exists()
+
+
+def test_modelscope_by_command(modelscope: HubServer, served: Path, tmp_path: Path) -> None:
+    variables = {**environment(modelscope, tmp_path), "MODELSCOPE_ENDPOINT": modelscope.url}
+    arguments = ["pull", MODEL, "--source", "modelscope", "--local-dir", tmp_path / "plain"]
+    outcome = dsconv(*arguments, "--json", environment=variables)
+    assert outcome.code == 0, outcome.err
+    assert (outcome.json["source"], outcome.json["commit"]) == ("modelscope", COMMIT)
+    assert all("sha256" in file for file in outcome.json["files"])
+    assert_right(tmp_path / "plain", served)
+
+
+def test_modelscope_sends_other_bytes(modelscope: HubServer) -> None:
+    modelscope.faults = [Fault("config.json", flip=2)]
+    with pytest.raises(DownloadError, match=r"config\.json: sha256 is"):
+        pull("modelscope://org/small")
+
+
+@pytest.mark.parametrize("model", ["modelscope://org/none", "modelscope://org/small@v9"])
+def test_what_modelscope_does_not_have(modelscope: HubServer, model: str) -> None:
+    with pytest.raises(DownloadError, match="not found"):
+        pull(model)
+
+
+def test_no_modelscope(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("MODELSCOPE_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(DownloadError, match="cannot reach ModelScope"):
+        pull("modelscope://org/small")
+
+
 def test_unknown_sources() -> None:
     with pytest.raises(UsageError):
         parse_reference("org/model", "elsewhere")

@@ -27,9 +27,8 @@ from .failures import Refused, Stopped, refusal
 from .retry import Attempts, RetryPolicy
 from .stores import Store, disk_error
 
-PIECE = (
-    4 << 20
-)  # bytes; at 20 ms per request and 100 MB/s a third is lost to waiting, per connection
+# Bytes; at 20 ms per request and 100 MB/s a connection loses a third to waiting.
+PIECE = 4 << 20
 WINDOW = 16 << 20  # bytes of one file under way beyond what is on the disk
 CONNECTIONS = 8
 FILES = 4  # at a time

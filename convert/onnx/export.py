@@ -15,9 +15,10 @@ from ...atomic import link_or_copy, output_folder
 from ...disk_space import bytes_to_copy, require_space
 from ...errors import UnsupportedError, UsageError
 from ..checkpoint import CONFIG, Checkpoint, open_folder
+from ..file_hashes import FileHashes
 from ..manifest import write_manifest
 from ..materialize import place_side_files, planned_floats, write_float_checkpoint
-from ..provenance import FileHashes, provenance_of
+from ..provenance import provenance_of
 from ..sources import INDEX, SafetensorsSource
 from .contrib import Contrib, contrib_for
 from .dialect import Dialect, GraphOptions

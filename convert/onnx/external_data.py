@@ -24,9 +24,9 @@ from typing import Any
 from ...atomic import MANIFEST
 from ...errors import InputError
 from .. import limits
+from ..file_hashes import sha256_file
 from ..json_file import read_json_object
 from ..local_files import open_regular, read_limited, safe_join
-from ..provenance import sha256_file
 from ..safetensors_file import read_tensor_infos
 
 HUB_BLOB = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
