@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from commands import CASES, Case, digest, make_sources
 from forked import ForkServer, needs_strace
+from test_build import RECIPE
 
 HOOK_STRIDE = 4  # the default run of the portable hook takes every fourth step
 CALLS = ("mkdir", "write", "pwrite64", "fsync", "rename", "renameat2", "unlink", "rmdir")
@@ -172,21 +173,6 @@ def test_killed_while_replacing_in_two_steps(
 
 
 # ---------------------------------------------------------------- dsconv build
-
-RECIPE = """
-description = "a test"
-source = "{source}"
-[quantize]
-bits = 8
-embedding_bits = 8
-method = "rtn"
-[export]
-format = "{format}"
-[verify]
-max_kl = 0.05
-window = 32
-max_tokens = 64
-"""
 
 
 def artifact(output: Path) -> str | None:
