@@ -1,9 +1,12 @@
-"""Options that several commands share."""
+"""Options that several commands share, and how they print."""
 
 from __future__ import annotations
 
+import json
+import os
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -96,3 +99,12 @@ TuningEpochs = Annotated[
 MaxMemory = Annotated[
     str, typer.Option(help="For activations and second moments; beyond it they go to disk")
 ]
+
+
+def thread_count(count: int) -> int:
+    return count or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else [0, 1])
+
+
+def print_json(content: dict[str, Any]) -> None:
+    is_utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    print(json.dumps(content, ensure_ascii=not is_utf8, indent=2))

