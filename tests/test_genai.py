@@ -26,6 +26,8 @@ from numpy.typing import NDArray
 
 from dsconv.convert.checkpoint import Checkpoint, open_checkpoint
 from dsconv.convert.onnx.export import DIALECTS, ExportOptions, export_onnx
+from dsconv.convert.targets.choice import choose_options
+from dsconv.convert.targets.table import find_target
 from dsconv.convert.torch_ops import KeyValueCache, TorchModel
 from dsconv.runtime.onnx_session import OnnxSession
 
@@ -201,3 +203,18 @@ def test_their_graph_and_ours_say_the_same(built: Path) -> None:
         ours = greedy_by_genai(built / "onnx", prompt, 8)
         agreed += ours == greedy_by_genai(built / "theirs", prompt, 8)
     assert agreed >= 3
+
+
+@pytest.mark.parametrize(("target", "providers"), [("cpu", []), ("cuda", ["cuda"])])
+def test_the_provider_of_the_target(target: str, providers: list[str], tmp_path: Path) -> None:
+    """The library itself asks for it: without its CUDA build the folder for cuda is refused."""
+    source = quantized(tiny_checkpoint(tmp_path / "m", "llama"), tmp_path / "q")
+    export_onnx(source, choose_options(find_target(target), source), tmp_path / "x")
+    config = json.loads((tmp_path / "x" / "genai_config.json").read_text("utf-8"))
+    asked = config["model"]["decoder"]["session_options"]["provider_options"]
+    assert [name for options in asked for name in options] == providers
+    if providers:
+        with pytest.raises(Exception, match=r"(?i)cuda"):
+            onnxruntime_genai.Model(str(tmp_path / "x"))
+    else:
+        onnxruntime_genai.Model(str(tmp_path / "x"))

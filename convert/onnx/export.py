@@ -144,7 +144,7 @@ def export_onnx(
         graph_options = options.graph_options(local.decoder.config.max_position_embeddings)
         if options.prefill_length is None:
             _write_graphs(local, dialect, {GRAPH_FILE: graph_options}, folder)
-            content = genai_config(local, dialect, GRAPH_FILE, graph_options)
+            content = genai_config(local, dialect, GRAPH_FILE, graph_options, options.target)
             _write_json(folder / GENAI_CONFIG, content)
         else:
             _write_fixed(local, dialect, graph_options, options.prefill_length, folder)

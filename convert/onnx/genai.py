@@ -8,9 +8,16 @@ from ..checkpoint import CONFIG, Checkpoint, eos_token_ids, generation_config
 from ..json_file import ConfigReader
 from .dialect import Dialect, GraphOptions
 
+# Targets that onnxruntime-genai runs on a provider of the same name; else it takes the CPU's.
+PROVIDERS = ("cuda", "webgpu")
+
 
 def genai_config(
-    checkpoint: Checkpoint, dialect: type[Dialect], filename: str, options: GraphOptions
+    checkpoint: Checkpoint,
+    dialect: type[Dialect],
+    filename: str,
+    options: GraphOptions,
+    target: str = "cpu",
 ) -> dict[str, Any]:
     """The content of genai_config.json for the graph `filename`.
 
@@ -39,7 +46,7 @@ def genai_config(
             "filename": filename,
             "session_options": {
                 "log_id": "dsconv",
-                "provider_options": [],
+                "provider_options": [{target: {}}] if target in PROVIDERS else [],
                 "session.qdq_matmulnbits_accuracy_level": str(options.accuracy_level),
             },
             "hidden_size": c.hidden_size,
