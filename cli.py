@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from dsconv import __version__
-from dsconv.cli_artifacts import bench, run, verify
+from dsconv.cli_artifacts import bench, run, sign, verify
 from dsconv.cli_failures import exit_code_of
 from dsconv.cli_options import (
     Activations,
@@ -290,6 +290,7 @@ app.command(
     epilog="Example: dsconv verify r1-onnx --reference deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B "
     "--max-kl 0.03 --min-top1 0.93"
 )(verify)
+app.command(epilog="Example: dsconv sign r1-onnx --private-key key.pem")(sign)
 app.command(
     epilog="Example: dsconv bench r1-onnx --against onnxruntime-genai --checkpoint "
     "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B"

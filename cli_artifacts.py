@@ -1,4 +1,4 @@
-"""The commands that run artifacts: run, verify, bench. `cli.py` registers them."""
+"""The commands for artifacts: run, verify, sign, bench. `cli.py` registers them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from dsconv.cli_options import (
     Json,
     Kv,
     NoReferenceCache,
+    Overwrite,
     Provider,
     ReferenceCache,
     Threads,
@@ -62,7 +63,9 @@ def verify(
     ],
     reference: Annotated[
         str | None,
-        typer.Option(help="The model it was made from (only --integrity goes without)"),
+        typer.Option(
+            help="The model it was made from (--integrity and --signature go without one)"
+        ),
     ] = None,
     text: Annotated[Path | None, typer.Option(help="Text to verify on (default: built-in)")] = None,
     max_kl: Annotated[float | None, typer.Option(help="Mean KL per token, nats")] = None,
@@ -94,6 +97,12 @@ def verify(
     integrity: Annotated[
         bool, typer.Option("--integrity", help="Recompute every hash of the artifact")
     ] = False,
+    signature: Annotated[
+        Path | None, typer.Option(help="Check this signature of it (dsconv sign, model-signing)")
+    ] = None,
+    public_key: Annotated[
+        Path | None, typer.Option(help="PEM file with the key of whoever must have signed")
+    ] = None,
     free_running: Annotated[
         int, typer.Option(help="Prompts that both models answer freely, greedily", min=0)
     ] = 0,
@@ -117,13 +126,16 @@ def verify(
 ) -> None:
     """Compare an artifact with its model; exit code 1 when a threshold is not met.
 
-    With --integrity and no --reference, only the hashes are recomputed.
+    With --integrity or --signature and no --reference, only the files are looked at.
     """
+    from dsconv.runtime.signature import signature_of
+
+    signed = signature_of(signature, public_key)
     if reference is None:
         from dsconv.runtime.integrity_command import integrity_command, refuse_without_reference
 
         refuse_without_reference(_given(context), integrity)
-        found = integrity_command(artifact)
+        found = integrity_command(artifact, signed)
         print_json(found.to_json()) if as_json else found.show()
         if not found.passed:
             raise VerdictFailed(found.summary, found.hint)
@@ -166,13 +178,29 @@ def verify(
         threads=threads,
         kv=kv,
         settings=Path(),
-        inspections=Inspections(layers, integrity, free_running, task, asked),
+        inspections=Inspections(layers, integrity, free_running, task, asked, signature=signed),
     )
     result = VerifyReport(run_verify(request))
     result.publish(junit, github, report)
     print_json(result.to_json()) if as_json else result.show()
     if not result.verdict.passed:
         raise VerdictFailed("; ".join(result.failures), result.hint)
+
+
+def sign(
+    artifact: Annotated[str, typer.Argument(help="Folder or file that dsconv wrote")],
+    private_key: Annotated[Path, typer.Option(help="PEM file with an elliptic key")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Signature (default: ARTIFACT.sig)")
+    ] = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Sign an artifact in the format of OpenSSF model-signing, if it is whole."""
+    from dsconv.runtime.signature import sign_command
+
+    report = sign_command(artifact, private_key, output, overwrite)
+    print_json(report.to_json()) if as_json else report.show()
 
 
 def bench(

@@ -15,11 +15,12 @@ from ..atomic import output_file
 from ..errors import DsconvError, OutputError, ProviderError, UnsupportedError
 from .console import progress, say
 from .free_running import built_in_prompts, compare_texts, write_texts
-from .integrity import can_be_vouched_for, integrity_findings
+from .integrity import BESIDE, can_be_vouched_for, integrity_findings
 from .load import Loaded, load
 from .reference import CheckpointReference, Reference, Tokens
 from .runners import SessionRunner
 from .session import Session
+from .signature import Signature, signature_findings
 from .task import TaskOptions, run_task
 from .tokenizer import TextTokenizer
 from .tokenizer_check import tokenizer_findings
@@ -28,7 +29,6 @@ from .verdict import Finding, LayerError, Speed, Verdict
 
 LAYER_TOKENS = 512  # of the text; what a layer does to them shows what its weights are worth
 FREE_TOKENS = 256  # of a free text
-BESIDE = ("README.md", "verdict.json", "report.html")  # what `build` adds to an artifact
 SPEED_CONTEXT, SPEED_TOKENS, SPEED_ROUNDS = 64, 16, 3
 
 
@@ -47,6 +47,7 @@ class Inspections:
     task: Path | None = None
     task_options: TaskOptions = field(default_factory=TaskOptions)
     speed: bool = False
+    signature: Signature | None = None
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,8 @@ def inspect_all(
         ),
     ]
     path = Path(subject.path).expanduser()
+    if wanted.signature:
+        findings += signature_findings(path, wanted.signature)
     if wanted.integrity:
         findings += integrity_findings(path, BESIDE)
     layers, of_weights = _weights(verdict, subject, wanted, windows, cache)

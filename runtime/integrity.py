@@ -29,6 +29,7 @@ from .verdict import Finding
 
 CURE = "make the artifact again, or copy it again from where it is whole"
 MAX_NAMED_TENSORS = 8
+BESIDE = ("README.md", "verdict.json", "report.html")  # what `build` adds to an artifact
 
 
 def integrity_findings(path: Path, beside: Collection[str] = ()) -> tuple[Finding, ...]:

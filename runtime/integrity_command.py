@@ -1,4 +1,4 @@
-"""`dsconv verify ARTIFACT --integrity` without a reference: the hashes and nothing else."""
+"""`dsconv verify ARTIFACT --integrity` without a reference: hashes and signature, nothing else."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from typing import Any
 
 from ..errors import InputError, UsageError
 from .console import say
-from .inspection import BESIDE
-from .integrity import integrity_findings
+from .integrity import BESIDE, integrity_findings
+from .signature import Signature, signature_findings
 from .verdict import Finding
 
-ALLOWED = {"artifact", "integrity", "as_json"}  # parameters of `verify` that need no reference
+# Parameters of `verify` that need no reference.
+ALLOWED = {"artifact", "integrity", "signature", "public_key", "as_json"}
 
 
 @dataclass(frozen=True)
@@ -52,10 +53,10 @@ def refuse_without_reference(given: Collection[str], integrity: bool) -> None:
     Raises:
         UsageError: one of them compares with a model.
     """
-    if not integrity:
+    if not integrity and "signature" not in given:
         raise UsageError(
             "missing option --reference",
-            "give the model it was made from; only --integrity goes without one",
+            "give the model it was made from; only --integrity and --signature go without one",
         )
     others = sorted(set(given) - ALLOWED)
     if others:
@@ -63,12 +64,13 @@ def refuse_without_reference(given: Collection[str], integrity: bool) -> None:
         raise UsageError(f"--{option} without --reference", "give the model it was made from, too")
 
 
-def integrity_command(artifact: str) -> IntegrityReport:
+def integrity_command(artifact: str, signature: Signature | None = None) -> IntegrityReport:
     """
     Raises:
-        InputError: there is nothing at `artifact`.
+        InputError: there is nothing at `artifact`, or the key is none.
     """
     path = Path(artifact).expanduser()
     if not path.exists():
         raise InputError(f"{path}: no such file or folder", "check the path")
-    return IntegrityReport(artifact, integrity_findings(path, BESIDE))
+    signed = signature_findings(path, signature) if signature else ()
+    return IntegrityReport(artifact, (*signed, *integrity_findings(path, BESIDE)))
