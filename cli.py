@@ -224,8 +224,8 @@ def export(
     format: Annotated[
         str | None,
         typer.Option(
-            help="onnx, gguf (llama.cpp), compressed-tensors (transformers, vLLM), or native "
-            "(default: what the target takes)"
+            help="onnx, native, gguf (llama.cpp), compressed-tensors (transformers, vLLM), ascend "
+            "(vllm-ascend, MindIE) (default: what the target takes)"
         ),
     ] = None,
     target: Annotated[

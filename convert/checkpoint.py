@@ -17,6 +17,7 @@ from ..quant.int8_rows import Int8Rows
 from ..quant.rounding import AnyQuantized, AnyScheme, dequantize
 from ..quant.scheme import Scheme
 from . import limits
+from .ascend import INDEX_NAME, is_ascend_folder, read_description
 from .compressed_tensors import QuantizationConfig, read_quantization_config
 from .families import read_family
 from .families.base import Decoder
@@ -123,7 +124,7 @@ def open_side_files(folder: Path) -> dict[str, bytes]:
 
 
 def open_folder(folder: Path) -> Checkpoint:
-    """Open a folder in the Hugging Face layout, quantized by compressed-tensors or not.
+    """Open a folder in the Hugging Face layout: float, compressed-tensors, or AscendV1.
 
     Raises:
         InputError, UnsupportedError: with file, key or tensor, and the cure.
@@ -133,11 +134,16 @@ def open_folder(folder: Path) -> Checkpoint:
     decoder = read_family(reader)
     child = reader.child("quantization_config")
     quantization = read_quantization_config(child) if child is not None else None
+    if quantization is None and is_ascend_folder(folder):
+        tensors = open_safetensors_folder(folder, INDEX_NAME)
+        source, quantization = read_description(folder, tensors)
+    else:
+        source = open_safetensors_folder(folder)
     checkpoint = Checkpoint(
         folder,
         config,
         decoder,
-        _with_tied_name(open_safetensors_folder(folder), decoder),
+        _with_tied_name(source, decoder),
         open_side_files(folder),
         quantization,
     )

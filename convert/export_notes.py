@@ -1,4 +1,4 @@
-"""What an export to compressed-tensors has changed, in words."""
+"""What an export for other readers has changed, in words."""
 
 from __future__ import annotations
 
@@ -16,11 +16,16 @@ LAYER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
 def notes_on(
-    checkpoint: Checkpoint, jobs: Sequence[Job], errors: Mapping[str, float]
+    checkpoint: Checkpoint,
+    jobs: Sequence[Job],
+    errors: Mapping[str, float],
+    why_float: str = "beside zero points readers take one scheme only",
 ) -> tuple[str, ...]:
     """One sentence per kind of change: which matrices, what they are now, why, what it costs.
 
-    errors: parameter -> the most by which its float type moves a weight.
+    Args:
+        errors: parameter -> the most by which its float type moves a weight.
+        why_float: of a matrix other than the embedding.
     """
     parted = {job.source for job in jobs if job.parameter.name != job.source}
     found: dict[str, list[Job]] = {}
@@ -28,7 +33,7 @@ def notes_on(
         old = checkpoint.scheme(job.source)
         if old != job.scheme:
             new = FLOAT_NAMES[job.float_dtype] if job.scheme is None else label_of(job.scheme)
-            change = f"{new} instead of {label_of(old)}: {_reason(job, parted)}"
+            change = f"{new} instead of {label_of(old)}: {_reason(job, parted, why_float)}"
             found.setdefault(change, []).append(job)
     sentences = []
     for change, members in found.items():
@@ -40,13 +45,13 @@ def notes_on(
     return tuple(sentences)
 
 
-def _reason(job: Job, parted: set[str]) -> str:
+def _reason(job: Job, parted: set[str], why_float: str) -> str:
     if job.parameter.role is Role.EMBEDDING:
         if job.source in parted:
             return "it was shared with the head, which keeps the codes"
         return "readers take no embedding quantized like this"
     if job.scheme is None:
-        return "beside zero points readers take one scheme only"
+        return why_float
     return "a scheme for the same weights that readers take"
 
 

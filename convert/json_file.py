@@ -27,6 +27,11 @@ def many_objects() -> Iterator[None]:
             gc.enable()
 
 
+def write_json(path: Path, content: object) -> None:
+    """Into a scratch folder: indented text, keys in the order given."""
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
 def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):

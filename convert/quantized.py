@@ -28,7 +28,7 @@ from .checkpoint import CONFIG, Checkpoint
 from .families import read_family
 from .families.inventory import Parameter
 from .journal import Journal
-from .json_file import ConfigReader
+from .json_file import ConfigReader, write_json
 from .layout import SHAPE, encode, has_shape_tensor, read_quantized
 from .manifest import write_manifest
 from .parallel import Workers
@@ -183,7 +183,7 @@ def quantize_checkpoint(
                 _quantize_freely(checkpoint, jobs, options, writer, journal, advance)
         if len(shards) > 1:
             _write_index(shards, folder / INDEX)
-        _write_json(folder / CONFIG, config)
+        write_json(folder / CONFIG, config)
         for name, content in checkpoint.side_files.items():
             (folder / name).write_bytes(content)
         weight_bytes = sum(t.nbytes for shard in shards.values() for t in tensors_of(shard))
@@ -449,8 +449,4 @@ def refuse_non_finite(job: Job, count: int) -> None:
 def _write_index(shards: dict[str, list[Job]], path: Path) -> None:
     weight_map = {t.name: name for name, jobs in shards.items() for t in tensors_of(jobs)}
     total = sum(t.nbytes for jobs in shards.values() for t in tensors_of(jobs))
-    _write_json(path, {"metadata": {"total_size": total}, "weight_map": weight_map})
-
-
-def _write_json(path: Path, content: object) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(path, {"metadata": {"total_size": total}, "weight_map": weight_map})

@@ -85,14 +85,14 @@ class SafetensorsSource:
         return sorted({info.path for info in self.infos.values()})
 
 
-def open_safetensors_folder(folder: Path) -> SafetensorsSource:
+def open_safetensors_folder(folder: Path, index_name: str = INDEX) -> SafetensorsSource:
     """Open the shards that the index names, or the one file when there is no index.
 
     Raises:
         InputError: a shard is missing or damaged, or there are no weights.
         UnsupportedError: only pickle files are there.
     """
-    index = folder / INDEX
+    index = folder / index_name
     if not index.exists():
         candidates = sorted(folder.glob("*.safetensors"))
         if len(candidates) == 1:
@@ -115,7 +115,7 @@ def open_safetensors_folder(folder: Path) -> SafetensorsSource:
         path = _shard_path(folder, index, shard)
         if not os.path.exists(path):  # Path.exists raises where the name is too long
             raise InputError(
-                f"{path}: missing, but {INDEX} names it",
+                f"{path}: missing, but {index_name} names it",
                 "the download is incomplete; download the checkpoint again",
             )
         for name, info in read_tensor_infos(path).items():

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from ..convert.ascend_export import export_ascend
 from ..convert.checkpoint import Checkpoint
-from ..convert.compressed_tensors_export import CompressedTensorsResult, export_compressed_tensors
+from ..convert.compressed_tensors_export import export_compressed_tensors
 from ..convert.gguf_export import GgufResult, export_gguf, is_single_file
 from ..convert.gguf_vocabulary import TextSettings
 from ..convert.native.export import NativeResult, export_native
 from ..convert.onnx.export import ExportOptions, ExportResult, export_onnx
+from ..convert.repacking import RepackResult
 from ..convert.targets.choice import checker, choose_format, choose_options
 from ..convert.targets.table import find_target
 from ..convert.targets.target import Target
@@ -24,7 +26,8 @@ from .open_model import open_model
 from .outputs import check_output
 from .tokenizer import TextTokenizer
 
-FORMATS = ("onnx", "gguf", "compressed-tensors", "native")
+DEFAULT_TARGET = "cpu"
+FORMATS = ("onnx", "native", "gguf", "compressed-tensors", "ascend")
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ class ExportRequest:
     """What to write: `format` None is the target's first; the last four are of ONNX graphs."""
 
     format: str | None = None
-    target: str = "cpu"
+    target: str = DEFAULT_TARGET
     dialect: str | None = None
     accuracy_level: int = 4
     context_length: int | None = None
@@ -77,9 +80,10 @@ class ExportRequest:
             raise UnsupportedError(
                 f"format {self.format!r} is not supported yet", f"use --format {', '.join(FORMATS)}"
             )
-        target = find_target(self.target)
+        implied = self.format == "ascend" and self.target == DEFAULT_TARGET
+        target = find_target("torch:npu" if implied else self.target)
         format = choose_format(target, self.format)
-        if self.dialect is not None and self.target != "cpu" and format == "onnx":
+        if self.dialect is not None and self.target != DEFAULT_TARGET and format == "onnx":
             raise UsageError(
                 f"--dialect {self.dialect}: target {self.target} has one of its own",
                 "leave out --dialect",
@@ -116,8 +120,8 @@ def export_command(model: str, request: ExportRequest, output: Path, overwrite: 
         return export_native_command(model, output, overwrite)
     if format == "gguf":
         return export_gguf_command(model, output, overwrite)
-    if format == "compressed-tensors":
-        return export_compressed_tensors_command(model, output, request.copy, overwrite)
+    if format in REPACKED:
+        return export_repacked_command(model, format, output, request.copy, overwrite)
     return export_graph_command(model, request, target, output, overwrite)
 
 
@@ -136,8 +140,8 @@ def export_graph_command(
 
 
 @dataclass(frozen=True)
-class CompressedTensorsReport:
-    result: CompressedTensorsResult
+class RepackReport:
+    result: RepackResult
     output: Path
     seconds: float
 
@@ -162,15 +166,18 @@ class CompressedTensorsReport:
             say(f"note: {note}")
 
 
-def export_compressed_tensors_command(
-    model: str, output: Path, copy: bool, overwrite: bool
-) -> CompressedTensorsReport:
+REPACKED = {"compressed-tensors": export_compressed_tensors, "ascend": export_ascend}
+
+
+def export_repacked_command(
+    model: str, format: str, output: Path, copy: bool, overwrite: bool
+) -> RepackReport:
     check_output(model, output, overwrite)
     start = time.perf_counter()
     checkpoint = open_model(model)
     with progress("export", checkpoint.parameter_count, "weights") as advance:
-        result = export_compressed_tensors(checkpoint, output, copy, overwrite, advance)
-    return CompressedTensorsReport(result, output, time.perf_counter() - start)
+        result = REPACKED[format](checkpoint, output, copy, overwrite, advance)
+    return RepackReport(result, output, time.perf_counter() - start)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,8 @@ RUN = {
     "gguf": "```\nllama-cli -m {artifact}\n```",
     "compressed-tensors": "```\nvllm serve ./{artifact}\n```\n\ntransformers loads the folder too, "
     "with the package compressed-tensors.",
+    "ascend": "```\nvllm serve ./{artifact} --quantization ascend\n```\n\nwith vllm-ascend, on a "
+    "machine with Ascend's CANN.",
 }
 
 

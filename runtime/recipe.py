@@ -45,6 +45,7 @@ OUTPUT_NAMES = {
     "native": "model.dsq",
     "gguf": "model.gguf",
     "compressed-tensors": "model",
+    "ascend": "model",
 }
 
 
@@ -187,7 +188,7 @@ class Recipe(Parts):
         """
         if self.quantize is not None:
             part = self.quantize
-            if part.scheme == "scale-min" and self.export.format in ("onnx", "compressed-tensors"):
+            if part.scheme == "scale-min" and self.export.format not in ("native", "gguf"):
                 raise InputError(
                     f"{self.file}: quantize.scheme: 'scale-min' cannot be exported as "
                     f"{self.export.format!r}",

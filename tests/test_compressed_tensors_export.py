@@ -23,10 +23,8 @@ from safetensors.numpy import load_file, save_file
 
 from dsconv.convert import quantization_plan
 from dsconv.convert.checkpoint import Checkpoint, open_checkpoint
-from dsconv.convert.compressed_tensors_export import (
-    CompressedTensorsResult,
-    export_compressed_tensors,
-)
+from dsconv.convert.compressed_tensors_export import export_compressed_tensors
+from dsconv.convert.repacking import RepackResult
 from dsconv.convert.torch_ops import TorchModel
 from dsconv.errors import OutputError, UnsupportedError
 from dsconv.quant.scheme import Scheme
@@ -63,7 +61,7 @@ def allocation(labels: list[str], **others: str) -> dict[str, str]:
     return chosen | others
 
 
-def export(checkpoint: Checkpoint, output: Path, **options: Any) -> CompressedTensorsResult:
+def export(checkpoint: Checkpoint, output: Path, **options: Any) -> RepackResult:
     return export_compressed_tensors(checkpoint, output, **options)
 
 

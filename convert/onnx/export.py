@@ -6,7 +6,6 @@ are hard-linked (or copied) beside it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from ...disk_space import bytes_to_copy, require_space
 from ...errors import UnsupportedError, UsageError
 from ..checkpoint import CONFIG, Checkpoint, open_folder
 from ..file_hashes import FileHashes
+from ..json_file import write_json
 from ..manifest import write_manifest
 from ..materialize import place_side_files, planned_floats, write_float_checkpoint
 from ..provenance import provenance_of
@@ -145,7 +145,7 @@ def export_onnx(
         if options.prefill_length is None:
             _write_graphs(local, dialect, {GRAPH_FILE: graph_options}, folder)
             content = genai_config(local, dialect, GRAPH_FILE, graph_options, options.target)
-            _write_json(folder / GENAI_CONFIG, content)
+            write_json(folder / GENAI_CONFIG, content)
         else:
             _write_fixed(local, dialect, graph_options, options.prefill_length, folder)
         check(folder)
@@ -180,7 +180,7 @@ def _place_weights(
     index = checkpoint.origin / INDEX
     if index.exists():
         (folder / INDEX).write_bytes(index.read_bytes())
-    _write_json(folder / CONFIG, dict(checkpoint.config))
+    write_json(folder / CONFIG, dict(checkpoint.config))
     return linked
 
 
@@ -215,7 +215,7 @@ def _write_fixed(
         "context_length": options.context_length,
         "graphs": [{"filename": n, "sequence_length": length} for n, length in lengths.items()],
     }
-    _write_json(folder / FIXED_SHAPES, content)
+    write_json(folder / FIXED_SHAPES, content)
 
 
 def fixed_lengths(options: GraphOptions, prefill_length: int) -> dict[str, int]:
@@ -233,7 +233,3 @@ def build_graph(
     graph = GraphBuilder(dialect.opsets, dialect.ir_version)
     dialect(checkpoint.decoder, graph, GraphWeights(checkpoint, graph, data), options).build()
     return graph
-
-
-def _write_json(path: Path, content: object) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -212,7 +212,7 @@ QNN = Target(
 CANN_TARGET = Target(
     "cann",
     "Huawei Ascend",
-    ("onnx", "compressed-tensors"),
+    ("onnx", "compressed-tensors", "ascend"),
     "read",
     provider="cann",
     options={"precision_mode_v2": "origin"},
@@ -245,9 +245,10 @@ CANN_TARGET = Target(
             "Huawei's manual of ATC",
         ),
         Note(
-            "int8 and int4 run on Ascend through vllm-ascend, from a compressed-tensors checkpoint",
+            "int8 and int4 run on Ascend through vllm-ascend, from a compressed-tensors "
+            "checkpoint; int8 with int8 activations also from AscendV1 (--format ascend)",
             "read",
-            "vllm-ascend's manual",
+            "vllm-ascend's manual and modelslim_config.py",
         ),
     ),
 )

@@ -10,11 +10,18 @@ from .target import Evidence, Note, Target
 CHECKPOINT = ("compressed-tensors",)
 
 
-def _torch(device: str, hardware: str, evidence: Evidence, wheel: str, *notes: Note) -> Target:
+def _torch(
+    device: str,
+    hardware: str,
+    evidence: Evidence,
+    wheel: str,
+    *notes: Note,
+    artifacts: tuple[str, ...] = CHECKPOINT,
+) -> Target:
     return Target(
         f"torch:{device}",
         hardware,
-        CHECKPOINT,
+        artifacts,
         evidence,
         provider=f"torch:{device}",
         wheel=wheel,
@@ -45,10 +52,16 @@ TORCH_TARGETS = (
             "vllm-ascend, docs and compressed_tensors_config.py",
         ),
         Note(
+            "vllm-ascend, SGLang and MindIE read AscendV1: int8 with int8 activations",
+            "read",
+            "vllm-ascend, modelslim_config.py; msModelSlim, ascendv1.py",
+        ),
+        Note(
             "without CANN, import torch fails unless TORCH_DEVICE_BACKEND_AUTOLOAD=0",
             "measured",
             "torch-npu 2.13.0",
         ),
+        artifacts=(*CHECKPOINT, "ascend"),
     ),
     _torch("musa", "Moore Threads GPU", "read", "torch_musa, from the vendor"),
     _torch("xpu", "Intel GPU", "read", "torch, its xpu build"),
