@@ -124,6 +124,16 @@ def test_one_folder_with_everything(
     assert again.code == 0, again.err
 
 
+def test_a_folder_for_ascend(file: Path, tmp_path: Path) -> None:
+    """The recipes for W8A8 with another format."""
+    settings = ("quantize.activations=int8", "quantize.embedding_bits=16", "export.format=ascend")
+    run(file, tmp_path / "out", *settings)
+    assert (tmp_path / "out" / "model" / "quant_model_description.json").is_file()
+    assert "--quantization ascend" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    verdict = json.loads((tmp_path / "out" / "verdict.json").read_text(encoding="utf-8"))
+    assert (verdict["passed"], verdict["runtime"]) == (True, "torch")
+
+
 def test_without_quantize_the_model_is_exported_as_it_is(tmp_path: Path, model: Path) -> None:
     file = tmp_path / "plain.toml"
     text = f'description = "d"\nsource = "{model}"\n[export]\nformat = "native"\n'

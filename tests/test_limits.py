@@ -152,16 +152,21 @@ def test_at_the_limit_and_above(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 def test_as_many_tensors_as_allowed_are_listed_in_time(tmp_path: Path) -> None:
     """One more is refused before a second goes into parsing."""
     entry = b'"%d":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}'
-    for count in (limits.TENSORS, limits.TENSORS + 1):
+    for count, limit in ((limits.TENSORS, 2.0), (limits.TENSORS + 1, 0.5)):
         header = b"{" + b",".join([entry % number for number in range(count)]) + b"}"
         (tmp_path / "f").write_bytes(len(header).to_bytes(8, "little") + header)
-        start = time.process_time()
-        if count == limits.TENSORS:
-            assert len(read_tensor_infos(tmp_path / "f")) == count
-        else:
-            with pytest.raises(InputError, match=f"{count} tensors, limit {limits.TENSORS}"):
-                read_tensor_infos(tmp_path / "f")
-        assert time.process_time() - start < (2 if count == limits.TENSORS else 0.5)
+        seconds = []
+        for _ in range(3):  # the best counts: even a processor's own time depends on its neighbour
+            start = time.process_time()
+            if count == limits.TENSORS:
+                assert len(read_tensor_infos(tmp_path / "f")) == count
+            else:
+                with pytest.raises(InputError, match=f"{count} tensors, limit {limits.TENSORS}"):
+                    read_tensor_infos(tmp_path / "f")
+            seconds.append(time.process_time() - start)
+            if seconds[-1] < limit:
+                break
+        assert min(seconds) < limit
 
 
 def test_the_mask_of_fixed_shapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

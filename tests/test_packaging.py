@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import os
 import pkgutil
 import re
 import shutil
@@ -107,20 +108,49 @@ def listed_modules() -> set[str]:
     }
 
 
+def test_the_tests_behind_each_promise_exist() -> None:
+    named = set(re.findall(r"\btest_\w+\.py", (ROOT / "SECURITY.md").read_text(encoding="utf-8")))
+    assert len(named) > 20
+    assert {name for name in named if not (ROOT / "tests" / name).is_file()} == set()
+
+
+def build_wheel(folder: Path) -> Path:
+    """Of a copy of the sources in `folder`, so that no build folder is left in the checkout."""
+    source = folder / "source"
+    shutil.copytree(
+        ROOT, source, ignore=shutil.ignore_patterns(".*", "build", "*.egg-info", "*.so")
+    )
+    options = ["--no-deps", "--no-build-isolation", "--quiet", "-w", str(folder)]
+    command = [sys.executable, "-m", "pip", "wheel", str(source), *options]
+    environment = {**os.environ, "SOURCE_DATE_EPOCH": "1767225600", "DSCONV_NATIVE_FLAGS": "-O0"}
+    subprocess.run(command, check=True, timeout=600, env=environment)
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
 @pytest.mark.slow
 def test_the_wheel_holds_every_module_and_data_file(tmp_path: Path) -> None:
     pytest.importorskip("setuptools")
-    source = tmp_path / "source"  # a copy, so that no build folder is left in the checkout
-    shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(".*", "build", "*.egg-info"))
-    options = ["--no-deps", "--no-build-isolation", "--quiet", "-w", str(tmp_path)]
-    command = [sys.executable, "-m", "pip", "wheel", str(source), *options]
-    subprocess.run(command, check=True, timeout=300)
-    (wheel,) = tmp_path.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
+    with zipfile.ZipFile(build_wheel(tmp_path)) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
-    recipes = (ROOT / "recipes").glob("*.toml")
-    data = [ROOT / "py.typed", *(ROOT / "runtime").glob("*.txt"), *recipes]
+    data = [ROOT / "py.typed", *(ROOT / "recipes").glob("*.toml")]
+    for suffix in ("txt", "jsonl", "html", "css"):
+        data += (ROOT / "runtime").glob(f"*.{suffix}")
     expected = {f"dsconv/{path.relative_to(ROOT).as_posix()}" for path in (*library_files(), *data)}
     # setuptools takes every module beside the root's __init__.py, the developers' script too.
-    assert names == expected
+    assert names == expected | {"dsconv/runtime/_native.abi3.so"}
     assert {"dsconv/py.typed", "dsconv/runtime/verify_text.txt"} <= names
+
+
+@pytest.mark.slow
+def test_the_same_wheel_again(tmp_path: Path) -> None:
+    """From another folder, at another time."""
+    pytest.importorskip("setuptools")
+    for name in ("a", "another"):
+        (tmp_path / name).mkdir()
+    one, other = (build_wheel(tmp_path / name) for name in ("a", "another"))
+    assert one.name == other.name
+    with zipfile.ZipFile(one) as first, zipfile.ZipFile(other) as second:
+        differing = [n for n in first.namelist() if first.read(n) != second.read(n)]
+    assert differing == []
+    assert one.read_bytes() == other.read_bytes()
