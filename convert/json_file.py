@@ -14,6 +14,9 @@ from . import limits
 from .local_files import read_limited
 
 
+CONTAINERS = (dict, list)  # of these very types is what json makes
+
+
 @contextmanager
 def many_objects() -> Iterator[None]:
     """While hundreds of thousands of objects are made, none of which is garbage: looking for
@@ -70,17 +73,18 @@ def parse_json(text: str | bytes, where: str, *, escaped_bytes: bool = False) ->
 
 def _refuse_deep(data: Any) -> None:
     """Whoever walks through the data, or shows it, must not run out of stack."""
-    level = [data]
+    level = [data] if type(data) in CONTAINERS else []
     for _ in range(limits.JSON_DEPTH):
+        if not level:
+            return
         level = [
             item
             for outer in level
-            if isinstance(outer, (dict, list))
-            for item in (outer.values() if isinstance(outer, dict) else outer)
-            if isinstance(item, (dict, list))
+            for item in (outer.values() if type(outer) is dict else outer)
+            if type(item) in CONTAINERS
         ]
-        if not level:
-            return
+    if not level:
+        return
     raise ValueError(f"nested too deeply: limit {limits.JSON_DEPTH} levels")
 
 

@@ -15,7 +15,7 @@ JSON_DEPTH = 64  # levels; what is in use has under ten
 
 # safetensors and `.dsq`
 HEADER_BYTES = 100_000_000  # the limit of the safetensors library itself
-TENSORS = 250_000  # DeepSeek-V3, the largest in use, has about 92,000
+TENSORS = 100_000  # DeepSeek-V3, the largest in use, has about 92,000
 RANK = 8
 NAME_BYTES = 512
 SHARDS = 10_000

@@ -41,6 +41,7 @@ DTYPES: Mapping[str, np.dtype[Any]] = {
     "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
     "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
 }
+ITEM_SIZES = {name: dtype.itemsize for name, dtype in DTYPES.items()}
 OFFSETS_KEY = b'"data_offsets"'  # once per tensor
 CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f]")
 
@@ -101,19 +102,24 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int, int]:
 
 
 def _natural(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+    return type(value) is int and 0 <= value < 2**63  # true is no number
 
 
-def _tensor_info(path: Path, name: str, entry: object, base: int) -> tuple[TensorInfo, int]:
-    """-> (the tensor, the end of its data relative to the data's start)."""
-    if not isinstance(entry, dict):
-        raise _malformed(path, f"tensor {name!r}: its entry is not an object")
+def _refuse_odd_name(path: Path, name: str) -> None:
     if (size := len(name.encode())) > limits.NAME_BYTES:
         raise _malformed(
             path, f"tensor {name[:40]!r}: a name of {size} bytes, limit {limits.NAME_BYTES}"
         )
     if CONTROL_CHARACTERS.search(name):
         raise _malformed(path, f"tensor {name[:40]!r}: a control character in its name")
+
+
+def _tensor_info(path: Path, name: str, entry: object, base: int) -> tuple[TensorInfo, int]:
+    """-> (the tensor, the end of its data relative to the data's start)."""
+    if not isinstance(entry, dict):
+        raise _malformed(path, f"tensor {name!r}: its entry is not an object")
+    if len(name) > limits.NAME_BYTES or not (name.isascii() and name.isprintable()):
+        _refuse_odd_name(path, name)
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise InputError(
@@ -127,7 +133,7 @@ def _tensor_info(path: Path, name: str, entry: object, base: int) -> tuple[Tenso
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_natural, offsets)):
         raise _malformed(path, f"tensor {name!r}: data_offsets {offsets!r}")
     info = TensorInfo(name, dtype, tuple(shape), path, base + offsets[0])
-    if offsets[1] - offsets[0] != info.nbytes:
+    if offsets[1] - offsets[0] != math.prod(shape) * ITEM_SIZES[dtype]:
         raise _malformed(
             path,
             f"tensor {name!r}: {dtype} {shape} needs {info.nbytes} bytes, "
@@ -147,7 +153,9 @@ def read_tensor_infos(path: Path) -> dict[str, TensorInfo]:
         header.pop("__metadata__", None)
         parsed = [_tensor_info(path, name, header.pop(name), base) for name in [*header]]
     expected = 0
-    for info, end in sorted(parsed, key=lambda item: (item[0].offset, item[1])):
+    ranges = sorted((info.offset, end, index) for index, (info, end) in enumerate(parsed))
+    for _, end, index in ranges:
+        info = parsed[index][0]
         if end > size:
             raise _malformed(
                 path, f"tensor {info.name!r} ends at byte {end} of the data, which has {size}"
