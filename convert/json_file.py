@@ -13,7 +13,6 @@ from ..errors import InputError
 from . import limits
 from .local_files import read_limited
 
-
 CONTAINERS = (dict, list)  # of these very types is what json makes
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..atomic import output_file
+from ..atomic import output_file, partial_of
 from ..convert.file_hashes import FileHashes, artifact_files
 from ..convert.json_file import read_json_object
 from ..errors import InputError, OutputError
@@ -53,11 +53,16 @@ class BuildState:
         self._records: dict[str, Record] = {}
         if self._file.is_file():
             self._records = _read(self._file)
-        elif os.path.lexists(folder) and (not folder.is_dir() or any(folder.iterdir())):
+        elif os.path.lexists(folder) and not self._is_untouched(folder):
             raise OutputError(
                 f"{folder}: already exists, and dsconv did not write it",
                 "remove it, or choose another folder with -o",
             )
+
+    def _is_untouched(self, folder: Path) -> bool:
+        """Nothing is in it but, perhaps, the beginning of the first state."""
+        first = partial_of(self._file).name
+        return folder.is_dir() and all(entry.name == first for entry in folder.iterdir())
 
     def record(self, step: str) -> Record | None:
         return self._records.get(step)

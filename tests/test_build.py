@@ -124,6 +124,20 @@ def test_one_folder_with_everything(
     assert again.code == 0, again.err
 
 
+def test_killed_before_the_first_state(file: Path, tmp_path: Path) -> None:
+    (tmp_path / "out.work").mkdir()
+    (tmp_path / "out.work" / "build.json.partial").write_text("{")
+    assert "quantize" in run(file, tmp_path / "out")
+
+
+def test_a_work_folder_of_somebody_else(file: Path, tmp_path: Path) -> None:
+    (tmp_path / "out.work").mkdir()
+    (tmp_path / "out.work" / "thesis.txt").write_text("precious")
+    with pytest.raises(OutputError, match="did not write it"):
+        run(file, tmp_path / "out")
+    assert (tmp_path / "out.work" / "thesis.txt").exists()
+
+
 def test_a_folder_for_ascend(file: Path, tmp_path: Path) -> None:
     """The recipes for W8A8 with another format."""
     settings = ("quantize.activations=int8", "quantize.embedding_bits=16", "export.format=ascend")

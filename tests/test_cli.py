@@ -82,6 +82,9 @@ INSPECT = {"kind", "family", "parameters", "bits_per_weight", "size_bytes", "ten
 SHORT = ("--window", 64, "--max-tokens", 128, "--threads", 2)
 
 
+BRIEF = ("--calibration-tokens", 1024)
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_checkpoint(tmp_path_factory.mktemp("pipeline") / "model")
@@ -339,7 +342,8 @@ def test_the_manifest_tells_where_the_artifact_came_from(quantized: tuple[Path, 
 
 def test_the_same_command_writes_the_same_bytes(model: Path, tmp_path: Path) -> None:
     for name, threads in (("one", 1), ("two", 2)):
-        good(dsconv("quantize", model, "-o", tmp_path / name, "--threads", threads, "--json"))
+        options = ["-o", tmp_path / name, *BRIEF, "--threads", threads, "--json"]
+        good(dsconv("quantize", model, *options))
     for path in (tmp_path / "one").iterdir():
         assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()
 
@@ -350,7 +354,7 @@ def test_people_get_one_line_on_stderr(
     model: Path,
     tmp_path: Path,
 ) -> None:
-    outcome = call_main(monkeypatch, capsys, "quantize", model, "-o", tmp_path / "q")
+    outcome = call_main(monkeypatch, capsys, "quantize", model, *BRIEF, "-o", tmp_path / "q")
     assert (outcome.code, outcome.out) == (0, "")
     assert len(outcome.err.splitlines()) == 1
     assert "95.8 kparameters" in outcome.err.replace("k p", "kp")
@@ -365,7 +369,7 @@ def test_transformers_is_never_imported(tmp_path: Path, model: Path) -> None:
     def step(*arguments: object) -> Mapping[str, Any]:
         return good(dsconv(*arguments, "--json", environment=environment))
 
-    step("quantize", model, "-o", tmp_path / "q")
+    step("quantize", model, *BRIEF, "-o", tmp_path / "q")
     step("export", tmp_path / "q", "-o", tmp_path / "x")
     step("run", tmp_path / "x", "-p", "a", "--max-tokens", 2)
     step("verify", tmp_path / "x", "--reference", model, *SHORT)

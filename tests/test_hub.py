@@ -89,9 +89,10 @@ def test_a_revision_is_fetched_at_its_commit(hub: HubServer, tmp_path: Path) -> 
 
 
 def test_a_download_can_be_quantized(hub: HubServer, model: Path, tmp_path: Path) -> None:
-    remote = call(hub, tmp_path, "quantize", "org/small", "-o", tmp_path / "remote")
+    rtn = ("--method", "rtn")
+    remote = call(hub, tmp_path, "quantize", "org/small", *rtn, "-o", tmp_path / "remote")
     assert remote.code == 0, remote.err
-    local = dsconv("quantize", model, "-o", tmp_path / "local")
+    local = dsconv("quantize", model, *rtn, "-o", tmp_path / "local")
     assert local.code == 0, local.err
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("remote", "local")]
     assert weights[0] == weights[1]

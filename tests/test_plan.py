@@ -148,7 +148,9 @@ def test_a_quantized_checkpoint_is_refused(
 ) -> None:
     model = write_checkpoint(tmp_path / "model")
     output = tmp_path / "int4"
-    assert call_main(monkeypatch, capsys, "quantize", model, "-o", output).code == 0
+    assert (
+        call_main(monkeypatch, capsys, "quantize", model, "--method", "rtn", "-o", output).code == 0
+    )
     assert_refused(call_main(monkeypatch, capsys, "plan", output), 4, "already quantized")
 
 

@@ -576,7 +576,13 @@ def test_a_broken_or_missing_tokenizer(reference: Checkpoint, content: bytes | N
 
 
 @needs_shared_data
-@pytest.mark.parametrize("name", ["deepseek-r1-distill-qwen", "deepseek-r1-distill-llama"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "deepseek-r1-distill-qwen",
+        pytest.param("deepseek-r1-distill-llama", marks=pytest.mark.slow),
+    ],
+)
 def test_one_merge_removed_from_a_real_tokenizer(reference: Checkpoint, name: str) -> None:
     folder = SHARED_DATA / "tokenizers" / name
     names = ("tokenizer.json", "tokenizer_config.json")
