@@ -514,7 +514,7 @@ def wait(*arguments):
     print("busy", flush=True)
     time.sleep(60)
 
-quantized._write_json = wait
+quantized.write_json = wait
 sys.argv = ["dsconv", *sys.argv[1:]]
 cli.main()
 """
