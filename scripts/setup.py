@@ -74,7 +74,8 @@ def install_browser() -> None:
 def test() -> None:
     install("[dev]")
     install_browser()
-    run(PYTHON, "-m", "pytest", "-rs", *sys.argv[2:])
+    # Two files at a time, whatever the cores: many tests start processes and threads themselves.
+    run(PYTHON, "-m", "pytest", "-rs", "-n", "2", "--dist", "loadfile", *sys.argv[2:])
 
 
 def check() -> None:
