@@ -22,6 +22,7 @@ from .tokenizer import read_side_file
 if TYPE_CHECKING:
     from jinja2 import Template
 
+ESCAPED_BYTES = 6  # of one character in JSON, at most: UTF-8 needs 4, a control character 6
 HINT = "use the template of the original model, or give plain text without a template"
 
 
@@ -73,6 +74,20 @@ def render_chat(
     """The conversation as the text the model was trained on, ready for its next turn.
 
     Raises:
+        InputError: as `render_chats`.
+    """
+    return render_chats(template, [messages], special_tokens, add_generation_prompt)[0]
+
+
+def render_chats(
+    template: str,
+    conversations: Sequence[Sequence[Message]],
+    special_tokens: Mapping[str, str],
+    add_generation_prompt: bool = True,
+) -> list[str]:
+    """Several conversations, in one process and within the limits of one.
+
+    Raises:
         InputError: the template is broken, refuses the messages, reaches out of its sandbox, or
             exceeds its limits of time and size.
     """
@@ -85,17 +100,25 @@ def render_chat(
             f"chat template: {size} characters, limit {limits.TEMPLATE_CHARACTERS}", HINT
         )
     variables: dict[str, Any] = {**special_tokens, "tools": None, "documents": None}
-    variables["messages"] = [asdict(message) for message in messages]
     variables["add_generation_prompt"] = add_generation_prompt
-    given = sum(len(message.content) for message in messages)
+    given = sum(len(message.content) for messages in conversations for message in messages)
     characters = limits.TEMPLATE_OUTPUT + given
+
+    def render_all() -> str:
+        texts = []
+        for messages in conversations:
+            dicts = [asdict(message) for message in messages]
+            texts.append(_render(template, {**variables, "messages": dicts}, characters))
+        return json.dumps(texts, ensure_ascii=False)
+
     try:
-        return bounded_call(
-            lambda: _render(template, variables, characters),
+        text = bounded_call(
+            render_all,
             limits.TEMPLATE_SECONDS,
             limits.TEMPLATE_MEMORY + 64 * given,
-            4 * characters,  # bytes: the most that UTF-8 needs
+            ESCAPED_BYTES * characters,
         )
+        return [str(rendered) for rendered in json.loads(text)]
     except BoundReached as error:
         raise InputError(f"chat template: {error}", HINT) from error
 

@@ -26,7 +26,7 @@ from ..convert.generating_ops import GeneratingOps, SlotCache, WeightPieces
 from ..convert.json_file import parse_json
 from ..convert.parallel import Workers, single_threaded_libraries
 from ..errors import DsconvError, InputError
-from .chat import Message, chat_template, render_chat
+from .chat import Message, chat_template, render_chats
 from .sampling import Sampling
 from .thinking import CLOSE, OPEN, opens_thinking
 from .tokenizer import TextTokenizer
@@ -186,18 +186,16 @@ def conversations_of(checkpoint: Checkpoint, tokenizer: TextTokenizer) -> list[l
 
     Without a chat template they are plain text.
     """
-    template = chat_template(checkpoint.side_files)
+    template, conversations = chat_template(checkpoint.side_files), built_in_prompts()
+    if template is None:
+        return [
+            tokenizer.encode_prompt("\n".join(message.content for message in messages) + "\n")
+            for messages in conversations
+        ]
     prompts = []
-    for messages in built_in_prompts():
-        if template is None:
-            text = "\n".join(message.content for message in messages) + "\n"
-            tokens = tokenizer.encode_prompt(text)
-        else:
-            text = render_chat(template, messages, tokenizer.special_tokens)
-            if _thinks(template, tokenizer) and not _decided(text):
-                text += f"{OPEN}\n"
-            tokens = tokenizer.encode_chat(text)
-        prompts.append(tokens)
+    for text in render_chats(template, conversations, tokenizer.special_tokens):
+        opens = _thinks(template, tokenizer) and not _decided(text)
+        prompts.append(tokenizer.encode_chat(f"{text}{OPEN}\n" if opens else text))
     return prompts
 
 
