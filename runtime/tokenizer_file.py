@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 TOKENIZER = "tokenizer.json"
 HINT = "download it again from the original model"
 STAGES = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
+PARTS = ("normalizers", "pretokenizers", "processors", "decoders")  # of a Sequence
 
 
 def open_tokenizer(text: bytes) -> Tokenizer:
@@ -65,6 +66,7 @@ def check_tokenizer(content: Mapping[str, Any]) -> None:
     """Raises InputError: sizes, patterns or replacements beyond the limits."""
     _check_tokens(content)
     for stage in STAGES:
+        _check_shape(stage, content.get(stage))
         steps = list(_steps(content.get(stage)))
         if len(steps) > limits.TOKENIZER_STAGES:
             raise _refusal(f"{stage}: {len(steps)} steps, limit {limits.TOKENIZER_STAGES}")
@@ -73,9 +75,26 @@ def check_tokenizer(content: Mapping[str, Any]) -> None:
             _check_pattern(stage, step)
 
 
+def _check_shape(stage: str, step: Any) -> None:
+    """The library takes steps as bare lists of their settings too, and without a type: no writer
+    makes those, and the checks below would not know them."""
+    if step is None:
+        return
+    if not isinstance(step, dict) or not isinstance(step.get("type"), str):
+        raise _refusal(f"{stage}: a step that is no object with a type: {str(step)[:80]}")
+    for key in PARTS:
+        parts = step.get(key, [])
+        if not isinstance(parts, list):
+            raise _refusal(f"{stage}: {key} is no list")
+        for part in parts:
+            _check_shape(stage, {} if part is None else part)
+
+
 def _check_tokens(content: Mapping[str, Any]) -> None:
     model = content.get("model")
-    parts = model if isinstance(model, dict) else {}
+    if not isinstance(model, dict):
+        raise _refusal("model is no object")
+    parts = model
     added, vocabulary, merges = content.get("added_tokens"), parts.get("vocab"), parts.get("merges")
     for what, items, limit in (
         ("added tokens", added, limits.ADDED_TOKENS),
@@ -92,8 +111,10 @@ def _check_tokens(content: Mapping[str, Any]) -> None:
         total = sum(len(text) for text in texts if isinstance(text, str))
         if total > limits.UNIGRAM_CHARACTERS:
             raise _refusal(f"tokens of {total} characters, limit {limits.UNIGRAM_CHARACTERS}")
-    if isinstance(added, list):
-        texts += [token.get("content") for token in added if isinstance(token, dict)]
+    for token in added if isinstance(added, list) else ():
+        if not isinstance(token, dict):
+            raise _refusal(f"an added token that is no object: {str(token)[:80]}")
+        texts.append(token.get("content"))
     longest = max((len(text) for text in texts if isinstance(text, str)), default=0)
     if longest > limits.TOKEN_CHARACTERS:
         raise _refusal(f"a token of {longest} characters, limit {limits.TOKEN_CHARACTERS}")

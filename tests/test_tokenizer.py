@@ -147,7 +147,7 @@ def test_where_special_tokens_come_from() -> None:
     ("files", "message"),
     [
         ({}, "tokenizer.json: missing"),
-        ({"tokenizer.json": b"{}"}, "tokenizer.json: cannot read"),
+        ({"tokenizer.json": b"{}"}, "tokenizer.json: model is no object"),
         ({"tokenizer.json": b"\xff\x00"}, "tokenizer.json: not valid JSON"),
         (tiny_files() | {"tokenizer_config.json": b"[]"}, "tokenizer_config.json: not an object"),
         (tiny_files({"bos_token": 7}), "bos_token: 7 is not a string"),

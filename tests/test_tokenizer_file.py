@@ -124,7 +124,26 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "a token of 4097 characters",
     ),
     "long added token": ({"added_tokens": added("x" * 4097)}, "a token of 4097 characters"),
-    "no object": ({"model": []}, "cannot read"),
+    "no object": ({"model": []}, "model is no object"),
+    "settings as a bare list": (
+        {"normalizer": {"type": "Sequence", "normalizers": [["x" * 300]]}},
+        "no object with a type",
+    ),
+    "a list with its type": ({"normalizer": ["Prepend", "x" * 300]}, "no object with a type"),
+    "no type": (
+        {
+            "pre_tokenizer": {
+                "pattern": {"Regex": "(a+)+$"},
+                "behavior": "Isolated",
+                "invert": False,
+            }
+        },
+        "no object with a type",
+    ),
+    "an added token as a list": (
+        {"added_tokens": [[9, "x" * 4097, False, False, False, False, True]]},
+        "an added token that is no object",
+    ),
     "deep": ({"normalizer": [[[[[[]]]]]] * 2, "x": json.loads("[" * 70 + "]" * 70)}, "levels"),
 }
 
