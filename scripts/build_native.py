@@ -18,6 +18,8 @@ SOURCES = Path("runtime/native")
 UNIX_FLAGS = ["-std=c++17", "-O3", "-ffp-contract=off", "-fvisibility=hidden", "-pthread"]
 # GCC takes what its own intrinsics leave undefined for a mistake.
 UNIX_FLAGS += ["-Wno-maybe-uninitialized", "-Wno-uninitialized"]
+# The same file wherever it is compiled: debugging information would name the folder.
+UNIX_FLAGS += [f"-ffile-prefix-map={Path.cwd()}=."]
 MSVC_FLAGS = ["/std:c++17", "/O2", "/fp:precise", "/EHsc", "/utf-8"]
 
 
