@@ -27,9 +27,9 @@ STEM = "quant_model_weights"
 INDEX_NAME = f"{STEM}.safetensors.index.json"
 INT8, FLOAT = "W8A8_DYNAMIC", "FLOAT"
 OFFSET = "weight_offset"
-# Keys beside the tensors. `metadata` and `optional` tell of rotations, which are not read.
 VERSION = "1.0.0"
-TEXTS, EMPTY = ("version", "model_quant_type", "group_size"), ("metadata", "optional")
+# Keys beside the tensors: those that change nothing, and those that tell of rotations.
+GENERAL, ROTATIONS = ("version", "model_quant_type", "group_size"), ("metadata", "optional")
 CURE = "start from the unquantized checkpoint"
 
 
@@ -63,9 +63,7 @@ def read_description(
     path = folder / DESCRIPTION
     types = {}
     for name, value in read_json_object(path).items():
-        if name in TEXTS:
-            continue
-        if name in EMPTY and not value:
+        if name in GENERAL or (name in ROTATIONS and not value):
             continue
         if value not in (INT8, FLOAT):
             raise UnsupportedError(f"{path}: {name}: {value!r}, supported: {INT8}, {FLOAT}", CURE)
@@ -83,7 +81,7 @@ def read_description(
         if value == INT8 and name.endswith(suffix)
     ]
     for module in modules:
-        _check_offsets(path, source, f"{module}.{OFFSET}")
+        _check_offsets(folder, source, module)
     hidden = {f"{module}.{OFFSET}" for module in modules}
     infos = {name: info for name, info in source.infos.items() if name not in hidden}
     target = Target(read_patterns(modules, str(path)), Int8Rows())
@@ -91,8 +89,17 @@ def read_description(
     return SafetensorsSource(infos), QuantizationConfig((target,), nothing)
 
 
-def _check_offsets(path: Path, source: SafetensorsSource, name: str) -> None:
-    if name not in source.infos:
-        raise InputError(f"{path.parent}: tensor {name!r} is missing", "the folder is incomplete")
+def _check_offsets(folder: Path, source: SafetensorsSource, module: str) -> None:
+    name = f"{module}.{OFFSET}"
+    info = source.infos.get(name)
+    if info is None:
+        raise InputError(f"{folder}: tensor {name!r} is missing", "the folder is incomplete")
+    shape = (*source.infos[f"{module}.weight"].shape[:1], 1)
+    if (info.dtype, info.shape) != ("F32", shape):
+        raise InputError(
+            f"{folder}: tensor {name!r} is {info.dtype} {list(info.shape)}, expected F32 "
+            f"{list(shape)}",
+            "its files are of different models",
+        )
     if np.any(source.rows(name)):
-        raise UnsupportedError(f"{path.parent}: {name}: offsets that are not 0", CURE)
+        raise UnsupportedError(f"{folder}: {name}: offsets that are not 0", CURE)

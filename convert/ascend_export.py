@@ -24,6 +24,7 @@ from .materialize import place_side_files
 from .quantization_plan import Job
 from .repacking import WIDE_FLOAT, Repacking, RepackResult, finish_folder, float_dtype
 from .safetensors_file import PlannedTensor, SafetensorsWriter
+from .sources import write_index
 
 WHY_FLOAT = "embedding and head are float there (--head-bits 16 keeps the original's)"
 
@@ -65,9 +66,7 @@ def export_ascend(
             for tensor in offsets:
                 writer.write(tensor.name, np.zeros(tensor.shape, np.float32))
         weight_map = placed.weight_map | {tensor.name: names[-1] for tensor in offsets}
-        total = placed.tensor_bytes + zeros
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        write_json(folder / INDEX_NAME, index)
+        write_index(folder / INDEX_NAME, weight_map, placed.tensor_bytes + zeros)
         modules = frozenset(job.module for job in jobs if job.scheme is not None)
         write_json(folder / DESCRIPTION, describe_tensors(weight_map, modules))
         write_json(folder / CONFIG, _without_quantization(checkpoint))

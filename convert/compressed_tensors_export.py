@@ -21,7 +21,7 @@ from .materialize import place_side_files
 from .quantization_plan import Job
 from .readable import readable_schemes
 from .repacking import Repacking, RepackResult, finish_folder, float_dtype
-from .sources import INDEX
+from .sources import INDEX, write_index
 
 
 def export_compressed_tensors(
@@ -50,11 +50,7 @@ def export_compressed_tensors(
         placed = repacking.place(folder, names, copy, advance)
         linked += placed.linked_bytes
         if (checkpoint.origin / INDEX).exists():
-            index = {
-                "metadata": {"total_size": placed.tensor_bytes},
-                "weight_map": placed.weight_map,
-            }
-            write_json(folder / INDEX, index)
+            write_index(folder / INDEX, placed.weight_map, placed.tensor_bytes)
         write_json(folder / CONFIG, config)
         notes = notes_on(checkpoint, jobs, placed.errors)
         return finish_folder(checkpoint, folder, "compressed-tensors", jobs, notes, linked)

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..atomic import MANIFEST
 from ..errors import InputError
+from .ascend import DESCRIPTION, INDEX_NAME
 from .checkpoint import CONFIG, SIDE_FILES, Checkpoint
 from .file_hashes import FileHashes
 from .json_file import read_json_object
@@ -43,7 +44,8 @@ def files_beside(checkpoint: Checkpoint) -> list[Path]:
     """What decides, beside the weights, what is made from the model."""
     if not checkpoint.origin.is_dir():
         return []
-    beside = (checkpoint.origin / name for name in (CONFIG, INDEX, *SIDE_FILES))
+    names = (CONFIG, INDEX, DESCRIPTION, INDEX_NAME, *SIDE_FILES)
+    beside = (checkpoint.origin / name for name in names)
     return [path for path in beside if path.is_file()]
 
 

@@ -36,7 +36,7 @@ from .preparation import GivenWindows, Preparation, prepared
 from .provenance import provenance_of
 from .quantization_plan import CALIBRATED, Job, QuantizeOptions, plan, shards_of, tensors_of
 from .safetensors_file import DTYPES, SafetensorsWriter, TensorInfo, read_tensor_infos
-from .sources import INDEX, HashedSource, SafetensorsSource, TensorSource
+from .sources import INDEX, HashedSource, SafetensorsSource, TensorSource, write_index
 
 Advance = Callable[[int], None]
 
@@ -449,4 +449,4 @@ def refuse_non_finite(job: Job, count: int) -> None:
 def _write_index(shards: dict[str, list[Job]], path: Path) -> None:
     weight_map = {t.name: name for name, jobs in shards.items() for t in tensors_of(jobs)}
     total = sum(t.nbytes for jobs in shards.values() for t in tensors_of(jobs))
-    write_json(path, {"metadata": {"total_size": total}, "weight_map": weight_map})
+    write_index(path, weight_map, total)

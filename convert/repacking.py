@@ -83,7 +83,8 @@ class Repacking:
             )
         self._checkpoint, self._source, self._jobs = checkpoint, checkpoint.source, jobs
         self.files = self._pieces_by_file()
-        self._kept = {path for path, pieces in self.files.items() if self._stays(path, pieces)}
+        gone = self._gone()
+        self._kept = {path for path in self.files if self._stays(path, gone)}
 
     def new_bytes(self, output: Path, copy: bool) -> int:
         """What `place` will write."""
@@ -159,17 +160,19 @@ class Repacking:
         """The tensors of one of the checkpoint's files."""
         return [info for info in self._source.infos.values() if info.path == path]
 
-    def _stays(self, path: Path, pieces: list[Piece]) -> bool:
-        """Whether a file can be kept: nothing new is in it, nothing old goes."""
+    def _gone(self) -> set[str]:
+        """The checkpoint's tensors that the output does not have."""
         changed = [
             job
             for job in self._jobs
             if job.parameter.name != job.source or not self._has_the_same_bytes(job)
         ]
-        gone = {name for job in changed for name in self._stored_now(job.source)}
-        return all(piece.unchanged for piece in pieces) and not gone & {
-            info.name for info in self._infos(path)
-        }
+        return {name for job in changed for name in self._stored_now(job.source)}
+
+    def _stays(self, path: Path, gone: set[str]) -> bool:
+        """Whether a file can be kept: nothing new is in it, nothing old goes."""
+        names = {info.name for info in self._infos(path)}
+        return all(piece.unchanged for piece in self.files[path]) and not gone & names
 
     def _counts(self, piece: Piece) -> bool:
         """One piece per parameter of the checkpoint, for the progress."""

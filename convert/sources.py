@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from . import limits
-from .json_file import read_json_object
+from .json_file import read_json_object, write_json
 from .local_files import safe_join
 from .safetensors_file import TensorInfo, read_rows, read_tensor_infos
 
@@ -128,6 +128,11 @@ def open_safetensors_folder(folder: Path, index_name: str = INDEX) -> Safetensor
                 "index and shards do not belong together; download the checkpoint again",
             )
     return SafetensorsSource(infos)
+
+
+def write_index(path: Path, weight_map: Mapping[str, str], tensor_bytes: int) -> None:
+    """weight_map: tensor -> file; tensor_bytes: of all tensors, without headers."""
+    write_json(path, {"metadata": {"total_size": tensor_bytes}, "weight_map": dict(weight_map)})
 
 
 def _shard_path(folder: Path, index: Path, shard: str) -> Path:

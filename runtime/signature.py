@@ -69,7 +69,7 @@ def sign_command(
     """Sign an artifact that is whole; the signature lies beside it, `NAME.sig` by default.
 
     Raises:
-        InputError: the artifact is damaged, or the key is none.
+        InputError: the artifact is damaged, or has symbolic links, or the key is none.
         UsageError: the signature would lie in the folder that it signs.
         ProviderError: the package is not installed.
     """
@@ -91,7 +91,11 @@ def sign_command(
     except Exception as error:  # of several libraries, none of them promised
         raise _bad_key(private_key, "private", error) from error
     with output_file(target, overwrite) as partial:
-        config.sign(path, partial)
+        try:
+            config.sign(path, partial)
+        except ValueError as error:  # a symbolic link, whose target could change
+            problem = f"{path}: cannot be signed: {error}"
+            raise InputError(problem, "put the file itself in place of the link") from error
     return SignReport(artifact, str(target), len(artifact_files(path)))
 
 

@@ -66,7 +66,8 @@ def check_tokenizer(content: Mapping[str, Any]) -> None:
     """Raises InputError: sizes, patterns or replacements beyond the limits."""
     _check_tokens(content)
     for stage in STAGES:
-        _check_shape(stage, content.get(stage))
+        if content.get(stage) is not None:
+            _check_shape(stage, content[stage])
         steps = list(_steps(content.get(stage)))
         if len(steps) > limits.TOKENIZER_STAGES:
             raise _refusal(f"{stage}: {len(steps)} steps, limit {limits.TOKENIZER_STAGES}")
@@ -78,8 +79,6 @@ def check_tokenizer(content: Mapping[str, Any]) -> None:
 def _check_shape(stage: str, step: Any) -> None:
     """The library takes steps as bare lists of their settings too, and without a type: no writer
     makes those, and the checks below would not know them."""
-    if step is None:
-        return
     if not isinstance(step, dict) or not isinstance(step.get("type"), str):
         raise _refusal(f"{stage}: a step that is no object with a type: {str(step)[:80]}")
     for key in PARTS:
@@ -87,7 +86,7 @@ def _check_shape(stage: str, step: Any) -> None:
         if not isinstance(parts, list):
             raise _refusal(f"{stage}: {key} is no list")
         for part in parts:
-            _check_shape(stage, {} if part is None else part)
+            _check_shape(stage, part)
 
 
 def _check_tokens(content: Mapping[str, Any]) -> None:

@@ -16,6 +16,8 @@ from mutations import damaged_bytes, mutate_json, mutate_safetensors, mutate_tex
 from small_models import TEMPLATE, write_checkpoint
 
 from dsconv.atomic import MANIFEST
+from dsconv.convert.ascend import DESCRIPTION
+from dsconv.convert.ascend_export import export_ascend
 from dsconv.convert.checkpoint import Checkpoint, open_checkpoint
 from dsconv.convert.json_file import parse_json
 from dsconv.convert.quantization_plan import QuantizeOptions
@@ -222,6 +224,28 @@ def quantizations(folder: Path) -> Subject:
                     checkpoint.quantized_rows(name, 0, 4)
 
     return Quantizations()
+
+
+def descriptions(folder: Path) -> Subject:
+    """quant_model_description.json of a folder for Ascend."""
+
+    class Descriptions:
+        def __init__(self) -> None:
+            model = write_checkpoint(folder / "m", **SIZES)
+            source = quantized(model, folder / "q", bits=8, activations="int8")
+            self.folder = folder / "ascend"
+            export_ascend(open_checkpoint(str(source)), self.folder)
+            self.text = (self.folder / DESCRIPTION).read_text()
+
+        def prepare(self, rng: random.Random) -> int:
+            data = mutate_json(rng, self.text)
+            (self.folder / DESCRIPTION).write_bytes(data)
+            return len(data)
+
+        def drive(self) -> None:
+            read_all(open_checkpoint(str(self.folder)))
+
+    return Descriptions()
 
 
 def quantized(model: Path, output: Path, **options: Any) -> Path:
@@ -765,6 +789,7 @@ KINDS: Mapping[str, Callable[[Path], Subject]] = {
     "index": indexes,
     "config": configs,
     "quantization": quantizations,
+    "ascend": descriptions,
     "tokenizer": tokenizers,
     "tokenizer-config": tokenizer_configs,
     "generation-config": generation_configs,

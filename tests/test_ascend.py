@@ -22,6 +22,7 @@ from safetensors.numpy import load_file, save_file
 
 from dsconv.convert.ascend_export import export_ascend
 from dsconv.convert.checkpoint import Checkpoint, open_checkpoint
+from dsconv.convert.provenance import provenance_of
 from dsconv.convert.torch_ops import TorchModel
 from dsconv.errors import InputError, UnsupportedError
 from dsconv.runtime.integrity import integrity_findings
@@ -220,6 +221,13 @@ def set_an_offset(folder: Path) -> None:
     save_file(tensors, path)
 
 
+def widen_an_offset(folder: Path) -> None:
+    path = folder / "quant_model_weights-00002-of-00002.safetensors"
+    tensors = load_file(path)
+    tensors[f"{QUERY}_offset"] = np.zeros((128, 2), np.float32)
+    save_file(tensors, path)
+
+
 def drop_an_offset(folder: Path) -> None:
     path = folder / "quant_model_weights-00002-of-00002.safetensors"
     tensors = load_file(path)
@@ -241,6 +249,7 @@ WRONG: dict[str, tuple[Callable[[Path], None], type[Exception], str]] = {
     "not there": (change_description("model.x.weight", "FLOAT"), InputError, "model.x"),
     "float after all": (change_description(QUERY, "FLOAT"), InputError, "I8"),
     "an offset": (set_an_offset, UnsupportedError, "offsets that are not 0"),
+    "a wide offset": (widen_an_offset, InputError, r"expected F32 \[128, 1\]"),
     "no offset": (drop_an_offset, InputError, "weight_offset"),
 }
 
@@ -252,6 +261,15 @@ def test_folders_that_are_refused(sources: dict[str, Path], tmp_path: Path, case
     change(folder)
     with pytest.raises(error, match=words):
         open_checkpoint(str(folder))
+
+
+def test_what_decides_is_in_the_provenance(sources: dict[str, Path], tmp_path: Path) -> None:
+    """Of an export that starts from such a folder."""
+    _, folder = exported(sources["qwen2"], tmp_path, head_bits=16)
+    hashes = provenance_of(open_checkpoint(str(folder))).files
+    zeros = "quant_model_weights-00002-of-00002.safetensors"  # anything else in it is refused
+    files = {path.name for path in folder.iterdir()} - {"dsconv.json", zeros}
+    assert set(hashes) == files
 
 
 # ---------------------------------------------------------------- the command

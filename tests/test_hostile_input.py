@@ -26,6 +26,7 @@ COUNTS = {
     "index": (2000, 100_000),
     "config": (2000, 100_000),
     "quantization": (1500, 100_000),
+    "ascend": (1000, 100_000),
     "tokenizer": (2000, 100_000),
     "tokenizer-config": (2000, 100_000),
     "generation-config": (2000, 100_000),

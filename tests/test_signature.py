@@ -187,6 +187,15 @@ def test_nothing_damaged_is_signed(command: Command, folder: Path) -> None:
     assert not (folder / "onnx.sig").exists()
 
 
+def test_a_symbolic_link_is_not_signed(command: Command, folder: Path) -> None:
+    config = folder / "onnx" / "config.json"
+    config.rename(folder / "elsewhere.json")
+    config.symlink_to(folder / "elsewhere.json")
+    refused = command("sign", folder / "onnx", "--private-key", folder / "key.pem")
+    assert_refused(refused, 3, "cannot be signed", "config.json")
+    assert not (folder / "onnx.sig").exists()
+
+
 def test_refusals(command: Command, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     key = ["--private-key", folder / "key.pem"]
     inside = command("sign", folder / "onnx", *key, "-o", folder / "onnx" / "x.sig")
