@@ -19,6 +19,7 @@ from helpers import (
 )
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
+from small_models import write_checkpoint
 
 from dsconv.convert.ascend_export import export_ascend
 from dsconv.convert.checkpoint import Checkpoint, open_checkpoint
@@ -181,6 +182,39 @@ def test_several_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     for module in linears(folder):
         name = f"{module}.weight"
         assert largest_difference(checkpoint.rows(name), again.rows(name)) == 0
+
+
+def test_biases_of_a_bfloat16_model(tmp_path: Path) -> None:
+    _, folder = exported(write_checkpoint(tmp_path / "m"), tmp_path)
+    with safe_open(folder / "quant_model_weights-00001-of-00002.safetensors", "np") as reader:
+        dtypes = {name: reader.get_slice(name).get_dtype() for name in reader.keys()}  # noqa: SIM118
+    biases = [name for name in dtypes if name.endswith(".bias")]
+    assert biases
+    assert {dtypes[name] for name in biases} == {"F32"}
+    assert dtypes["model.norm.weight"] == "BF16"
+
+
+def test_what_is_left_of_a_matrix_elsewhere_goes_too(
+    sources: dict[str, Path], tmp_path: Path
+) -> None:
+    """The head's codes become float in their own file; its scales lay in another."""
+    quantized(sources["qwen3"], tmp_path / "q", **INT8)
+    weights = load_file(tmp_path / "q" / "model.safetensors")
+    alone = ("lm_head.weight_scale", "model.norm.weight")
+    parts = {
+        "model-1.safetensors": {name: weights.pop(name) for name in alone},
+        "model-2.safetensors": weights,
+    }
+    (tmp_path / "q" / "model.safetensors").unlink()
+    for name, tensors in parts.items():
+        save_file(tensors, tmp_path / "q" / name)
+    weight_map = {tensor: name for name, tensors in parts.items() for tensor in tensors}
+    index = {"metadata": {}, "weight_map": weight_map}
+    (tmp_path / "q" / "model.safetensors.index.json").write_text(json.dumps(index))
+    export_ascend(open_checkpoint(str(tmp_path / "q")), tmp_path / "ascend")
+    assert "lm_head.weight_scale" not in tensors_in(tmp_path / "ascend")
+    assert "lm_head.weight" in tensors_in(tmp_path / "ascend")
+    open_checkpoint(str(tmp_path / "ascend"))
 
 
 @pytest.mark.parametrize("options", [{"bits": 4, "method": "rtn"}, {"bits": 8, "method": "rtn"}])
