@@ -19,8 +19,11 @@ ALLOWED = {"artifact", "integrity", "signature", "public_key", "as_json"}
 
 @dataclass(frozen=True)
 class IntegrityReport:
+    """`what` was looked at, in words."""
+
     artifact: str
     findings: tuple[Finding, ...]
+    what: str
 
     @property
     def passed(self) -> bool:
@@ -44,7 +47,7 @@ class IntegrityReport:
     def show(self) -> None:
         for found in self.findings:
             say(f"{found.place}: {found.message}")
-        print("integrity: passed" if self.passed else "integrity: failed")
+        print(f"{self.what}: {'passed' if self.passed else 'failed'}")
 
 
 def refuse_without_reference(given: Collection[str], integrity: bool) -> None:
@@ -73,4 +76,5 @@ def integrity_command(artifact: str, signature: Signature | None = None) -> Inte
     if not path.exists():
         raise InputError(f"{path}: no such file or folder", "check the path")
     signed = signature_findings(path, signature) if signature else ()
-    return IntegrityReport(artifact, (*signed, *integrity_findings(path, BESIDE)))
+    what = "integrity and signature" if signature else "integrity"
+    return IntegrityReport(artifact, (*signed, *integrity_findings(path, BESIDE)), what)

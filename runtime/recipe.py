@@ -186,8 +186,13 @@ class Recipe(Parts):
             InputError: keys contradict each other.
             UnsupportedError: a target that does not read such an artifact.
         """
-        if self.quantize is not None:
-            part = self.quantize
+        part = self.quantize
+        if self.export.format == "ascend" and (part is None or part.activations != "int8"):
+            raise InputError(
+                f"{self.file}: export.format: 'ascend' takes int8 weights and activations",
+                'write bits = 8 and activations = "int8" under [quantize]',
+            )
+        if part is not None:
             if part.scheme == "scale-min" and self.export.format not in ("native", "gguf"):
                 raise InputError(
                     f"{self.file}: quantize.scheme: 'scale-min' cannot be exported as "

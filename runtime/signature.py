@@ -143,7 +143,7 @@ def _package() -> ModuleType:
         import model_signing
     except ImportError as error:
         raise ProviderError(
-            f"model-signing cannot be imported: {error}", 'pip install "dsconv[sign]"'
+            f"model-signing cannot be imported: {error}", "pip install model-signing pyopenssl"
         ) from error
     module: ModuleType = model_signing
     return module

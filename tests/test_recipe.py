@@ -178,6 +178,12 @@ def test_a_required_key(tmp_path: Path, missing: str) -> None:
         ("[export]\ntarget = 'groq'", UnsupportedError, "target groq"),
         ("[export]\ntarget = 'cann'\ndialect = 'std17'", InputError, "has one of its own"),
         ("[quantize]\nscheme = 'scale-min'", InputError, "'scale-min' cannot be exported as"),
+        ("[export]\nformat = 'ascend'", InputError, "'ascend' takes int8 weights and activations"),
+        (
+            "[export]\nformat = 'ascend'\n[quantize]\nbits = 4",
+            InputError,
+            "'ascend' takes int8 weights and activations",
+        ),
         ("[quantize]\nbits = 3", InputError, r"\[quantize\]: bits: 3"),
         ("[quantize]\nactivations = 'int8'", InputError, "int8 activations need"),
         ("[quantize]\ncalibration = ['a=b']", InputError, "'b' is not a number"),

@@ -91,6 +91,9 @@ def test_what_was_signed_holds(command: Command, folder: Path, kind: str) -> Non
     good = check(command, folder / kind)
     assert good.code == 0, good.err
     assert good.json == {"artifact": str(folder / kind), "passed": True, "findings": []}
+    options = ["--signature", folder / f"{kind}.sig", "--public-key", folder / "key.pub"]
+    said = command("verify", folder / kind, *options).out
+    assert said == "integrity and signature: passed\n"
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -217,7 +220,7 @@ def test_refusals(command: Command, folder: Path, monkeypatch: pytest.MonkeyPatc
     private = check(command, folder / "onnx", "key.pem")
     assert_refused(private, 3, "key.pem", "public key")
     monkeypatch.setitem(sys.modules, "model_signing", None)
-    assert_refused(check(command, folder / "onnx"), 7, "model-signing", "dsconv[sign]")
+    assert_refused(check(command, folder / "onnx"), 7, "model-signing", "pip install")
 
 
 def test_together_with_a_reference(command: Command, folder: Path) -> None:
