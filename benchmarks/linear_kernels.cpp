@@ -13,6 +13,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <memory>
 #include <string>
 #include <thread>
 #include <vector>
@@ -124,14 +125,19 @@ struct Case {
 
 struct Run {
     std::vector<uint8_t> storage;
+    size_t scratch_bytes;  // of a thread
+    uint8_t* scratch;
     Activations x;
-    std::vector<float> out;
+    std::unique_ptr<Memory> out;
 
-    Run(const LinearKernels& kernels, const Case& c) : out(c.tokens * c.view.rows) {
-        ActivationShape shape = activation_shape(c.view, c.tokens, c.precision);
-        storage.resize(activation_bytes(shape) + 64);
+    Run(const LinearKernels& kernels, const Case& c, int threads)
+        : scratch_bytes((kernels.scratch_bytes + 63) / 64 * 64),
+          out(new Memory(round_up(c.tokens * c.view.rows * 4, 1 << 21))) {
+        ActivationShape shape = activation_shape(kernels, c.view, c.tokens, c.precision);
+        storage.resize(activation_bytes(shape) + scratch_bytes * threads + 64);
         auto address = reinterpret_cast<uintptr_t>(storage.data());
-        x = place_activations(shape, reinterpret_cast<void*>((address + 63) / 64 * 64));
+        scratch = reinterpret_cast<uint8_t*>((address + 63) / 64 * 64);
+        x = place_activations(shape, scratch + scratch_bytes * threads);
         std::vector<float> values(c.tokens * c.view.cols);
         uint32_t state = 7;
         for (float& value : values) {  // a sum of uniform ones: nearly normal
@@ -156,8 +162,9 @@ std::pair<double, double> walk(Team& team, const LinearKernels& kernels, const M
         for (int64_t copy = 0; copy < copies; copy++) {
             LinearView view = c.view;
             view.data = memory.data + copy * bytes;
-            kernels.linear(view, run.x, run.out.data(), view.rows, blocks * i / team.size(),
-                           blocks * (i + 1) / team.size(), Epilogue{});
+            kernels.linear(view, run.x, reinterpret_cast<float*>(run.out->data), view.rows, blocks * i / team.size(),
+                           blocks * (i + 1) / team.size(), Epilogue{},
+                           run.scratch + i * run.scratch_bytes);
         }
     });
     return {static_cast<double>(bytes * copies), now() - start};
@@ -198,7 +205,7 @@ void decode(Team& team, const LinearKernels& kernels, const Memory& memory, int6
         }
     }
     std::vector<Run> runs;
-    for (auto& c : cases) runs.emplace_back(kernels, c);
+    for (auto& c : cases) runs.emplace_back(kernels, c, team.size());
     std::vector<double> reads;
     std::vector<std::vector<double>> speeds(cases.size()), ratios(cases.size());
     for (int round = 0; round < rounds; round++) {
@@ -234,7 +241,7 @@ void prefill(Team& team, const LinearKernels& kernels, const Memory& memory, int
         }
     }
     std::vector<Run> runs;
-    for (auto& c : cases) runs.emplace_back(kernels, c);
+    for (auto& c : cases) runs.emplace_back(kernels, c, team.size());
     std::vector<std::vector<double>> speeds(cases.size());
     for (int round = 0; round < rounds; round++) {
         for (size_t i = 0; i < cases.size(); i++) {

@@ -33,13 +33,16 @@ struct Buffer {
 // tokens x rows; 0x7f in memory that nobody writes shows up as a difference.
 std::vector<float> product(const LinearKernels& kernels, const LinearView& view,
                            Precision precision, const std::vector<float>& x, int64_t tokens) {
-    const ActivationShape shape = activation_shape(view, tokens, precision);
+    const ActivationShape shape = activation_shape(kernels, view, tokens, precision);
     Buffer workspace(activation_bytes(shape));
     std::memset(workspace.bytes, 0x7f, workspace.count);
     const Activations activations = place_activations(shape, workspace.bytes);
     kernels.quantize(x.data(), view.cols, activations, 0, activation_tiles(shape));
     std::vector<float> out(static_cast<size_t>(tokens * view.rows));
-    kernels.linear(view, activations, out.data(), view.rows, 0, linear_blocks_of(view), Epilogue{});
+    Buffer scratch(kernels.scratch_bytes);
+    std::memset(scratch.bytes, 0x7f, scratch.count);
+    kernels.linear(view, activations, out.data(), view.rows, 0, linear_blocks_of(view), Epilogue{},
+                   scratch.bytes);
     return out;
 }
 
@@ -60,7 +63,8 @@ int differences(LinearView view, Precision precision, int64_t tokens) {
     const std::vector<float> expected =
         product(*linear_kernels(Isa::scalar), view, precision, x, tokens);
     int different = 0;
-    for (Isa isa : {Isa::avx2, Isa::avx_vnni, Isa::avx512_vnni, Isa::neon_dotprod}) {
+    for (Isa isa : {Isa::avx2, Isa::avx_vnni, Isa::avx512_vnni, Isa::amx_int8,
+                    Isa::neon_dotprod}) {
         const LinearKernels* kernels = linear_kernels(isa);
         if (!kernels) continue;
         const std::vector<float> got = product(*kernels, view, precision, x, tokens);
@@ -82,7 +86,7 @@ int main() {
     int different = 0;
     for (auto [rows, cols] : {std::pair<int64_t, int64_t>{40, 288}, {17, 90}, {1, 1}, {16, 1100}}) {
         for (Precision precision : {Precision::int8, Precision::mixed, Precision::int16}) {
-            for (int64_t tokens : {1, 2, 3, 7, 8, 13}) {
+            for (int64_t tokens : {1, 2, 3, 7, 8, 13, 37, 300}) {
                 for (LinearKind kind : {LinearKind::scale_min3, LinearKind::scale_min4,
                                         LinearKind::scale_min5, LinearKind::scale_min6,
                                         LinearKind::float16, LinearKind::bfloat16}) {

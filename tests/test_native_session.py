@@ -110,7 +110,11 @@ def test_every_instruction_set_of_this_machine_is_there() -> None:
         assert len(names) > 1
     if platform.system() == "Linux" and platform.machine() == "x86_64":
         flags = set(Path("/proc/cpuinfo").read_text().split())
-        wanted = {"avx2": {"avx2", "fma", "f16c"}, "avx512_vnni": {"avx512_vnni", "avx512vl"}}
+        wanted = {
+            "avx2": {"avx2", "fma", "f16c"},
+            "avx512_vnni": {"avx512_vnni", "avx512vl"},
+            "amx_int8": {"amx_int8", "avx512_vnni"},
+        }
         for name, needed in wanted.items():
             assert (name in names) == (needed <= flags)
         assert ("avx_vnni" in names) == ({"avx_vnni", "avx2"} <= flags)

@@ -20,7 +20,7 @@ size_t placed_bytes(const ActivationShape& shape) { return (activation_bytes(sha
 
 bool operator==(const ActivationShape& a, const ActivationShape& b) {
     return a.tokens == b.tokens && a.cols == b.cols && a.group_size == b.group_size &&
-           a.precision == b.precision;
+           a.precision == b.precision && a.layout == b.layout;
 }
 
 // The distinct activations that some matrices of one input need, and which one each uses.
@@ -35,11 +35,11 @@ struct ActivationSet {
     }
 };
 
-ActivationSet activation_set(const std::vector<LinearView>& views, int64_t tokens,
-                             Precision precision) {
+ActivationSet activation_set(const LinearKernels& kernels, const std::vector<LinearView>& views,
+                             int64_t tokens, Precision precision) {
     ActivationSet set;
     for (const LinearView& view : views) {
-        const ActivationShape shape = activation_shape(view, tokens, precision);
+        const ActivationShape shape = activation_shape(kernels, view, tokens, precision);
         size_t index = 0;
         while (index < set.shapes.size() && !(set.shapes[index] == shape)) ++index;
         if (index == set.shapes.size()) set.shapes.push_back(shape);
@@ -97,6 +97,7 @@ Engine::Engine(Program program, const EngineOptions& options)
         attentions_[layer] = std::make_unique<Attention>(*attention, *rotary_[index]);
     }
     cache_ = KeyValueCache(std::move(shapes), options.cache);
+    for (int i = 0; i < team_.size(); ++i) scratch_.emplace_back(linear_.scratch_bytes);
 }
 
 void Engine::reset() {
@@ -122,9 +123,9 @@ void Engine::reserve(int64_t tokens) {
         for (const Precision precision :
              {precisions_.decode, precisions_.prefill, precisions_.score}) {
             if (const auto* linear = std::get_if<LinearStep>(&step)) {
-                bytes = std::max(bytes, activation_set(views_of(*linear), tokens, precision).bytes());
+                bytes = std::max(bytes, activation_set(linear_, views_of(*linear), tokens, precision).bytes());
             } else if (const auto* head = std::get_if<HeadStep>(&step)) {
-                bytes = std::max(bytes, activation_set({head->matrix}, tokens, precision).bytes());
+                bytes = std::max(bytes, activation_set(linear_, {head->matrix}, tokens, precision).bytes());
             }
         }
     }
@@ -202,7 +203,7 @@ std::vector<Activations> Engine::quantize(const std::vector<ActivationShape>& sh
 }
 
 void Engine::run(const LinearStep& step, const Pass& pass, Member& member) {
-    const ActivationSet set = activation_set(views_of(step), pass.tokens, pass.precision);
+    const ActivationSet set = activation_set(linear_, views_of(step), pass.tokens, pass.precision);
     const std::vector<Activations> activations =
         quantize(set.shapes, buffer(step.input), width(step.input),
                  step.has_norm ? &step.norm : nullptr,
@@ -211,7 +212,7 @@ void Engine::run(const LinearStep& step, const Pass& pass, Member& member) {
         const Matrix& matrix = step.matrices[index];
         const Epilogue epilogue{matrix.bias, step.combine == Combine::add};
         linear_.linear(matrix.view, activations[set.of_matrix[index]], buffer(matrix.output),
-                       width(matrix.output), first, last, epilogue);
+                       width(matrix.output), first, last, epilogue, scratch(member));
     };
     if (step.combine == Combine::silu_multiply) {
         const int64_t blocks = linear_blocks_of(step.matrices[0].view);
@@ -256,12 +257,13 @@ void Engine::run(const HeadStep& step, const Pass& pass, Member& member) {
     const float* input = buffer(step.input) + (pass.tokens - tokens) * row_width;
     // One row costs nothing beside the matrix: it is always computed in the precision of decoding.
     const Precision precision = pass.all ? precisions_.score : precisions_.decode;
-    const ActivationShape shape = activation_shape(step.matrix, tokens, precision);
+    const ActivationShape shape = activation_shape(linear_, step.matrix, tokens, precision);
     const std::vector<Activations> activations =
         quantize({shape}, input, row_width, &step.norm, buffer(step.normed), member);
     const int64_t blocks = linear_blocks_of(step.matrix);
     member.share(blocks, grain(blocks, tokens), [&](int64_t begin, int64_t end) {
-        linear_.linear(step.matrix, activations[0], pass.logits, step.matrix.rows, begin, end, {});
+        linear_.linear(step.matrix, activations[0], pass.logits, step.matrix.rows, begin, end, {},
+                       scratch(member));
     });
 }
 

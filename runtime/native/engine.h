@@ -68,6 +68,9 @@ class Engine {
                                       float* normed, Member& member);
     void norm_row(const Norm& norm, const float* x, float* out) const;
     int64_t grain(int64_t blocks, int64_t tokens) const;
+    void* scratch(const Member& member) {
+        return scratch_[static_cast<size_t>(member.index())].as<void>();
+    }
     float* buffer(BufferIndex index) { return buffers_[static_cast<size_t>(index)].as<float>(); }
     int64_t width(BufferIndex index) const {
         return program_.buffer_widths[static_cast<size_t>(index)];
@@ -84,6 +87,7 @@ class Engine {
     std::vector<Memory> buffers_;
     int64_t room_ = 0;  // tokens that the buffers hold
     Memory workspace_;  // quantized activations
+    std::vector<Memory> scratch_;  // of the matrix kernels, by member
     AttentionWorkspace attention_workspace_;
     int64_t position_ = 0;
 };

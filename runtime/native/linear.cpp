@@ -6,6 +6,10 @@
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
+#if defined(__x86_64__) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #if defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>
 #endif
@@ -17,6 +21,7 @@ extern const LinearKernels* const avx2_linear_kernels;
 extern const LinearKernels* const avx_vnni_linear_kernels;
 extern const LinearKernels* const avx512_linear_kernels;
 extern const LinearKernels* const neon_linear_kernels;
+extern const LinearKernels* const amx_linear_kernels;
 
 namespace {
 
@@ -39,11 +44,24 @@ bool has_avx512_vnni() {
            __builtin_cpu_supports("avx512vnni");
 }
 
+// Linux gives the tiles' registers only to processes that ask for them.
+bool has_amx_int8() {
+#if defined(__linux__)
+    constexpr long request_permission = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    return has_avx512_vnni() && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 24 & 1) &&
+           (d >> 25 & 1) && syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+#else
+    return false;
+#endif
+}
+
 #else
 
 bool has_avx2() { return false; }
 bool has_avx_vnni() { return false; }
 bool has_avx512_vnni() { return false; }
+bool has_amx_int8() { return false; }
 
 #endif
 
@@ -66,12 +84,13 @@ const LinearKernels* linear_kernels(Isa isa) {
         case Isa::avx_vnni: return has_avx_vnni() ? avx_vnni_linear_kernels : nullptr;
         case Isa::avx512_vnni: return has_avx512_vnni() ? avx512_linear_kernels : nullptr;
         case Isa::neon_dotprod: return has_neon_dotprod() ? neon_linear_kernels : nullptr;
+        case Isa::amx_int8: return has_amx_int8() ? amx_linear_kernels : nullptr;
     }
     return nullptr;
 }
 
 const LinearKernels& best_linear_kernels() {
-    for (Isa isa : {Isa::avx512_vnni, Isa::neon_dotprod, Isa::avx_vnni, Isa::avx2}) {
+    for (Isa isa : {Isa::amx_int8, Isa::avx512_vnni, Isa::neon_dotprod, Isa::avx_vnni, Isa::avx2}) {
         if (const LinearKernels* kernels = linear_kernels(isa)) return *kernels;
     }
     return *scalar_linear_kernels;

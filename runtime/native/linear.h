@@ -64,24 +64,33 @@ enum class Precision : uint32_t {
     float32,  // no rounding; for float16 and bfloat16 weights
 };
 
+// The order of activations in memory; kernels name the one that they want.
+enum class ActivationLayout : uint32_t {
+    quads,  // tiles of 8 tokens (the last one of 1, 2, 4 or 8): 4 inputs of each token, the next 4
+    rows,   // 64 inputs of each token, the next 64; tokens padded to a multiple of 16
+};
+
 // What a set of activations was quantized for; one set serves all matrices that it fits.
 struct ActivationShape {
     int64_t tokens = 0;
     int64_t cols = 0;
     int64_t group_size = 32;  // 16 (where the weights' groups are no multiple of 32), 32 or 128
     Precision precision = Precision::int8;
+    ActivationLayout layout = ActivationLayout::quads;
 };
+
+struct LinearKernels;
 
 // The shape of activations for a matrix: precision is replaced by float32 where weights are floats.
 // Matrices that share an input share activations if their shapes are equal.
-ActivationShape activation_shape(const LinearView& view, int64_t tokens, Precision precision);
+ActivationShape activation_shape(const LinearKernels& kernels, const LinearView& view,
+                                 int64_t tokens, Precision precision);
 
-// Quantized activations. Tokens are kept in tiles of 8 (the last one of 1, 2, 4 or 8), and within
-// a tile four inputs of each token lie side by side. The arrays point into one workspace.
+// Quantized activations, rounded in tiles of 8 tokens. The arrays point into one workspace.
 struct Activations {
     ActivationShape shape;
     int8_t* codes = nullptr;   // value = scale * code, or scale * (256 * upper + code)
-    int8_t* upper = nullptr;   // mixed and int16
+    int8_t* upper = nullptr;   // mixed and int16; in rows zero where there is no upper term
     float* scales = nullptr;   // [tile][group][token]
     int32_t* sums = nullptr;   // the same of integer values
     uint8_t* two = nullptr;    // [tile][32 inputs]: is there an upper term
@@ -99,12 +108,16 @@ struct Epilogue {
     bool accumulate = false;
 };
 
-enum class Isa : uint32_t { scalar, avx2, avx_vnni, avx512_vnni, neon_dotprod };
+enum class Isa : uint32_t { scalar, avx2, avx_vnni, avx512_vnni, neon_dotprod, amx_int8 };
 
 // The kernels of one instruction set. Functions are reentrant and keep no state.
 struct LinearKernels {
     Isa isa;
     const char* name;
+    // Of the activations of more than 8 tokens, for integer weights in groups of 32 and more.
+    ActivationLayout layout;
+    // Memory that each thread has to bring, 64-byte aligned; its content means nothing.
+    size_t scratch_bytes;
     // Rounds the tokens of tiles [first_tile, last_tile): x [tokens, cols], rows ld_x apart.
     // A group with an infinite or NaN value gives NaN wherever it is used.
     void (*quantize)(const float* x, int64_t ld_x, const Activations& activations,
@@ -113,7 +126,7 @@ struct LinearKernels {
     // activations.shape must be activation_shape(view, ...) of some precision.
     void (*linear)(const LinearView& view, const Activations& activations, float* out,
                    int64_t ld_out, int64_t first_block, int64_t last_block,
-                   const Epilogue& epilogue);
+                   const Epilogue& epilogue, void* scratch);
 };
 
 // nullptr where this build or this CPU has no such kernels.

@@ -23,7 +23,7 @@ Activations place(const ActivationShape& shape, Arena& arena) {
     ActivationGeometry geometry(shape);
     Activations x;
     x.shape = shape;
-    int64_t values = geometry.width * geometry.padded_cols;
+    int64_t values = geometry.code_bytes;
     int64_t groups = geometry.width * geometry.groups;
     if (shape.precision == Precision::float32) {
         x.floats = arena.take<float>(values);
@@ -39,12 +39,14 @@ Activations place(const ActivationShape& shape, Arena& arena) {
 
 }  // namespace
 
-ActivationShape activation_shape(const LinearView& view, int64_t tokens, Precision precision) {
+ActivationShape activation_shape(const LinearKernels& kernels, const LinearView& view,
+                                 int64_t tokens, Precision precision) {
     if (holds_floats(view.kind)) return {tokens, view.cols, 32, Precision::float32};
     bool integer = view.kind == LinearKind::int4 || view.kind == LinearKind::int8;
     if (integer && view.group_size % unit_inputs != 0) return {tokens, view.cols, 16, precision};
     bool wide = precision == Precision::mixed && integer && view.group_size % wide_group == 0;
-    return {tokens, view.cols, wide ? wide_group : unit_inputs, precision};
+    ActivationLayout layout = tokens > tile_tokens ? kernels.layout : ActivationLayout::quads;
+    return {tokens, view.cols, wide ? wide_group : unit_inputs, precision, layout};
 }
 
 size_t activation_bytes(const ActivationShape& shape) {

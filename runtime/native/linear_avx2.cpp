@@ -18,8 +18,8 @@
 #include "linear_quantize.h"
 
 namespace dsconv {
-static const LinearKernels kernels{Isa::avx2, "avx2", &Quantizer<Avx2<false>>::run,
-                                   &Linear<Avx2<false>>::run};
+static const LinearKernels kernels{Isa::avx2, "avx2", ActivationLayout::quads,
+                                   0, &Quantizer<Avx2<false>>::run, &Linear<Avx2<false>>::run};
 }  // namespace dsconv
 
 #if defined(__clang__)

@@ -18,8 +18,8 @@
 #include "linear_quantize.h"
 
 namespace dsconv {
-static const LinearKernels kernels{Isa::avx512_vnni, "avx512_vnni", &Quantizer<Avx512Vnni>::run,
-                                   &Linear<Avx512Vnni>::run};
+static const LinearKernels kernels{Isa::avx512_vnni, "avx512_vnni", ActivationLayout::quads,
+                                   0, &Quantizer<Avx512Vnni>::run, &Linear<Avx512Vnni>::run};
 }  // namespace dsconv
 
 #if defined(__clang__)

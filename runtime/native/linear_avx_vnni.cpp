@@ -19,8 +19,8 @@
 #include "linear_quantize.h"
 
 namespace dsconv {
-static const LinearKernels kernels{Isa::avx_vnni, "avx_vnni", &Quantizer<Avx2<true>>::run,
-                                   &Linear<Avx2<true>>::run};
+static const LinearKernels kernels{Isa::avx_vnni, "avx_vnni", ActivationLayout::quads,
+                                   0, &Quantizer<Avx2<true>>::run, &Linear<Avx2<true>>::run};
 }  // namespace dsconv
 
 #if defined(__clang__)

@@ -33,7 +33,7 @@ struct Matrix {
 
 const LinearKernels* kernels_named(const char* name) {
     for (const Isa isa : {Isa::scalar, Isa::avx2, Isa::avx_vnni, Isa::avx512_vnni,
-                          Isa::neon_dotprod}) {
+                          Isa::amx_int8, Isa::neon_dotprod}) {
         const LinearKernels* kernels = linear_kernels(isa);
         if (kernels && std::strcmp(name, kernels->name) == 0) return kernels;
     }
@@ -113,7 +113,7 @@ PyObject* py_linear(PyObject*, PyObject* arguments) {
         return nullptr;
     }
     const ActivationShape shape =
-        activation_shape(view, tokens, static_cast<Precision>(precision));
+        activation_shape(*kernels, view, tokens, static_cast<Precision>(precision));
     const AlignedBytes workspace = aligned(activation_bytes(shape));
     const Activations activations = place_activations(shape, workspace.get());
     kernels->quantize(reinterpret_cast<const float*>(x), view.cols, activations, 0,
@@ -121,8 +121,9 @@ PyObject* py_linear(PyObject*, PyObject* arguments) {
     Epilogue epilogue;
     if (bias_size) epilogue.bias = reinterpret_cast<const float*>(bias);
     epilogue.accumulate = accumulate != 0;
+    const AlignedBytes scratch = aligned(kernels->scratch_bytes);
     kernels->linear(view, activations, reinterpret_cast<float*>(PyByteArray_AsString(out)),
-                    view.rows, first, last, epilogue);
+                    view.rows, first, last, epilogue, scratch.get());
     Py_RETURN_NONE;
 }
 

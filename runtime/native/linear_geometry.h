@@ -7,6 +7,8 @@ namespace dsconv {
 
 constexpr int64_t vector_bytes = 64;  // four inputs of 16 rows
 constexpr int64_t tile_tokens = 8;
+constexpr int64_t row_inputs = 64;    // ActivationLayout::rows: tiles of row_tokens x row_inputs
+constexpr int64_t row_tokens = 16;
 constexpr int64_t unit_inputs = 32;   // inputs of a tile that have an upper term together, or none
 constexpr int64_t wide_group = 128;   // inputs that share a scale in Precision::mixed
 
@@ -40,18 +42,34 @@ constexpr int64_t tile_width(int64_t tokens, int64_t tile) {
 }
 
 struct ActivationGeometry {
-    int64_t tiles;
+    bool rows;            // ActivationLayout::rows
+    int64_t tiles;        // of tile_tokens
     int64_t width;        // tokens over all tiles, padding included
     int64_t padded_cols;
     int64_t groups;
     int64_t units;
+    int64_t row_bytes;    // rows: codes of all tokens, for row_inputs inputs
+    int64_t code_bytes;
 
     explicit ActivationGeometry(const ActivationShape& shape)
-        : tiles((shape.tokens + tile_tokens - 1) / tile_tokens),
-          width(tiles == 0 ? 0 : (tiles - 1) * tile_tokens + tile_width(shape.tokens, tiles - 1)),
+        : rows(shape.layout == ActivationLayout::rows),
+          tiles((shape.tokens + tile_tokens - 1) / tile_tokens),
+          width(tiles == 0 ? 0 : (tiles - 1) * tile_tokens + width_of(shape, tiles - 1)),
           padded_cols(round_up(shape.cols, unit_inputs)),
           groups((padded_cols + shape.group_size - 1) / shape.group_size),
-          units(padded_cols / unit_inputs) {}
+          units(padded_cols / unit_inputs),
+          row_bytes(round_up(width, row_tokens) * row_inputs),
+          code_bytes(rows ? (shape.cols + row_inputs - 1) / row_inputs * row_bytes
+                          : width * padded_cols) {}
+
+    static int64_t width_of(const ActivationShape& shape, int64_t tile) {
+        return shape.layout == ActivationLayout::rows ? tile_tokens
+                                                      : tile_width(shape.tokens, tile);
+    }
+    // Where the codes of a tile start.
+    int64_t codes_at(int64_t tile) const {
+        return tile * tile_tokens * (rows ? row_inputs : padded_cols);
+    }
 };
 
 }  // namespace dsconv

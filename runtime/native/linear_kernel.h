@@ -189,7 +189,8 @@ template <class L> struct Linear {
     }
 
     static void run(const LinearView& view, const Activations& x, float* out, int64_t ld_out,
-                    int64_t first_block, int64_t last_block, const Epilogue& epilogue) {
+                    int64_t first_block, int64_t last_block, const Epilogue& epilogue,
+                    void* /*scratch*/) {
         LinearGeometry geometry;
         if (!linear_geometry(view, geometry)) return;
         ActivationGeometry activations(x.shape);

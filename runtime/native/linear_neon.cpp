@@ -18,8 +18,8 @@
 #include "linear_quantize.h"
 
 namespace dsconv {
-static const LinearKernels kernels{Isa::neon_dotprod, "neon_dotprod", &Quantizer<NeonDotprod>::run,
-                                   &Linear<NeonDotprod>::run};
+static const LinearKernels kernels{Isa::neon_dotprod, "neon_dotprod", ActivationLayout::quads,
+                                   0, &Quantizer<NeonDotprod>::run, &Linear<NeonDotprod>::run};
 }  // namespace dsconv
 
 #if defined(__clang__)

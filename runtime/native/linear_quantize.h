@@ -88,6 +88,7 @@ template <class L> struct Quantizer {
 
     // A tile's part of the arrays.
     struct Tile {
+        int64_t row_bytes;  // ActivationLayout::rows, else 0
         int64_t width;   // tokens that it has room for
         int64_t count;   // tokens that it has
         int64_t groups;  // of a token
@@ -106,8 +107,18 @@ template <class L> struct Quantizer {
         return largest_magnitude(inputs_at(tile.x + token * tile.ld_x, shape, i, size, padded));
     }
 
+    // A unit within a row of 64 inputs. Kernels multiply whole rows: without an upper term it is 0.
+    static void keep_row(const Tile& tile, int64_t token, int64_t i, bool two, const Group& group) {
+        int64_t to = i / row_inputs * tile.row_bytes + token * row_inputs + i % row_inputs;
+        __builtin_memcpy(tile.codes + to, group.codes, unit_inputs);
+        if (!tile.upper) return;
+        if (two) __builtin_memcpy(tile.upper + to, group.upper, unit_inputs);
+        else __builtin_memset(tile.upper + to, 0, unit_inputs);
+    }
+
     static void keep(const Tile& tile, int64_t token, int64_t i, int64_t size, bool two,
                      const Group& group) {
+        if (tile.row_bytes) return keep_row(tile, token, i, two, group);
         for (int64_t quad = 0; quad < size / 4; quad++) {
             int64_t to = ((i / 4 + quad) * tile.width + token) * 4;
             __builtin_memcpy(tile.codes + to, group.codes + 4 * quad, 4);
@@ -269,12 +280,11 @@ template <class L> struct Quantizer {
 
     static void quantize_tile(const ActivationShape& shape, const ActivationGeometry& geometry,
                               const Tile& tile) {
-        int64_t values = geometry.padded_cols * tile.width, groups = tile.groups * tile.width * 4;
-        if (tile.count < tile.width || shape.cols < geometry.padded_cols) {
-            clear(tile.codes, values);
-            if (tile.upper) clear(tile.upper, values);
-            clear(tile.scales, groups);
-            clear(tile.sums, groups);
+        if (tile.count < tile.width || shape.cols % row_inputs != 0) {
+            clear_codes(tile, shape, geometry, tile.codes);
+            if (tile.upper) clear_codes(tile, shape, geometry, tile.upper);
+            clear(tile.scales, tile.groups * tile.width * 4);
+            clear(tile.sums, tile.groups * tile.width * 4);
         }
         bool two = shape.precision == Precision::int16;
         __builtin_memset(tile.two, two, static_cast<size_t>(geometry.units));
@@ -293,15 +303,23 @@ template <class L> struct Quantizer {
         for (int64_t i = 0; i < shape.cols; i++) floats[i / 4 * width * 4 + i % 4] = x[i];
     }
 
+    // As far as nobody writes them and somebody reads them.
+    static void clear_codes(const Tile& tile, const ActivationShape& shape,
+                            const ActivationGeometry& geometry, int8_t* codes) {
+        if (!geometry.rows) return clear(codes, geometry.padded_cols * tile.width);
+        int64_t last = (shape.cols - 1) / row_inputs;
+        clear(codes + last * tile.row_bytes, tile.width * row_inputs);
+    }
+
     static void clear(void* p, int64_t bytes) { __builtin_memset(p, 0, static_cast<size_t>(bytes)); }
 
     static void run(const float* x, int64_t ld_x, const Activations& to, int64_t first_tile,
                     int64_t last_tile) {
         ActivationGeometry geometry(to.shape);
         for (int64_t tile = first_tile; tile < last_tile; tile++) {
-            int64_t width = tile_width(to.shape.tokens, tile);
+            int64_t width = ActivationGeometry::width_of(to.shape, tile);
             int64_t token = tile * tile_tokens;
-            int64_t inputs = token * geometry.padded_cols, groups = token * geometry.groups;
+            int64_t inputs = geometry.codes_at(tile), groups = token * geometry.groups;
             int64_t count = to.shape.tokens - token < width ? to.shape.tokens - token : width;
             if (to.shape.precision == Precision::float32) {
                 clear(to.floats + inputs, geometry.padded_cols * width * 4);
@@ -311,7 +329,7 @@ template <class L> struct Quantizer {
                 continue;
             }
             quantize_tile(to.shape, geometry,
-                          Tile{width, count, geometry.groups, x + token * ld_x, ld_x,
+                          Tile{geometry.rows ? geometry.row_bytes : 0, width, count, geometry.groups, x + token * ld_x, ld_x,
                                to.codes + inputs, to.upper ? to.upper + inputs : nullptr,
                                to.scales + groups, to.sums + groups,
                                to.two + tile * geometry.units});

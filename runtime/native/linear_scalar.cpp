@@ -9,8 +9,8 @@
 
 namespace dsconv {
 
-static const LinearKernels kernels{Isa::scalar, "scalar", &Quantizer<Scalar>::run,
-                                   &Linear<Scalar>::run};
+static const LinearKernels kernels{Isa::scalar, "scalar", ActivationLayout::quads,
+                                   0, &Quantizer<Scalar>::run, &Linear<Scalar>::run};
 extern const LinearKernels* const scalar_linear_kernels = &kernels;
 
 }  // namespace dsconv

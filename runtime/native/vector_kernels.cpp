@@ -12,7 +12,8 @@ const VectorKernels* vector_kernels(Isa isa) {
         case Isa::scalar: return scalar_vector_kernels;
         case Isa::avx2:
         case Isa::avx_vnni: return avx2_vector_kernels;
-        case Isa::avx512_vnni: return avx512_vector_kernels;
+        case Isa::avx512_vnni:
+        case Isa::amx_int8: return avx512_vector_kernels;
         case Isa::neon_dotprod: return neon_vector_kernels;
     }
     return nullptr;

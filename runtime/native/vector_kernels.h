@@ -72,7 +72,7 @@ struct VectorKernels {
 };
 
 constexpr Isa all_isas[] = {Isa::scalar, Isa::avx2, Isa::avx_vnni, Isa::avx512_vnni,
-                            Isa::neon_dotprod};
+                            Isa::amx_int8, Isa::neon_dotprod};
 
 // The vector kernels that go with a set of matrix kernels; nullptr where this build has none.
 const VectorKernels* vector_kernels(Isa isa);
