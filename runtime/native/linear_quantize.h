@@ -193,23 +193,46 @@ template <class L> struct Quantizer {
 
     static void weigh(const ActivationShape& shape, const Tile& tile, int64_t units,
                       Weight (&weights)[tile_tokens]) {
-        uint8_t none[max_units] = {};
-        float largest[tile_tokens] = {}, totals[tile_tokens] = {};
-        for (int pass = 0; pass < 2; pass++) {
+        for (int64_t t = 0; t < tile.count; t++) {
+            const float* x = tile.x + t * tile.ld_x;
+            float largest = 0;
+            double squares = 0;
             for (int64_t i = 0; i < shape.cols; i += shape.group_size) {
-                Magnitudes group = magnitudes_at(shape, tile, i, units);
-                for (int64_t t = 0; t < tile.count; t++) {
-                    int32_t magnitude = largest_of(group, units, t, none, false);
-                    float value = from_bits(magnitude);
-                    if (pass == 0) largest[t] = value > largest[t] ? value : largest[t];
-                    else totals[t] += square(magnitude, weights[t].factor);
-                }
+                int32_t magnitude = i + shape.group_size <= shape.cols
+                                        ? largest_of_units(x + i, units)
+                                        : largest_of_rest(shape, tile, t, i);
+                float value = from_bits(magnitude);
+                largest = value > largest ? value : largest;
+                squares += static_cast<double>(value) * value;
             }
-            for (int64_t t = 0; t < tile.count; t++) {
-                if (pass == 0) weights[t].factor = largest[t] > 0 ? 1.0f / largest[t] : 0.0f;
-                else weights[t].part = totals[t] > 0 ? 1.0f / totals[t] : 0.0f;
+            double part = static_cast<double>(largest) * largest / squares;  // NaN of all zeros
+            weights[t].factor = largest > 0 ? 1.0f / largest : 0.0f;
+            weights[t].part = part > 0 ? static_cast<float>(part) : 0.0f;
+        }
+    }
+
+    static int32_t largest_of_units(const float* x, int64_t units) {
+        int32_t largest[unit_inputs] = {};
+        for (; units > 0; units--, x += unit_inputs) {
+            for (int i = 0; i < unit_inputs; i++) {
+                int32_t magnitude = to_bits(x[i]) & 0x7fffffff;
+                largest[i] = magnitude > largest[i] ? magnitude : largest[i];
             }
         }
+        for (int i = 1; i < unit_inputs; i++) {
+            largest[0] = largest[i] > largest[0] ? largest[i] : largest[0];
+        }
+        return largest[0];
+    }
+
+    static int32_t largest_of_rest(const ActivationShape& shape, const Tile& tile, int64_t token,
+                                   int64_t i) {
+        int32_t largest = 0;
+        for (; i < shape.cols; i += unit_inputs) {
+            int32_t magnitude = largest_at(tile, shape, token, i, unit_inputs);
+            largest = magnitude > largest ? magnitude : largest;
+        }
+        return largest;
     }
 
     // Flags of the units of a group. limit: what a unit has to save, summed over the tokens.
