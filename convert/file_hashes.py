@@ -19,6 +19,7 @@ from ..atomic import output_file
 from ..errors import InputError, OutputError
 
 NAME = "hashes.json"
+HASH_PLACEHOLDER = "0" * 64  # as long as a hash
 LARGE = 64 << 20  # bytes; smaller files are read in the blink of an eye
 
 

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from .. import __version__
+from .file_hashes import HASH_PLACEHOLDER
 from .gguf_file import read_header
 from .json_file import parse_json
-from .provenance import HASH_PLACEHOLDER, Provenance
+from .provenance import Provenance
 
 KEY = "dsconv.provenance"
 FORMAT_VERSION = 1

@@ -16,8 +16,8 @@ import numpy as np
 
 from .. import __version__
 from ..atomic import MANIFEST
-from .file_hashes import FileHashes, artifact_files
-from .provenance import HASH_PLACEHOLDER, Provenance
+from .file_hashes import HASH_PLACEHOLDER, FileHashes, artifact_files
+from .provenance import Provenance
 from .safetensors_file import read_rows, read_tensor_infos
 
 FORMAT_VERSION = 2

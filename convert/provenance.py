@@ -13,12 +13,11 @@ from ..atomic import MANIFEST
 from ..errors import InputError
 from .ascend import DESCRIPTION, INDEX_NAME
 from .checkpoint import CONFIG, SIDE_FILES, Checkpoint
-from .file_hashes import FileHashes
+from .file_hashes import HASH_PLACEHOLDER, FileHashes
 from .json_file import read_json_object
 from .sources import INDEX, HashedSource
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
-HASH_PLACEHOLDER = "0" * 64  # as long as a hash
 HUB_FOLDER = "models--"  # of the hub's cache: models--ORG--NAME/snapshots/COMMIT
 
 

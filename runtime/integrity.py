@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..atomic import MANIFEST
+from ..convert.file_hashes import HASH_PLACEHOLDER
 from ..convert.gguf_export import SUFFIX as GGUF_SUFFIX
 from ..convert.gguf_provenance import is_sealed, seal_is_intact
 from ..convert.json_file import read_json_object
@@ -23,7 +24,6 @@ from ..convert.manifest import (
 )
 from ..convert.native.file import open_native_file
 from ..convert.native.format import SUFFIX
-from ..convert.provenance import HASH_PLACEHOLDER
 from ..errors import DsconvError, InputError
 from .verdict import Finding
 

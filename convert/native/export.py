@@ -28,8 +28,9 @@ from ...quant.scale_min import ScaleMin
 from ...quant.scheme import WHOLE_ROW
 from ..checkpoint import Checkpoint
 from ..families.inventory import Role
+from ..file_hashes import HASH_PLACEHOLDER
 from ..parallel import Workers
-from ..provenance import HASH_PLACEHOLDER, Provenance, announced_provenance, provenance_of
+from ..provenance import Provenance, announced_provenance, provenance_of
 from ..safetensors_file import PlannedTensor, SafetensorsWriter, encode_header
 from .format import (
     FORMAT_VERSION,

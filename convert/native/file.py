@@ -10,8 +10,8 @@ from pathlib import Path
 
 from ...errors import InputError
 from .. import limits
+from ..file_hashes import HASH_PLACEHOLDER
 from ..local_files import open_regular
-from ..provenance import HASH_PLACEHOLDER
 from ..safetensors_file import TensorInfo, read_metadata, read_rows, read_tensor_infos
 from .format import HEADER_HASH, SIDE_FILE_PREFIX, Metadata
 from .program_check import ProgramShapes, check_program

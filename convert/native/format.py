@@ -14,8 +14,8 @@ from typing import Any
 
 from ...errors import InputError
 from .. import limits
+from ..file_hashes import HASH_PLACEHOLDER
 from ..json_file import ConfigReader, parse_json
-from ..provenance import HASH_PLACEHOLDER
 from .linear_layout import KINDS, LinearLayout
 from .steps import Program
 
