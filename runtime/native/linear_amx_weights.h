@@ -49,8 +49,8 @@ class BlockReader {
         return group_start(group) + geometry_.code_bytes(input - group * geometry_.group_width);
     }
 
-    // Codes of inputs [input, input + size), with zeros after the end of their group; then, where
-    // the group ends within them, what belongs to it.
+    // Codes of inputs [input, input + size), with zeros after the end of their group (where the
+    // activations may hold anything), and what belongs to the group.
     void read(const uint8_t* block, int64_t input, int64_t size, Span& span, int64_t at,
               int64_t index) const {
         int64_t group = input / geometry_.group_width;

@@ -303,11 +303,13 @@ template <class L> struct Quantizer {
 
     static void quantize_tile(const ActivationShape& shape, const ActivationGeometry& geometry,
                               const Tile& tile) {
-        if (tile.count < tile.width || shape.cols % row_inputs != 0) {
-            clear_codes(tile, shape, geometry, tile.codes);
-            if (tile.upper) clear_codes(tile, shape, geometry, tile.upper);
-            clear(tile.scales, tile.groups * tile.width * 4);
-            clear(tile.sums, tile.groups * tile.width * 4);
+        // Of rows kernels use nothing that is not written.
+        if (!geometry.rows && (tile.count < tile.width || shape.cols < geometry.padded_cols)) {
+            int64_t values = geometry.padded_cols * tile.width, groups = tile.groups * tile.width * 4;
+            clear(tile.codes, values);
+            if (tile.upper) clear(tile.upper, values);
+            clear(tile.scales, groups);
+            clear(tile.sums, groups);
         }
         bool two = shape.precision == Precision::int16;
         __builtin_memset(tile.two, two, static_cast<size_t>(geometry.units));
@@ -324,14 +326,6 @@ template <class L> struct Quantizer {
     static void copy_token(const float* x, const ActivationShape& shape, int64_t width,
                            float* floats) {
         for (int64_t i = 0; i < shape.cols; i++) floats[i / 4 * width * 4 + i % 4] = x[i];
-    }
-
-    // As far as nobody writes them and somebody reads them.
-    static void clear_codes(const Tile& tile, const ActivationShape& shape,
-                            const ActivationGeometry& geometry, int8_t* codes) {
-        if (!geometry.rows) return clear(codes, geometry.padded_cols * tile.width);
-        int64_t last = (shape.cols - 1) / row_inputs;
-        clear(codes + last * tile.row_bytes, tile.width * row_inputs);
     }
 
     static void clear(void* p, int64_t bytes) { __builtin_memset(p, 0, static_cast<size_t>(bytes)); }
