@@ -23,6 +23,7 @@ native = pytest.importorskip("dsconv.runtime._native", reason="the native engine
 Floats = NDArray[np.float32]
 PRECISIONS = {"int8": 0, "mixed": 1, "int16": 2}
 KERNELS = native.available_kernels()
+MANY = 19  # tokens of a prompt: some kernels treat more than 8 in another way
 SCHEMES = [
     *(
         Scheme(bits, size, symmetric)
@@ -135,7 +136,7 @@ def test_products(kernels: str, scheme: object, precision: str) -> None:
     random = np.random.default_rng(1)
     for rows, columns in SHAPES:
         matrix = made(scheme, rows, columns)
-        for tokens in (1, 3):
+        for tokens in (1, 3, MANY):
             x = random.standard_normal((tokens, columns)) * np.exp(random.normal(size=columns))
             check(kernels, matrix, x.astype(np.float32), precision)
 
@@ -180,17 +181,27 @@ def test_a_token_does_not_depend_on_its_neighbours(kernels: str, precision: str)
 def test_a_split_of_blocks_changes_nothing(kernels: str) -> None:
     for scheme in (Scheme(4, 64), ScaleMin(3), np.dtype(np.float16)):
         matrix = made(scheme, 150, 96)
-        x = random_weights(5, 96, seed=4)
-        whole = multiply(kernels, matrix, x, "int8")
-        for splits in ((1,), (3, 4), tuple(range(1, 10))):
-            cut = multiply(kernels, matrix, x, "int8", splits=splits)
-            np.testing.assert_array_equal(whole.view(np.int32), cut.view(np.int32))
+        for tokens in (5, MANY):
+            x = random_weights(tokens, 96, seed=4)
+            whole = multiply(kernels, matrix, x, "int8")
+            for splits in ((1,), (3, 4), tuple(range(1, 10))):
+                cut = multiply(kernels, matrix, x, "int8", splits=splits)
+                np.testing.assert_array_equal(whole.view(np.int32), cut.view(np.int32))
+
+
+@pytest.mark.parametrize("scheme", [Scheme(4, 128), Scheme(8, WHOLE_ROW), ScaleMin(4)], ids=str)
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_a_long_prompt(kernels: str, scheme: object) -> None:
+    """More tokens, inputs and blocks than kernels take at once, none of them a whole number."""
+    matrix = made(scheme, 150, 1100)
+    check(kernels, matrix, random_weights(283, 1100, seed=8), "mixed")
 
 
 @pytest.mark.parametrize("kernels", KERNELS)
-def test_bias_then_what_is_there(kernels: str) -> None:
+@pytest.mark.parametrize("tokens", [3, MANY])
+def test_bias_then_what_is_there(kernels: str, tokens: int) -> None:
     matrix = made(Scheme(8, 32), 21, 64)
-    x, there = random_weights(3, 64, seed=5), random_weights(3, 21, seed=6)
+    x, there = random_weights(tokens, 64, seed=5), random_weights(tokens, 21, seed=6)
     bias = random_weights(1, 21, seed=7)[0]
     plain = multiply(kernels, matrix, x, "int16")
     both = multiply(kernels, matrix, x, "int16", bias, there)

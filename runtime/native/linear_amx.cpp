@@ -21,6 +21,7 @@
 #include "linear_amx_sums.h"
 #include "linear_amx_tiles.h"
 #include "linear_amx_weights.h"
+#include "linear_outputs.h"
 #include "linear_quantize.h"
 
 namespace dsconv {
@@ -51,9 +52,7 @@ struct Call {
     int64_t group_size;  // of the activations
     Then then;
     Add add;
-    float* out;
-    int64_t ld_out;
-    const Epilogue& epilogue;
+    Outputs<L> outputs;
     Scratch& scratch;
 };
 
@@ -162,30 +161,17 @@ void fetch_span(const Call& call, const Part& part, int64_t group, int64_t piece
 // Outputs lie far apart; without this each store would wait for its line.
 void fetch_outputs(const Call& call, const Part& part, int64_t first, int64_t last) {
     for (int64_t t = first; t < last; t++) {
-        float* out = call.out + (part.token + t) * call.ld_out + part.block * block_rows;
         for (int64_t b = 0; b < part.blocks; b++) {
-            asm volatile("prefetchw %0" : : "m"(out[b * block_rows]));
+            asm volatile("prefetchw %0" : : "m"(*call.outputs.at(part.block + b, part.token + t)));
         }
     }
 }
 
 void store_outputs(const Call& call, const Part& part, int64_t first, int64_t last) {
-    int64_t full = call.view.rows / block_rows - part.block;  // blocks without padding
-    if (full > part.blocks) full = part.blocks;
-    int64_t row = part.block * block_rows;
-    const float* bias = call.epilogue.bias ? call.epilogue.bias + row : nullptr;
     for (int64_t t = first; t < last; t++) {
-        float* out = call.out + (part.token + t) * call.ld_out + row;
-        const float* total = call.scratch.totals[t][0];
-        for (int64_t i = 0; i < full * block_rows; i += block_rows) {
-            Floats value = L::load_floats(total + i);
-            if (bias) value = L::add(value, L::load_floats(bias + i));
-            if (call.epilogue.accumulate) value = L::add(value, L::load_floats(out + i));
-            L::store_floats(out + i, value);
-        }
-        for (int64_t i = full * block_rows; row + i < call.view.rows && i < part.blocks * block_rows; i++) {
-            float value = bias ? total[i] + bias[i] : total[i];
-            out[i] = call.epilogue.accumulate ? value + out[i] : value;
+        for (int64_t b = 0; b < part.blocks; b++) {
+            call.outputs.store(part.block + b, part.token + t,
+                               L::load_floats(call.scratch.totals[t][b]));
         }
     }
 }
@@ -236,7 +222,8 @@ void run(const LinearView& view, const Activations& x, float* out, int64_t ld_ou
                                                             : Then::scaled;
     bool zeros = view.kind == LinearKind::int8 && view.zero_points;
     Call call{view, geometry, BlockReader(view, geometry), x, activations, x.shape.group_size,
-              then, add_of(then, zeros), out, ld_out, epilogue, *static_cast<Scratch*>(scratch)};
+              then, add_of(then, zeros), {view.rows, out, ld_out, epilogue},
+              *static_cast<Scratch*>(scratch)};
     Tiles tiles(x.shape.group_size < row_inputs ? x.shape.group_size : row_inputs);
     auto blocks_at = [&](int64_t block) {
         return last_block - block < span_blocks ? last_block - block : span_blocks;

@@ -58,34 +58,30 @@ class Tiles {
     // sums [2 blocks][token][row]; x: rows of 64 bytes per token, the second step's `next_step`
     // bytes after the first one's (0: there is none).
     static void multiply(const int8_t* x, int64_t next_step, int32_t* sums) {
+        asm volatile(
+            "tilezero %%tmm0\n"
+            "tilezero %%tmm1\n"
+            "tileloadd (%[x], %[row], 1), %%tmm2\n"
+            "tdpbssd %%tmm4, %%tmm2, %%tmm0\n"
+            "tdpbssd %%tmm6, %%tmm2, %%tmm1\n"
+            :
+            : [x] "r"(x), [row] "r"(row_bytes)
+            : "memory");
         if (next_step != 0) {
             asm volatile(
-                "tilezero %%tmm0\n"
-                "tilezero %%tmm1\n"
-                "tileloadd (%[x], %[row], 1), %%tmm2\n"
-                "tdpbssd %%tmm4, %%tmm2, %%tmm0\n"
-                "tdpbssd %%tmm6, %%tmm2, %%tmm1\n"
-                "tileloadd (%[x1], %[row], 1), %%tmm3\n"
+                "tileloadd (%[x], %[row], 1), %%tmm3\n"
                 "tdpbssd %%tmm5, %%tmm3, %%tmm0\n"
                 "tdpbssd %%tmm7, %%tmm3, %%tmm1\n"
-                "tilestored %%tmm0, (%[sums], %[row], 1)\n"
-                "tilestored %%tmm1, 1024(%[sums], %[row], 1)\n"
                 :
-                : [x] "r"(x), [x1] "r"(x + next_step), [sums] "r"(sums), [row] "r"(row_bytes)
-                : "memory");
-        } else {
-            asm volatile(
-                "tilezero %%tmm0\n"
-                "tilezero %%tmm1\n"
-                "tileloadd (%[x], %[row], 1), %%tmm2\n"
-                "tdpbssd %%tmm4, %%tmm2, %%tmm0\n"
-                "tdpbssd %%tmm6, %%tmm2, %%tmm1\n"
-                "tilestored %%tmm0, (%[sums], %[row], 1)\n"
-                "tilestored %%tmm1, 1024(%[sums], %[row], 1)\n"
-                :
-                : [x] "r"(x), [sums] "r"(sums), [row] "r"(row_bytes)
+                : [x] "r"(x + next_step), [row] "r"(row_bytes)
                 : "memory");
         }
+        asm volatile(
+            "tilestored %%tmm0, (%[sums], %[row], 1)\n"
+            "tilestored %%tmm1, 1024(%[sums], %[row], 1)\n"
+            :
+            : [sums] "r"(sums), [row] "r"(row_bytes)
+            : "memory");
     }
 
   private:

@@ -4,6 +4,7 @@
 
 #include "linear_geometry.h"
 #include "linear_integer_tile.h"
+#include "linear_outputs.h"
 
 namespace dsconv {
 
@@ -59,30 +60,9 @@ template <class L> struct Linear {
         const LinearGeometry& geometry;
         const Activations& x;
         const ActivationGeometry& activations;
-        float* out;
-        int64_t ld_out;
-        const Epilogue& epilogue;
+        Outputs<L> outputs;
         int64_t blocks_at_once;
     };
-
-    static void store(const Call& call, int64_t block, int64_t token, Floats total) {
-        int64_t row = block * block_rows;
-        int64_t rows = call.view.rows - row < block_rows ? call.view.rows - row : block_rows;
-        float* out = call.out + token * call.ld_out + row;
-        const float* bias = call.epilogue.bias ? call.epilogue.bias + row : nullptr;
-        if (rows == block_rows) {
-            if (bias) total = L::add(total, L::load_floats(bias));
-            if (call.epilogue.accumulate) total = L::add(total, L::load_floats(out));
-            L::store_floats(out, total);
-            return;
-        }
-        float values[block_rows];
-        L::store_floats(values, total);
-        for (int64_t i = 0; i < rows; i++) {
-            float value = bias ? values[i] + bias[i] : values[i];
-            out[i] = call.epilogue.accumulate ? value + out[i] : value;
-        }
-    }
 
     // `stride` is 0 where only one block is left: it is then computed `blocks` times.
     template <int width, int tokens, int blocks>
@@ -145,7 +125,7 @@ template <class L> struct Linear {
                                  int64_t tokens) {
         for (int64_t t = token; t < token + tokens && t < call.x.shape.tokens; t++) {
             for (int64_t b = block; b < block + blocks; b++) {
-                L::prefetch_output(call.out + t * call.ld_out + b * block_rows);
+                L::prefetch_output(call.outputs.at(b, t));
             }
         }
     }
@@ -168,7 +148,7 @@ template <class L> struct Linear {
                 int64_t token = tile * tile_tokens + first + t;
                 if (token >= call.x.shape.tokens) return;
                 for (int b = 0; b < (all ? blocks : 1); b++) {
-                    store(call, block + b, token, totals[b][t]);
+                    call.outputs.store(block + b, token, totals[b][t]);
                 }
             }
         }
@@ -194,7 +174,8 @@ template <class L> struct Linear {
         LinearGeometry geometry;
         if (!linear_geometry(view, geometry)) return;
         ActivationGeometry activations(x.shape);
-        Call call{view, geometry, x, activations, out, ld_out, epilogue, blocks_at_once(x.shape)};
+        Call call{view, geometry, x, activations, {view.rows, out, ld_out, epilogue},
+                  blocks_at_once(x.shape)};
         int64_t tile_bytes = tile_tokens * activations.padded_cols;
         int64_t some = cached_activations > tile_bytes ? cached_activations / tile_bytes : 1;
         for (int64_t tile = 0; tile < activations.tiles; tile += some) {
