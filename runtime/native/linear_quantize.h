@@ -346,7 +346,8 @@ template <class L> struct Quantizer {
                 continue;
             }
             quantize_tile(to.shape, geometry,
-                          Tile{geometry.rows ? geometry.row_bytes : 0, width, count, geometry.groups, x + token * ld_x, ld_x,
+                          Tile{geometry.rows ? geometry.row_bytes : 0, width, count,
+                               geometry.groups, x + token * ld_x, ld_x,
                                to.codes + inputs, to.upper ? to.upper + inputs : nullptr,
                                to.scales + groups, to.sums + groups,
                                to.two + tile * geometry.units});
