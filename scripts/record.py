@@ -1,0 +1,416 @@
+"""Record what dsconv prints and writes, and compare: for changes that must change neither.
+
+python scripts/record.py write FILE     run the commands, keep what they did
+python scripts/record.py compare FILE   run them again; every difference is named, exit code 1
+
+A fixed list of commands on tiny random models in a scratch folder. Kept are the help of every
+command, exit codes, stdout and stderr, and the SHA-256 of every output file; figures of time,
+speed and memory are masked. The models are made here, by NumPy alone, so that the list runs on any
+state of the code (PYTHONPATH chooses it). Threads are fixed; the processor must be the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+BYTES, BOS, EOS, VOCABULARY = 256, 257, 258, 264
+TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}{{ message.role }}: {{ message.content }}\n"
+    "{% endfor %}assistant:"
+)
+CONFIG: dict[str, Any] = {
+    "architectures": ["Qwen2ForCausalLM"],
+    "model_type": "qwen2",
+    "hidden_size": 128,
+    "intermediate_size": 192,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": VOCABULARY,
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10000.0,
+    "hidden_act": "silu",
+    "tie_word_embeddings": False,
+    "bos_token_id": BOS,
+    "eos_token_id": EOS,
+    "torch_dtype": "float16",
+}
+TEXT = "The quick brown fox jumps over the lazy dog. Nobody knows why, and nobody asks. "
+RECIPE = """description = "a recipe of the record"
+source = "SOURCE"
+[quantize]
+bits = 8
+embedding_bits = 8
+method = "rtn"
+[export]
+format = "FORMAT"
+[verify]
+max_kl = 0.5
+window = 32
+max_tokens = 64
+"""
+COMMANDS = (
+    *("pull", "quantize", "plan", "export", "lint", "targets", "run", "verify", "sign", "bench"),
+    *("inspect", "doctor", "demo", "build", "recipes"),
+)
+TARGETS = (
+    *("cpu", "cuda", "tensorrt", "openvino", "openvino-npu", "qnn", "webgpu", "migraphx", "cann"),
+    *("musa", "torch:cuda", "torch:npu", "torch:musa", "torch:xpu", "ascend-om", "nowhere"),
+)
+
+# ---------------------------------------------------------------- sources
+
+
+def parameters(config: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Name and shape of every tensor of a Llama or Qwen2 model."""
+    width, inner = config["hidden_size"], config["intermediate_size"]
+    narrow = width * config["num_key_value_heads"] // config["num_attention_heads"]
+    has_biases = config["model_type"] == "qwen2"
+    yield "model.embed_tokens.weight", (config["vocab_size"], width)
+    for index in range(config["num_hidden_layers"]):
+        layer = f"model.layers.{index}"
+        for name, rows in (("q_proj", width), ("k_proj", narrow), ("v_proj", narrow)):
+            yield f"{layer}.self_attn.{name}.weight", (rows, width)
+            if has_biases:
+                yield f"{layer}.self_attn.{name}.bias", (rows,)
+        yield f"{layer}.self_attn.o_proj.weight", (width, width)
+        yield f"{layer}.mlp.gate_proj.weight", (inner, width)
+        yield f"{layer}.mlp.up_proj.weight", (inner, width)
+        yield f"{layer}.mlp.down_proj.weight", (width, inner)
+        yield f"{layer}.input_layernorm.weight", (width,)
+        yield f"{layer}.post_attention_layernorm.weight", (width,)
+    yield "model.norm.weight", (width,)
+    if not config["tie_word_embeddings"]:
+        yield "lm_head.weight", (config["vocab_size"], width)
+
+
+def write_model(folder: Path, seed: int, **changes: Any) -> None:
+    config = {**CONFIG, **changes}
+    random = np.random.default_rng(seed)
+    tensors = {}
+    for name, shape in parameters(config):
+        values = random.standard_normal(shape, np.float32)
+        is_norm = name.endswith("norm.weight")
+        tensors[name] = (1 + 0.1 * values if is_norm else 0.15 * values).astype(np.float16)
+    folder.mkdir()
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(config))
+    write_tokenizer(folder)
+
+
+def write_tokenizer(folder: Path) -> None:
+    """A token per byte, one of two letters (llama.cpp needs a merge), `<s>`, `</s>`."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    words = {mark: i for i, mark in enumerate(alphabet)} | {"th": BYTES}
+    tokenizer = Tokenizer(models.BPE(words, [("t", "h")]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken("<s>"), AddedToken("</s>")])
+    (folder / "tokenizer.json").write_text(str(tokenizer.to_str()), encoding="utf-8")
+    settings = {"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": True}
+    settings["chat_template"] = TEMPLATE
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    generation = {"bos_token_id": BOS, "eos_token_id": EOS}
+    (folder / "generation_config.json").write_text(json.dumps(generation))
+
+
+def write_sources(scratch: Path) -> None:
+    write_model(scratch / "qwen2", 1)
+    write_model(scratch / "tied", 2, tie_word_embeddings=True)
+    llama = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
+    odd = {"hidden_size": 100, "intermediate_size": 90, "num_attention_heads": 5}
+    write_model(scratch / "llama", 3, **llama, **odd, num_key_value_heads=1, head_dim=20)
+    write_model(scratch / "broken", 4)
+    damaged = (scratch / "broken" / "model.safetensors").read_bytes()[:-100]
+    (scratch / "broken" / "model.safetensors").write_bytes(damaged)
+    (scratch / "text.txt").write_text(TEXT * 90)
+    (scratch / "questions.jsonl").write_text(
+        json.dumps({"question": "1 + 1?", "answer": "#### 2"}) + "\n"
+    )
+    for format in ("native", "onnx", "gguf"):
+        recipe = RECIPE.replace("SOURCE", "qwen2").replace("FORMAT", format)
+        (scratch / f"{format}.toml").write_text(recipe)
+    wrong = (scratch / "native.toml").read_text().replace("bits = 8\ne", "bitz = 8\ne")
+    (scratch / "wrong.toml").write_text(wrong)
+
+
+# ---------------------------------------------------------------- commands
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command line, and the outputs of it that are hashed."""
+
+    line: str
+    outputs: tuple[str, ...] = ()
+
+
+def wrote(line: str, output: str, *more: str) -> Step:
+    return Step(f"{line} -o {output}", (output, *more))
+
+
+CALIBRATED = "--calibration text.txt --calibration-tokens 1536 --threads 2 --json"
+
+
+def stages() -> Iterator[list[Step]]:
+    """Steps of a stage need nothing of each other."""
+    yield [Step(f"{name} --help") for name in COMMANDS]
+    yield [Step("--help"), Step("--version"), Step(""), Step("nonsense"), Step("recipes --json")]
+    yield list(_quantize())
+    yield list(_quantize_again())
+    yield list(_export())
+    yield list(_use())
+
+
+def _quantize() -> Iterator[Step]:
+    yield wrote("quantize qwen2 --method rtn --json", "int4-rtn")
+    yield wrote("quantize qwen2 --method search", "int4-search")
+    yield wrote("quantize qwen2 --bits 8 --json", "int8")
+    yield wrote("quantize tied --bits 8 --embedding-bits 8 --head-bits 8 --json", "int8-tied")
+    yield wrote("quantize llama --method rtn --asymmetric --group-size 64 --json", "asymmetric")
+    yield wrote("quantize llama --method rtn --group-size -1 --json", "rows")
+    yield wrote("quantize llama --scheme scale-min --bits 5 --method rtn --json", "scale-min-rtn")
+    yield wrote(f"quantize qwen2 {CALIBRATED}", "int4")
+    yield wrote(f"quantize qwen2 --asymmetric {CALIBRATED}", "int4-asymmetric")
+    yield wrote(f"quantize tied --scheme scale-min {CALIBRATED}", "scale-min")
+    yield wrote(f"quantize qwen2 --scheme scale-min --target-bpw 4.5 {CALIBRATED}", "target")
+    yield wrote(f"quantize qwen2 --target-bpw 6 --bits 4 {CALIBRATED}", "target-integer")
+    yield wrote(f"quantize qwen2 --max-kl 0.01 {CALIBRATED}", "target-kl")
+    yield wrote(f"quantize qwen2 --target-size 200KB {CALIBRATED}", "target-size")
+    yield wrote(f"quantize llama --bits 8 --activations int8 {CALIBRATED}", "w8a8-llama")
+    yield wrote(f"quantize qwen2 --bits 8 --activations int8 {CALIBRATED}", "w8a8")
+    yield wrote(f"quantize qwen2 --tuning-epochs 1 {CALIBRATED}", "tuned")
+    yield wrote(
+        f"quantize tied --scheme scale-min --tuning-epochs 1 --prefix-correction 1 {CALIBRATED}",
+        "tuned-scale-min",
+    )
+    yield wrote(f"quantize qwen2 --max-memory 16MiB --damping 0.02 {CALIBRATED}", "little-memory")
+    yield wrote("quantize tied --calibration-tokens 256 --threads 2 --json", "self-calibrated")
+    yield Step("quantize broken --method rtn -o broken-out --json")
+    yield Step("quantize nowhere/at-all/no --method rtn -o broken-out")
+    yield Step("quantize qwen2 --bits 5 -o refused-1")
+    yield Step("quantize qwen2 --bits 4 --activations int8 -o refused-2")
+    yield Step("quantize qwen2 --scheme scale-min --group-size 64 -o refused-3")
+    yield Step("quantize qwen2 --method rtn --calibration text.txt -o refused-4")
+    yield Step("quantize qwen2 --method rtn --target-bpw 4.5 -o refused-5")
+    yield Step("quantize qwen2 --method nonsense -o refused-6")
+    yield Step("quantize qwen2 --method rtn --group-size 48 -o refused-7")
+    yield Step("quantize qwen2 --method rtn --embedding-bits 5 -o refused-8")
+    yield Step("quantize qwen2 --method rtn --tuning-epochs 1 -o refused-9")
+    yield Step("quantize qwen2 --method rtn --prefix-correction 0.5 -o refused-10")
+    yield Step("quantize qwen2 --prefix-correction 2 -o refused-11")
+    yield Step("quantize qwen2 --max-memory nonsense -o refused-12")
+    yield Step("quantize qwen2 --scheme nonsense -o refused-13")
+    yield Step("quantize qwen2 --target-bpw 1 -o refused-14")
+    yield Step("plan qwen2 --json")
+    yield Step("plan qwen2 --bits 8 --activations int8 --calibration text.txt --json")
+    yield Step("plan llama --scheme scale-min --target-bpw 4.5 --json")
+    yield Step("plan llama --method search --embedding-bits 4 --json")
+    yield Step("plan llama --tuning-epochs 1 --json")
+    yield Step("plan llama --bits 7")
+    yield Step("inspect qwen2 --json")
+    yield Step("inspect llama")
+    yield Step("inspect broken")
+    yield Step("targets --json")
+    yield Step("targets")
+    yield Step("pull some/model")
+    yield Step("pull hf:nonsense")
+
+
+def _quantize_again() -> Iterator[Step]:
+    yield Step("quantize qwen2 --method rtn --json -o int4-rtn")
+    yield wrote(f"quantize qwen2 --recipe target/dsconv.json {CALIBRATED}", "by-recipe")
+    for name in ("int4", "scale-min", "w8a8", "target"):
+        yield Step(f"inspect {name} --json")
+        yield Step(f"verify {name} --integrity --json")
+
+
+def _export() -> Iterator[Step]:
+    for source in ("qwen2", "int4", "int8-tied", "asymmetric", "rows", "scale-min", "w8a8", "tied"):
+        yield wrote(f"export {source} --format onnx --json", f"{source}-onnx")
+        yield wrote(f"export {source} --format native --json", f"{source}.dsq")
+        yield wrote(f"export {source} --format gguf --json", f"{source}.gguf")
+        yield wrote(f"export {source} --format compressed-tensors --json", f"{source}-ct")
+        yield wrote(f"export {source} --format ascend --json", f"{source}-ascend")
+    for source in ("target", "target-integer", "tuned-scale-min", "scale-min-rtn", "w8a8-llama"):
+        yield wrote(f"export {source} --format native", f"{source}.dsq")
+        yield wrote(f"export {source} --format gguf", f"{source}-gguf")
+    for target in TARGETS:
+        yield wrote(f"export int4 --target {target} --json", f"int4-for-{target.replace(':', '-')}")
+    for target in ("qnn", "openvino", "cann", "cuda"):
+        yield wrote(f"export asymmetric --target {target}", f"asymmetric-for-{target}")
+        yield wrote(f"export tied --target {target} --context-length 64", f"tied-for-{target}")
+    for dialect in ("std24", "std21", "std17", "std17-nbits", "nonsense"):
+        line = f"export int8 --dialect {dialect} --accuracy-level 0 --context-length 128 --copy"
+        yield wrote(line, f"int8-{dialect}")
+    yield wrote("export int4 --target qnn --prefill-length 16", "int4-qnn-16")
+    yield Step("export int4 --format nonsense -o refused-15")
+    yield Step("export broken --format onnx -o refused-16")
+    yield Step("export int4 --target cuda --dialect std17 -o refused-17")
+    for name in ("native", "onnx", "gguf"):
+        yield wrote(f"build {name}.toml --threads 2 --json", f"built-{name}")
+    yield Step("build native.toml -o dry --dry-run")
+    yield Step("build native.toml -o built-failing --set verify.max_kl=1e-9 --threads 2")
+    yield Step("build wrong.toml -o refused-18")
+    yield Step("build no-such-recipe -o refused-19")
+
+
+def _use() -> Iterator[Step]:
+    greedy = "--temperature 0 --max-tokens 8 --threads 2"
+    for artifact in ("int4-onnx", "int4.dsq", "qwen2", "tied.gguf"):
+        yield Step(f"run {artifact} -p Hello {greedy} --json")
+    yield Step(f"run int4.dsq -p Hello {greedy} --kv int8 --raw")
+    yield Step("run int4.dsq -p Hello --seed 3 --top-k 5 --max-tokens 8 --threads 2")
+    yield Step("run int4.dsq -p Hello --max-tokens 8 --threads 2 --speculate 4 --temperature 0")
+    yield Step(f"run int4-for-qnn -p Hello {greedy} --json")
+    yield Step("run int4-onnx -p Hello --provider cuda")
+    yield Step("run int4-onnx -p Hello --provider nonsense")
+    yield Step("run qwen2 -p Hello --provider torch:cuda")
+    shared = "--reference qwen2 --text text.txt --window 32 --max-tokens 128 --threads 2"
+    for artifact in ("int4-onnx", "int4.dsq", "asymmetric.dsq", "target.dsq"):
+        reference = shared.replace("qwen2", "llama") if "asym" in artifact else shared
+        yield Step(f"verify {artifact} {reference} --max-kl 1 --json")
+    line = (
+        f"verify int4.dsq {shared} --max-kl 1e-9 --min-top1 0.99 --integrity --free-running 1 "
+        "--task questions.jsonl --task-questions 1 --task-seeds 1 --task-tokens 8 --json "
+        "--junit junit.xml --report report.html --github"
+    )
+    yield Step(line, ("junit.xml", "report.html"))
+    yield Step(f"verify int4-onnx {shared} --no-layers --dtype bfloat16")
+    yield Step("verify int4.dsq")
+    yield Step("verify int4.dsq --max-kl 0.1")
+    yield Step(f"verify int4.dsq {shared} --min-top1 7")
+    yield Step("verify int4 --integrity")
+    yield Step("verify int4-onnx --integrity --json")
+    for artifact in ("int4-onnx", "int4.dsq", "int4.gguf", "int8-tied-ct", "w8a8-ascend"):
+        yield Step(f"inspect {artifact} --json")
+    yield Step("inspect int4-onnx")
+    for target in ("cpu", "qnn", "cann", "openvino", "cuda", "nowhere"):
+        yield Step(f"lint int4-onnx --target {target} --json")
+    yield Step("lint int4-for-qnn --target qnn")
+    yield Step("lint int8-std17 --target cann")
+    yield Step("bench int4.dsq int4-onnx --prefill 16 --decode 4 --rounds 1 --threads 2 --json")
+    yield Step("bench nothing --rounds 1")
+    yield Step("sign int4-onnx --private-key no-key.pem")
+    yield Step("doctor native --json")
+    yield Step("doctor nonsense")
+
+
+# ---------------------------------------------------------------- masks
+
+MEASURED = re.compile(
+    "seconds|per_second|rss|bandwidth|foreign|discarded|disturbed|spread|memory|free_disk|rounds"
+    "|time_share|machine|speedup|speeds|reasons|fits|when|date|python|provenance"
+)
+NUMBER = re.compile(r"\d+(\.\d+)?(e-?\d+)?")
+# Words around figures of time, speed and memory in lines for people.
+TIMED = re.compile(r"second|tokens/s| s\b|\bs:|MB/s|GB/s|memory|GiB|MiB|free|load|ETA|minutes")
+
+
+def masked_json(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: "…" if MEASURED.search(k) else masked_json(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [masked_json(item) for item in value]
+    return value
+
+
+def masked_text(text: str) -> Any:
+    try:
+        return masked_json(json.loads(text))
+    except ValueError:
+        lines = text.splitlines()
+        return [NUMBER.sub("…", line) if TIMED.search(line) else line for line in lines]
+
+
+def masked_hash(path: Path) -> str:
+    """Of a file; where times stand in it, of its text without them."""
+    data = path.read_bytes()
+    if path.name in ("verdict.json", "build.json"):
+        data = json.dumps(masked_json(json.loads(data)), sort_keys=True).encode()
+    elif path.name in ("README.md", "report.html", "junit.xml"):
+        data = NUMBER.sub("…", data.decode()).encode()
+    return hashlib.sha256(data).hexdigest()
+
+
+def hashes(path: Path) -> dict[str, str]:
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+        return {file.relative_to(path.parent).as_posix(): masked_hash(file) for file in files}
+    return {path.name: masked_hash(path)} if path.exists() else {path.name: "missing"}
+
+
+# ---------------------------------------------------------------- running
+
+
+def run_step(step: Step, scratch: Path) -> dict[str, Any]:
+    environment = {
+        **os.environ,
+        **{"COLUMNS": "100", "OMP_NUM_THREADS": "2", "HF_HUB_OFFLINE": "1", "NO_COLOR": "1"},
+        "XDG_CACHE_HOME": str(scratch / "cache"),
+        "HOME": str(scratch),
+    }
+    command = [sys.executable, "-m", "dsconv", *step.line.split()]
+    done = subprocess.run(
+        command, cwd=scratch, env=environment, capture_output=True, encoding="utf-8"
+    )
+    found: dict[str, Any] = {"code": done.returncode}
+    for name, text in (("stdout", done.stdout), ("stderr", done.stderr)):
+        found[name] = masked_text(text.replace(str(scratch), "SCRATCH"))
+    for output in step.outputs:
+        found.setdefault("sha256", {}).update(hashes(scratch / output))
+    return found
+
+
+def record() -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as name:
+        scratch = Path(name).resolve()
+        write_sources(scratch)
+        found = {}
+        for steps in stages():
+            with ThreadPoolExecutor(2) as pool:
+                done = pool.map(lambda step: run_step(step, scratch), steps)
+                found.update({step.line: result for step, result in zip(steps, done, strict=True)})
+            print(f"{len(found)} commands", file=sys.stderr)
+        return found
+
+
+def differences(before: Any, after: Any, place: str = "") -> Iterator[str]:
+    if isinstance(before, dict) and isinstance(after, dict):
+        for key in [*before, *(key for key in after if key not in before)]:
+            yield from differences(before.get(key), after.get(key), f"{place} > {key}")
+    elif before != after:
+        yield f"{place}\n  before: {before}\n  after:  {after}"
+
+
+def main() -> None:
+    if len(sys.argv) != 3 or sys.argv[1] not in ("write", "compare"):
+        sys.exit(__doc__)
+    file = Path(sys.argv[2])
+    found = json.loads(json.dumps(record()))
+    if sys.argv[1] == "write":
+        file.write_text(json.dumps(found, indent=1, ensure_ascii=False), encoding="utf-8")
+        return
+    changed = list(differences(json.loads(file.read_text(encoding="utf-8")), found))
+    print("\n".join(changed) or f"equal: {len(found)} commands")
+    sys.exit(1 if changed else 0)
+
+
+if __name__ == "__main__":
+    main()
