@@ -10,9 +10,10 @@ from typing import Annotated
 import typer
 
 from dsconv import __version__
-from dsconv.cli_artifacts import bench, run, sign, verify
-from dsconv.cli_failures import exit_code_of
-from dsconv.cli_options import (
+from dsconv.errors import VerdictFailed
+from dsconv.runtime.commands.artifacts import bench, run, sign, verify
+from dsconv.runtime.commands.exit_codes import exit_code_of
+from dsconv.runtime.commands.options import (
     Activations,
     Bits,
     Calibration,
@@ -36,7 +37,6 @@ from dsconv.cli_options import (
     quantize_options,
     thread_count,
 )
-from dsconv.errors import VerdictFailed
 
 app = typer.Typer(
     add_completion=False,
@@ -80,7 +80,7 @@ def pull(
     as_json: Json = False,
 ) -> None:
     """Download a model at a pinned commit: resumes, verifies every byte."""
-    from dsconv.runtime.pull_command import pull_command
+    from dsconv.runtime.commands.pull import pull_command
 
     report = pull_command(model, source, local_dir, retries)
     print_json(report.to_json()) if as_json else report.show()
@@ -128,10 +128,10 @@ def quantize(
     as_json: Json = False,
 ) -> None:
     """Quantize a checkpoint to int4 or int8, calibrated, in bounded memory; resumes."""
-    from dsconv.convert.quantization_plan import Target
-    from dsconv.runtime.calibration import CalibrationOptions, CalibrationSource
+    from dsconv.convert.quantize.plan import Target
+    from dsconv.runtime.calibration.text_windows import CalibrationOptions, CalibrationSource
     from dsconv.runtime.console import parse_size
-    from dsconv.runtime.quantize_command import quantize_command
+    from dsconv.runtime.quantize import quantize_command
 
     chosen = partial(
         quantize_options,
@@ -184,8 +184,8 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Predict memory, disk and time of quantize on this machine; no weights are needed."""
-    from dsconv.convert.quantization_plan import Target
-    from dsconv.runtime.calibration import CalibrationOptions, CalibrationSource
+    from dsconv.convert.quantize.plan import Target
+    from dsconv.runtime.calibration.text_windows import CalibrationOptions, CalibrationSource
     from dsconv.runtime.plan import predict
 
     chosen = partial(
@@ -252,7 +252,7 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Export a checkpoint: for ONNX Runtime, llama.cpp, transformers, or the native engine."""
-    from dsconv.runtime.export_commands import ExportRequest, export_command
+    from dsconv.runtime.export import ExportRequest, export_command
 
     request = ExportRequest(
         format, target, dialect, accuracy_level, context_length, prefill_length, copy
@@ -268,7 +268,7 @@ def lint(
     as_json: Json = False,
 ) -> None:
     """Check a graph against what a target takes; exit code 1 when it would not run there."""
-    from dsconv.runtime.target_commands import lint_command
+    from dsconv.runtime.commands.targets import lint_command
 
     found = lint_command(artifact, target)
     print_json(found.to_json()) if as_json else found.show()
@@ -279,7 +279,7 @@ def lint(
 @app.command(epilog="Example: dsconv targets")
 def targets(as_json: Json = False) -> None:
     """List where a model can run, what each place takes, and how sure that is."""
-    from dsconv.runtime.target_commands import targets_command
+    from dsconv.runtime.commands.targets import targets_command
 
     table = targets_command()
     print_json(table.to_json()) if as_json else table.show()
@@ -301,7 +301,7 @@ app.command(
 def inspect(model: Model, as_json: Json = False) -> None:
     """Show what is in a checkpoint, GGUF file or artifact: family, bits, sizes, tensors."""
     from dsconv.convert.inspect import describe
-    from dsconv.runtime.commands import show_description
+    from dsconv.runtime.commands.run import show_description
 
     description = describe(model)
     print_json(description.to_json()) if as_json else show_description(description)
@@ -315,7 +315,7 @@ def doctor(
     as_json: Json = False,
 ) -> None:
     """Say what is installed, what of it really works, and what would mend the rest."""
-    from dsconv.runtime.doctor_command import doctor_command
+    from dsconv.runtime.commands.doctor import doctor_command
 
     report = doctor_command(targets or [])
     print_json(report.to_json()) if as_json else report.show()
@@ -330,7 +330,7 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Run the whole pipeline on a small real model, offline."""
-    from dsconv.runtime.commands import demo_command, show_demo
+    from dsconv.runtime.commands.run import demo_command, show_demo
 
     result = demo_command(keep, thread_count(threads))
     print_json(result.to_json()) if as_json else show_demo(result)
@@ -358,7 +358,7 @@ def build(
     as_json: Json = False,
 ) -> None:
     """Pull, quantize, export and verify as a recipe says; exit code 1 when a limit is not met."""
-    from dsconv.runtime.build_command import build_command
+    from dsconv.runtime.commands.build import build_command
 
     report = build_command(recipe, output, settings or [], dry_run, thread_count(threads))
     print_json(report.to_json()) if as_json else report.show()
@@ -369,7 +369,7 @@ def build(
 @app.command(epilog="Example: dsconv recipes --json")
 def recipes(as_json: Json = False) -> None:
     """List the recipes that come with dsconv."""
-    from dsconv.runtime.build_command import recipes_command
+    from dsconv.runtime.commands.build import recipes_command
 
     found = recipes_command()
     print_json(found.to_json()) if as_json else found.show()
@@ -377,7 +377,7 @@ def recipes(as_json: Json = False) -> None:
 
 def main() -> None:
     """Entry point: run the command, turn every failure into an exit code."""
-    from dsconv.runtime.huge_pages import restart_with_huge_pages
+    from dsconv.runtime.sessions.huge_pages import restart_with_huge_pages
 
     restart_with_huge_pages()
     command = typer.main.get_command(app)

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from dsconv.convert.checkpoint import open_checkpoint
-from dsconv.convert.quantization_plan import QuantizeOptions
-from dsconv.convert.quantized import MatrixReport, quantize_checkpoint
+from dsconv.convert.checkpoint.checkpoint import open_checkpoint
+from dsconv.convert.quantize.plan import QuantizeOptions
+from dsconv.convert.quantize.run import MatrixReport, quantize_checkpoint
 from dsconv.runtime.memory import peak_rss_bytes
 
 WINDOW = 512

@@ -26,18 +26,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dsconv.convert.checkpoint import CONFIG, Checkpoint, open_checkpoint
+from dsconv.convert.checkpoint.checkpoint import CONFIG, Checkpoint, open_checkpoint
 from dsconv.convert.families import read_family
 from dsconv.convert.families.inventory import Role
-from dsconv.convert.json_file import ConfigReader
-from dsconv.convert.onnx.export import export_onnx
-from dsconv.convert.quantization_plan import QuantizeOptions, plan, tensors_of
-from dsconv.convert.safetensors_file import DTYPES, PlannedTensor, SafetensorsWriter
+from dsconv.convert.files.json_file import ConfigReader
+from dsconv.convert.files.safetensors import DTYPES, PlannedTensor, SafetensorsWriter
+from dsconv.convert.formats.onnx.export import export_onnx
+from dsconv.convert.quantize.plan import QuantizeOptions, plan, tensors_of
 from dsconv.convert.targets.choice import choose_options
 from dsconv.convert.targets.table import TARGETS
-from dsconv.runtime.accelerator_session import AcceleratorSession
-from dsconv.runtime.onnx_session import OnnxSession
-from dsconv.runtime.session import Session
+from dsconv.runtime.sessions.onnx import OnnxSession
+from dsconv.runtime.sessions.session import Session
+from dsconv.runtime.sessions.torch_device_session import AcceleratorSession
 
 QWEN_7B: dict[str, Any] = {
     "architectures": ["Qwen2ForCausalLM"],

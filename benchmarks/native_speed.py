@@ -21,12 +21,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dsconv.errors import ProviderError
-from dsconv.runtime.bench import BenchOptions, bench
-from dsconv.runtime.bench_report import Artifact, Figures, Report
-from dsconv.runtime.bench_worker import OURS, Subject
+from dsconv.runtime.bench.bench import BenchOptions, bench
+from dsconv.runtime.bench.peers import PEERS, Peer
+from dsconv.runtime.bench.report import Artifact, Figures, Report
+from dsconv.runtime.bench.worker import OURS, Subject
 from dsconv.runtime.console import quantity, say, size_text
 from dsconv.runtime.demo import find_model
-from dsconv.runtime.peers import PEERS, Peer
 
 GENAI, LLAMA, OPENVINO = "onnxruntime-genai", "llama.cpp", "openvino"
 GROUP_SIZE = 128

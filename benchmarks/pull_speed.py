@@ -2,10 +2,10 @@
 
     python benchmarks/pull_speed.py SCRATCH_FOLDER [--megabytes 1000] [--rounds 5]
 
-The server (tests/hub_server.py) is a process of its own and sends with sendfile. dsconv's time is
-that of the whole command, from its start to its end, with the fsync that curl does not do; beside
-it, that of the download alone. openssl hashes with the processor's own instructions, where there
-are any, as Python does; sha256sum often does not.
+The server (tests/support/hub_server.py) is a process of its own and sends with sendfile. dsconv's
+time is that of the whole command, from its start to its end, with the fsync that curl does not do;
+beside it, that of the download alone. openssl hashes with the processor's own instructions, where
+there are any, as Python does; sha256sum often does not.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-SERVER = Path(__file__).parents[1] / "tests" / "hub_server.py"
+SERVER = Path(__file__).parents[1] / "tests" / "support" / "hub_server.py"
 MODEL, FILE = "org/large", "model.safetensors"
 
 

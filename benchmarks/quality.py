@@ -13,11 +13,15 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from dsconv.convert.checkpoint import Checkpoint, open_checkpoint
+from dsconv.convert.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from dsconv.convert.forward.torch_ops import TorchModel
 from dsconv.convert.inspect import describe
-from dsconv.convert.torch_ops import TorchModel
-from dsconv.runtime.calibration import CalibrationOptions, CalibrationSource, calibration_windows
-from dsconv.runtime.metrics import TokenScores, compare, join, summarize
+from dsconv.runtime.calibration.text_windows import (
+    CalibrationOptions,
+    CalibrationSource,
+    calibration_windows,
+)
+from dsconv.runtime.verify.metrics import TokenScores, compare, join, summarize
 
 WINDOW, WINDOWS = 512, 2
 

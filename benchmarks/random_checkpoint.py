@@ -16,8 +16,8 @@ import numpy as np
 
 from dsconv.convert.families import read_family
 from dsconv.convert.families.inventory import Role, parameters_of
-from dsconv.convert.json_file import ConfigReader, read_json_object
-from dsconv.convert.safetensors_file import DTYPES, PlannedTensor, SafetensorsWriter
+from dsconv.convert.files.json_file import ConfigReader, read_json_object
+from dsconv.convert.files.safetensors import DTYPES, PlannedTensor, SafetensorsWriter
 
 CHUNK = 1 << 22
 

@@ -12,13 +12,13 @@ import argparse
 import statistics
 import time
 
-from dsconv.runtime.generate import complete
-from dsconv.runtime.load import Loaded, load
-from dsconv.runtime.run import prepare
-from dsconv.runtime.sampling import Sampler, Sampling
-from dsconv.runtime.session import Session
-from dsconv.runtime.speculation import SpeculativeSession
-from dsconv.runtime.tokenizer import TextTokenizer
+from dsconv.runtime.generate.answer import prepare
+from dsconv.runtime.generate.generate import complete
+from dsconv.runtime.generate.sampling import Sampler, Sampling
+from dsconv.runtime.generate.speculation import SpeculativeSession
+from dsconv.runtime.sessions.load import Loaded, load
+from dsconv.runtime.sessions.session import Session
+from dsconv.runtime.text.tokenizer import TextTokenizer
 
 COUNTS = (0, 2, 4, 8)
 FUNCTION = """def area(shape):

@@ -7,20 +7,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
-from ..quant.int8_rows import Int8Rows
-from ..quant.scale_min import ScaleMin
-from ..quant.scheme import WHOLE_ROW
-from .announced import is_lone_config
-from .checkpoint import CONFIG, Checkpoint, module_of, open_checkpoint
+from dsconv.convert.checkpoint.checkpoint import CONFIG, Checkpoint, module_of, open_checkpoint
+from dsconv.convert.checkpoint.matrix_layout import stored_tensors
+from dsconv.convert.families.inventory import Parameter, parameters_of
+from dsconv.convert.files.json_file import ConfigReader, read_json_object
+from dsconv.convert.formats.native.file import open_native_file
+from dsconv.convert.formats.native.format import SUFFIX
+from dsconv.convert.formats.native.linear_layout import LinearLayout
+from dsconv.convert.formats.onnx.names import FIXED_SHAPES, GENAI_CONFIG
+from dsconv.errors import InputError
+from dsconv.quant.int8_rows import Int8Rows
+from dsconv.quant.integer import WHOLE_ROW
+from dsconv.quant.scale_min import ScaleMin
+
+from .config_only import is_lone_config
 from .families import read_family
-from .families.inventory import Parameter, parameters_of
-from .json_file import ConfigReader, read_json_object
-from .layout import stored_tensors
-from .native.file import open_native_file
-from .native.format import SUFFIX
-from .native.linear_layout import LinearLayout
-from .onnx.names import FIXED_SHAPES, GENAI_CONFIG
 
 DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 

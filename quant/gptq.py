@@ -22,10 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .int8_rows import MAX_CODE, Int8Rows, QuantizedRows, weight_scales
+from .integer import WHOLE_ROW, Quantized, Scheme
 from .rounding import AnyQuantized, AnyScheme, finish, nearest_codes
 from .scale_min import Grid, QuantizedScaleMin, ScaleMin, searched_grid
 from .scales import Floats, searched_scales
-from .scheme import WHOLE_ROW, Quantized, Scheme
 
 DAMPING = 0.01  # share of the mean diagonal added to the diagonal
 DAMPING_LIMIT = 10.0

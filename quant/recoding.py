@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from .scheme import WHOLE_ROW, Quantized, Scheme
+from .integer import WHOLE_ROW, Quantized, Scheme
 
 
 def can_recode(old: Scheme, new: Scheme, columns: int) -> bool:

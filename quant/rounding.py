@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .int8_rows import Int8Rows, QuantizedRows, dequantize_rows, round_weights
+from .integer import Quantized, Scheme
 from .scale_min import (
     QuantizedScaleMin,
     ScaleMin,
@@ -26,7 +27,6 @@ from .scales import (
     plain_scales,
     searched_scales,
 )
-from .scheme import Quantized, Scheme
 
 __all__ = [
     "METHODS",

@@ -18,7 +18,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import UsageError
+from dsconv.errors import UsageError
+
 from .scales import MAX_SCALE, Floats, ScaleOverflow, inverse
 
 MAX_STEP = 63

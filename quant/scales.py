@@ -19,7 +19,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from .scheme import WHOLE_ROW, Scheme
+from .integer import WHOLE_ROW, Scheme
 
 Floats = NDArray[np.float32]
 

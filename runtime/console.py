@@ -20,7 +20,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from ..errors import UsageError
+from dsconv.errors import UsageError
 
 Advance = Callable[[int], None]
 

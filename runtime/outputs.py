@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ..atomic import refuse_existing
-from ..errors import UsageError
+from dsconv.atomic import refuse_existing
+from dsconv.errors import UsageError
 
 
 def check_output(model: str, output: Path, overwrite: bool, single_file: bool = False) -> None:

@@ -11,17 +11,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..convert.announced import open_for_planning
-from ..convert.checkpoint import Checkpoint
-from ..convert.cost import Cost, Step, Windows, Work, Workload, cost_of
-from ..convert.quantization_plan import CALIBRATED, QuantizeOptions, Target
-from ..convert.quantized import refuse_quantized
-from ..disk_space import free_bytes
-from ..errors import DsconvError, OutputError, UnsupportedError
-from .calibration import CalibrationOptions, shares
+from dsconv.convert.checkpoint.checkpoint import Checkpoint
+from dsconv.convert.config_only import open_for_planning
+from dsconv.convert.quantize.cost import Cost, Step, Windows, Work, Workload, cost_of
+from dsconv.convert.quantize.plan import CALIBRATED, QuantizeOptions, Target
+from dsconv.convert.quantize.run import refuse_quantized
+from dsconv.convert.quantize.work_rates import Rates, measure
+from dsconv.disk_space import free_bytes
+from dsconv.errors import DsconvError, OutputError, UnsupportedError
+from dsconv.runtime.calibration.text_windows import CalibrationOptions, shares
+
 from .console import say, size_text, time_text
 from .memory import machine_memory_bytes
-from .speed import Rates, measure
 
 FEW_SLOTS = 16  # with fewer, memory gives the weights no faster
 CERTAIN = 0.75  # share of an estimate that surely comes true
@@ -146,7 +147,7 @@ def workload_of(
     refuse_quantized(checkpoint)
     if options.method != CALIBRATED and target is None:
         return Workload(checkpoint, options)
-    from ..convert.calibrated import forward_dtype
+    from dsconv.convert.quantize.calibration.calibrate import forward_dtype
 
     size = min(calibration.window, checkpoint.decoder.config.max_position_embeddings)
     count = max(1, calibration.tokens // size)
@@ -167,16 +168,16 @@ def full_cost(workload: Workload) -> Cost:
 
 
 def _writes(workload: Workload) -> bool:
-    from .self_calibration import MAX_WRITER_BYTES
+    from dsconv.runtime.calibration.self_written import MAX_WRITER_BYTES
 
     return workload.checkpoint.parameter_count * workload.itemsize <= MAX_WRITER_BYTES
 
 
 def _writing(workload: Workload) -> Step:
     """One step per token of a text, for all texts at once; weights are held, or read every time."""
-    from ..convert.calibrated import forward_dtype
-    from ..convert.generating_ops import SlotCache
-    from .self_calibration import MAX_HELD_BYTES, plan_layout
+    from dsconv.convert.forward.batch_generation import SlotCache
+    from dsconv.convert.quantize.calibration.calibrate import forward_dtype
+    from dsconv.runtime.calibration.self_written import MAX_HELD_BYTES, plan_layout
 
     checkpoint, windows = workload.checkpoint, workload.windows
     config = checkpoint.decoder.config

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the command line imports this module for every command
-    from ..convert.quantization_plan import QuantizeOptions
+    from dsconv.convert.quantize.plan import QuantizeOptions
 
 
 def quantize_options(
@@ -26,7 +26,8 @@ def quantize_options(
 
     calibrates: a calibration text or a target is given; see `default_method`.
     """
-    from ..convert import quantization_plan as plans
+    from dsconv.convert.quantize import plan as plans
+
     from .console import parse_size
 
     method = method or plans.default_method(bits, activations, calibrates, can_write)

@@ -106,7 +106,7 @@ def test(names: Sequence[str], arguments: Sequence[str]) -> int:
     if not made:
         return 0
     pytest = [sys.executable, "-m", "pytest", "-m", "provider and not slow", "-rs"]
-    files = sorted(ROOT.glob("tests/test_real_*.py"))
+    files = sorted(ROOT.glob("tests/**/test_real_*.py"))
     pytest += ["-k", " or ".join(made), *arguments, *map(str, files)]
     return subprocess.run(pytest, cwd=ROOT).returncode
 

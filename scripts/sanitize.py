@@ -19,7 +19,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 SANITIZERS = "-fsanitize=address,undefined -fno-sanitize-recover=all -O1 -g"
-IGNORED = shutil.ignore_patterns(".*", "build", "*.egg-info", "__pycache__", "*.so")
+IGNORED = shutil.ignore_patterns(".*", "typing", "*.egg-info", "__pycache__", "*.so")
 
 
 def runtime_libraries() -> str:
@@ -35,7 +35,9 @@ def runtime_libraries() -> str:
 
 
 def main(arguments: list[str]) -> int:
-    tests = arguments or sorted(glob.glob("tests/test_native_*.py", root_dir=ROOT))
+    tests = arguments or sorted(
+        glob.glob("tests/**/test_native_*.py", root_dir=ROOT, recursive=True)
+    )
     with tempfile.TemporaryDirectory() as scratch:
         copy = Path(scratch) / "dsconv"
         shutil.copytree(ROOT, copy, ignore=IGNORED)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from ...errors import UnsupportedError
-from ..json_file import ConfigReader
+from dsconv.convert.files.json_file import ConfigReader
+from dsconv.errors import UnsupportedError
+
 from .base import Decoder
 from .llama import Llama
 from .qwen2 import Qwen2

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol, TypeVar
 
-from ..json_file import ConfigReader
+from dsconv.convert.files.json_file import ConfigReader
+
 from .rope import Rope
 
 V = TypeVar("V")

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ...errors import UnsupportedError
-from .. import limits
-from ..json_file import ConfigReader
+from dsconv.convert.files import limits
+from dsconv.convert.files.json_file import ConfigReader
+from dsconv.errors import UnsupportedError
+
 from .base import DecoderConfig
 from .rope import read_rope
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ..json_file import ConfigReader
+from dsconv.convert.files.json_file import ConfigReader
+
 from .base import Decoder
 from .config_keys import read_decoder_config, refuse_unsupported
 

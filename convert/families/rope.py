@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import UnsupportedError
-from ..json_file import ConfigReader
+from dsconv.convert.files.json_file import ConfigReader
+from dsconv.errors import UnsupportedError
 
 
 @dataclass(frozen=True)

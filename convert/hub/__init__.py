@@ -10,6 +10,6 @@ stores      where files lie: the hub's own cache, or a plain folder
 pull        all of it together
 """
 
+from .model_name import looks_like_hub_name as looks_like_hub_name
 from .pull import config_folder as config_folder
 from .pull import snapshot as snapshot
-from .reference import looks_like_hub_name as looks_like_hub_name

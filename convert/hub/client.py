@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from urllib.parse import unquote, urljoin, urlsplit
 
-from .failures import Refused, Stopped, retry_after
+from .messages import Refused, Stopped, retry_after
 
 REDIRECTS = (301, 302, 303, 307, 308)
 MAX_REDIRECTS = 5

@@ -15,12 +15,13 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 
-from ...errors import DownloadError
-from .bodies import Advance, Bodies, Failed, RangesIgnored
-from .catalogue import Catalogue, RemoteFile
+from dsconv.errors import DownloadError
+
 from .client import Client
-from .digests import Digest, digest_for, kind_of
-from .failures import Stopped
+from .hashes import Digest, digest_for, kind_of
+from .listing import Catalogue, RemoteFile
+from .messages import Stopped
+from .range_request import Advance, Bodies, Failed, RangesIgnored
 from .retry import Attempts, RetryPolicy
 from .stores import Store, disk_error
 from .transfer import Buffers, Transfer

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from urllib.parse import quote
 
-from ...errors import DownloadError, InputError
-from .catalogue import Listing, RemoteFile, checked_listing
-from .failures import MIRROR, Refused, Unreachable, refusal, retry_after
-from .reference import ModelReference
+from dsconv.errors import DownloadError, InputError
+
+from .listing import Listing, RemoteFile, checked_listing
+from .messages import MIRROR, Refused, Unreachable, refusal, retry_after
+from .model_name import ModelReference
 
 # Of the HTTP library that huggingface_hub uses; which one depends on its version.
 TRANSPORTS = ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3")

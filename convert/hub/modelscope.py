@@ -6,13 +6,14 @@ import os
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from ...errors import DownloadError, DsconvError
-from ..json_file import parse_json
-from .catalogue import Listing, RemoteFile, checked_listing
+from dsconv.convert.files.json_file import parse_json
+from dsconv.errors import DownloadError, DsconvError
+
 from .client import TRANSIENT, Client
-from .failures import Refused, Unreachable, refusal
-from .names import COMMIT
-from .reference import ModelReference
+from .listing import Listing, RemoteFile, checked_listing
+from .messages import Refused, Unreachable, refusal
+from .model_name import ModelReference
+from .name_checks import COMMIT
 from .stores import default_revision
 
 HOST = "www.modelscope.cn"

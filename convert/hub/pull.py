@@ -9,16 +9,17 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ...errors import DownloadError, OutputError
-from ..cache_folder import default_folder
-from ..file_hashes import FileHashes
-from .bodies import Advance
-from .catalogue import Catalogue, Listing, RemoteFile, catalogue_of
+from dsconv.convert.files.cache_folder import default_folder
+from dsconv.convert.files.hashes import FileHashes
+from dsconv.errors import DownloadError, OutputError
+
 from .download import Downloads
-from .failures import Unreachable
-from .listings import KeptListings, listing_of_snapshot
-from .needed import one_file, refuse_without_weights, side_files, weights
-from .reference import ModelReference, parse_reference
+from .file_choice import one_file, refuse_without_weights, side_files, weights
+from .listing import Catalogue, Listing, RemoteFile, catalogue_of
+from .listing_cache import KeptListings, listing_of_snapshot
+from .messages import Unreachable
+from .model_name import ModelReference, parse_reference
+from .range_request import Advance
 from .retry import Attempts, RetryPolicy
 from .stores import HubCache, PlainFolder, Store, cache_root, disk_error
 

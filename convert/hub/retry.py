@@ -6,8 +6,9 @@ import random
 import threading
 from dataclasses import dataclass
 
-from ...errors import DownloadError
-from .failures import TRY_AGAIN, Stopped
+from dsconv.errors import DownloadError
+
+from .messages import TRY_AGAIN, Stopped
 
 PROGRESS_BYTES = 256 << 10  # so many bytes since the last failure, and the count begins again
 

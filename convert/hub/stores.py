@@ -10,14 +10,15 @@ from abc import ABC, abstractmethod
 from contextlib import suppress
 from pathlib import Path
 
-from ...atomic import fsync_path
-from ...errors import OutputError
-from ..cache_folder import default_folder
-from ..file_hashes import FileHashes
-from .catalogue import Listing, RemoteFile
-from .digests import is_whole
-from .failures import Stopped
-from .reference import MODELSCOPE, ModelReference
+from dsconv.atomic import fsync_path
+from dsconv.convert.files.cache_folder import default_folder
+from dsconv.convert.files.hashes import FileHashes
+from dsconv.errors import OutputError
+
+from .hashes import is_whole
+from .listing import Listing, RemoteFile
+from .messages import Stopped
+from .model_name import MODELSCOPE, ModelReference
 
 PARTIAL = ".dsconv-partial"
 OWN_FOLDER = ".dsconv"  # in a plain folder: what is not finished, and locks

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from ...errors import UnsupportedError
-from ...quant.scheme import WHOLE_ROW, Scheme
-from ..checkpoint import Checkpoint
-from ..families.inventory import Role
-from ..onnx.export import ExportOptions
+from dsconv.convert.checkpoint.checkpoint import Checkpoint
+from dsconv.convert.families.inventory import Role
+from dsconv.convert.formats.onnx.export import ExportOptions
+from dsconv.errors import UnsupportedError
+from dsconv.quant.integer import WHOLE_ROW, Scheme
+
 from .lint import lint
 from .target import Recipe, Target
 

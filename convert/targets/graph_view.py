@@ -13,9 +13,14 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from ...errors import InputError
-from ..local_files import open_regular
-from ..onnx.external_data import ExternalRange, external_range, read_model, readable_size
+from dsconv.convert.files.local_files import open_regular
+from dsconv.convert.formats.onnx.external_data import (
+    ExternalRange,
+    external_range,
+    read_model,
+    readable_size,
+)
+from dsconv.errors import InputError
 
 STANDARD_DOMAINS = ("", "ai.onnx")
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...errors import InputError, UnsupportedError
-from ..onnx.names import GRAPH_FILE
+from dsconv.convert.formats.onnx.names import GRAPH_FILE
+from dsconv.errors import InputError, UnsupportedError
+
 from .checks import CHECKS
 from .finding import Finding
 from .graph_view import STANDARD_DOMAINS, GraphView, input_of, open_graph_view

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ...errors import UsageError
+from dsconv.errors import UsageError
+
 from .onnx_targets import ONNX_TARGETS
 from .target import Target
 from .vendor_targets import TORCH_TARGETS, VENDOR_TARGETS

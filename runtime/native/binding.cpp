@@ -1,6 +1,6 @@
 // The Python module dsconv.runtime._native, in the stable ABI of Python 3.10.
 //
-// convert/native/file.py has checked the file before anything comes here; what could touch memory
+// convert/formats/native/file.py has checked the file before anything comes here; what could touch memory
 // outside of it is checked once more.
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>

@@ -2,7 +2,7 @@
 //
 // A matrix [rows, cols] is cut into blocks of 16 output rows (the last one padded). A block is one
 // contiguous run of bytes, so that a thread that owns some blocks reads memory front to back.
-// convert/native/linear_layout.py writes the bytes and its docstring is their specification.
+// convert/formats/native/linear_layout.py writes the bytes and its docstring is their specification.
 //
 // Weights of every integer kind meet integer activations, quantized on the fly in groups along the
 // input; integer sums are exact. All floating-point steps are single IEEE operations (fused

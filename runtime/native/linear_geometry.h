@@ -1,4 +1,4 @@
-// Where things lie in a packed matrix (convert/native/linear_layout.py) and in activations.
+// Where things lie in a packed matrix (convert/formats/native/linear_layout.py) and in activations.
 #pragma once
 
 #include "linear.h"

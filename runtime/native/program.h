@@ -1,4 +1,4 @@
-// The steps that a model consists of. convert/native/program.py makes them from the description of
+// The steps that a model consists of. convert/formats/native/program.py makes them from the description of
 // the model's family; docs/native.md lists their meaning.
 #pragma once
 

@@ -1,4 +1,4 @@
-// Reads a program from the tuples that runtime/native_session.py hands over.
+// Reads a program from the tuples that runtime/sessions/native.py hands over.
 #pragma once
 
 #define PY_SSIZE_T_CLEAN

@@ -1,0 +1,240 @@
+"""Export a checkpoint to a folder that ONNX Runtime and onnxruntime-genai load.
+
+The graph is kilobytes: its weights are byte ranges of the checkpoint's own safetensors files, which
+are hard-linked (or copied) beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from dsconv.atomic import link_or_copy, output_folder
+from dsconv.convert.checkpoint.checkpoint import CONFIG, Checkpoint, open_folder
+from dsconv.convert.checkpoint.manifest import write_manifest
+from dsconv.convert.checkpoint.provenance import provenance_of
+from dsconv.convert.checkpoint.tensors import INDEX, SafetensorsSource
+from dsconv.convert.files.hashes import FileHashes
+from dsconv.convert.files.json_file import write_json
+from dsconv.convert.formats.float_copy import (
+    place_side_files,
+    planned_floats,
+    write_float_checkpoint,
+)
+from dsconv.disk_space import bytes_to_copy, require_space
+from dsconv.errors import UnsupportedError, UsageError
+
+from .contrib import Contrib, contrib_for
+from .dialect import Dialect, GraphOptions
+from .genai import genai_config
+from .graph import GraphBuilder
+from .names import FIXED_SHAPES, GENAI_CONFIG, GRAPH_FILE, PREFILL_FILE
+from .std17 import Std17
+from .std17_nbits import Std17NBits
+from .std21 import Std21
+from .std24 import Std24
+from .weights import DataFile, GraphWeights
+
+DIALECTS: dict[str, type[Dialect]] = {d.name: d for d in (Contrib, Std24, Std21, Std17, Std17NBits)}
+PRECISIONS = ("float32", "float16")
+# With fixed shapes every step looks at the whole cache, so the model's own length is no default.
+FIXED_CONTEXT = 2048
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """How to write a graph; what the fields mean to it stands at `GraphOptions`.
+
+    Attributes:
+        context_length: None is what the model was made for, or FIXED_CONTEXT if that is less.
+        prefill_length: all shapes fixed; tokens per run of the prompt, beside a graph for one.
+        copy: never hard-link.
+        target: what the options were chosen for; only noted.
+    """
+
+    dialect: str = "contrib"
+    accuracy_level: int = 4
+    context_length: int | None = None
+    copy: bool = False
+    precision: str = "float32"
+    prefill_length: int | None = None
+    rotary_tables: bool = False
+    packed_embedding: bool = True
+    bfloat16: bool = True
+    explicit_zero_points: bool = False
+    fused_products: bool = True
+    target: str = "cpu"
+
+    def __post_init__(self) -> None:
+        if self.dialect not in DIALECTS:
+            raise UsageError(
+                f"dialect: {self.dialect!r} is not known", f"choose {', '.join(DIALECTS)}"
+            )
+        if self.accuracy_level not in (0, 1, 2, 3, 4):
+            raise UsageError(
+                f"accuracy level: {self.accuracy_level} is not known",
+                "4 multiplies in int8 (fast), 0 in float32 (exact)",
+            )
+        for name, value in (("context", self.context_length), ("prefill", self.prefill_length)):
+            if value is not None and value < 1:
+                raise UsageError(
+                    f"{name} length: {value} is not positive", "give a number of tokens"
+                )
+        self._check_dialect()
+
+    def _check_dialect(self) -> None:
+        dialect = DIALECTS[self.dialect]
+        if self.precision not in PRECISIONS:
+            raise UsageError(
+                f"precision: {self.precision!r} is not known", f"choose {', '.join(PRECISIONS)}"
+            )
+        if self.precision not in dialect.precisions:
+            able = ", ".join(d.name for d in DIALECTS.values() if self.precision in d.precisions)
+            raise UnsupportedError(
+                f"dialect {self.dialect} is not written in {self.precision}", f"choose {able}"
+            )
+        if self.prefill_length is not None and not dialect.allows_fixed_shapes:
+            able = ", ".join(d.name for d in DIALECTS.values() if d.allows_fixed_shapes)
+            raise UnsupportedError(
+                f"dialect {self.dialect} is not written with fixed shapes", f"choose {able}"
+            )
+
+    def graph_options(self, longest: int) -> GraphOptions:
+        """For a model of `longest` positions; sequence_length is left open."""
+        default = longest if self.prefill_length is None else min(longest, FIXED_CONTEXT)
+        return GraphOptions(
+            self.context_length or default,
+            self.accuracy_level,
+            self.precision,
+            None,
+            self.rotary_tables or self.prefill_length is not None,
+            self.packed_embedding,
+            self.bfloat16,
+            self.explicit_zero_points,
+            self.fused_products,
+        )
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    bytes_written: int
+    bytes_linked: int
+    files: tuple[str, ...]
+
+
+def export_onnx(
+    checkpoint: Checkpoint,
+    options: ExportOptions,
+    output: Path,
+    overwrite: bool = False,
+    advance: Callable[[int], None] = lambda count: None,
+    check: Callable[[Path], None] = lambda folder: None,
+) -> ExportResult:
+    """Write the ONNX artifact to the folder `output`.
+
+    Args:
+        advance: told the number of weights copied, when the source is no safetensors folder.
+        check: looks at the finished folder before it stands under its name; raises to refuse it.
+
+    Raises:
+        OutputError: `output` exists, or the disk refuses.
+        UnsupportedError: the dialect cannot express something in this checkpoint.
+    """
+    require_space(output, _bytes_of_weights(checkpoint, output, options.copy))
+    with output_folder(output, overwrite) as folder:
+        linked = _place_weights(checkpoint, folder, options.copy, advance)
+        local = open_folder(folder)
+        dialect = dialect_for(options.dialect, local)
+        graph_options = options.graph_options(local.decoder.config.max_position_embeddings)
+        if options.prefill_length is None:
+            _write_graphs(local, dialect, {GRAPH_FILE: graph_options}, folder)
+            content = genai_config(local, dialect, GRAPH_FILE, graph_options, options.target)
+            write_json(folder / GENAI_CONFIG, content)
+        else:
+            _write_fixed(local, dialect, graph_options, options.prefill_length, folder)
+        check(folder)
+        hashes = FileHashes()
+        source = provenance_of(checkpoint, hashes)
+        recipe = {key: value for key, value in vars(options).items() if key != "copy"}
+        facts = {"parameters": local.parameter_count}
+        write_manifest(folder, "onnx", source, recipe, facts, hashes=hashes)
+        files = sorted(path for path in folder.iterdir() if path.is_file())
+        total = sum(path.stat().st_size for path in files)
+        return ExportResult(total - linked, linked, tuple(path.name for path in files))
+
+
+def _bytes_of_weights(checkpoint: Checkpoint, output: Path, copy: bool) -> int:
+    """That `_place_weights` will write."""
+    if isinstance(checkpoint.source, SafetensorsSource):
+        return bytes_to_copy(checkpoint.source.files(), output, copy)
+    return sum(tensor.nbytes for tensor in planned_floats(checkpoint))
+
+
+def _place_weights(
+    checkpoint: Checkpoint, folder: Path, copy: bool, advance: Callable[[int], None]
+) -> int:
+    """Put config, tokenizer and weights into `folder` -> bytes that are links."""
+    if not isinstance(checkpoint.source, SafetensorsSource):
+        write_float_checkpoint(checkpoint, folder, advance)
+        return 0
+    linked = place_side_files(checkpoint, folder, copy)
+    for path in checkpoint.source.files():
+        copied = link_or_copy(path, folder / path.name, copy)
+        linked += 0 if copied else path.stat().st_size
+    index = checkpoint.origin / INDEX
+    if index.exists():
+        (folder / INDEX).write_bytes(index.read_bytes())
+    write_json(folder / CONFIG, dict(checkpoint.config))
+    return linked
+
+
+def dialect_for(name: str, checkpoint: Checkpoint) -> type[Dialect]:
+    return contrib_for(checkpoint.decoder) if name == Contrib.name else DIALECTS[name]
+
+
+def _write_graphs(
+    checkpoint: Checkpoint,
+    dialect: type[Dialect],
+    graphs: Mapping[str, GraphOptions],
+    folder: Path,
+) -> None:
+    """Write graphs by file name; they share their weights."""
+    with DataFile(folder) as data:
+        for filename, options in graphs.items():
+            build_graph(checkpoint, dialect, options, data).save(folder / filename)
+
+
+def _write_fixed(
+    checkpoint: Checkpoint,
+    dialect: type[Dialect],
+    options: GraphOptions,
+    prefill_length: int,
+    folder: Path,
+) -> None:
+    """One graph per sequence length, and the file that names them for our session."""
+    lengths = fixed_lengths(options, prefill_length)
+    graphs = {name: replace(options, sequence_length=n) for name, n in lengths.items()}
+    _write_graphs(checkpoint, dialect, graphs, folder)
+    content = {
+        "context_length": options.context_length,
+        "graphs": [{"filename": n, "sequence_length": length} for n, length in lengths.items()],
+    }
+    write_json(folder / FIXED_SHAPES, content)
+
+
+def fixed_lengths(options: GraphOptions, prefill_length: int) -> dict[str, int]:
+    """Graphs of fixed shapes: file name -> tokens of a pass."""
+    lengths = {GRAPH_FILE: 1}
+    if prefill_length > 1:
+        lengths[PREFILL_FILE] = min(prefill_length, options.context_length)
+    return lengths
+
+
+def build_graph(
+    checkpoint: Checkpoint, dialect: type[Dialect], options: GraphOptions, data: DataFile
+) -> GraphBuilder:
+    """The graph over the checkpoint's own files, and `data` for what it needs in another order."""
+    graph = GraphBuilder(dialect.opsets, dialect.ir_version)
+    dialect(checkpoint.decoder, graph, GraphWeights(checkpoint, graph, data), options).build()
+    return graph

@@ -1,0 +1,335 @@
+"""What a quantization run will write: options, one job per parameter, tensors and shards.
+
+The tensors are laid out so that what a runtime may fuse lies side by side: the codes of query, key
+and value, then their scales, then their biases; the same for gate and up. A graph can then name
+one byte range for the fused matrix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from dsconv.convert.checkpoint.checkpoint import CONFIG, Checkpoint, module_of
+from dsconv.convert.checkpoint.matrix_layout import SHAPE, has_shape_tensor, stored_tensors
+from dsconv.convert.checkpoint.quantization_config import build_quantization_config
+from dsconv.convert.families import read_family
+from dsconv.convert.families.inventory import Parameter, Role, parameters_of
+from dsconv.convert.files.json_file import ConfigReader, read_json_object
+from dsconv.convert.files.safetensors import PlannedTensor
+from dsconv.errors import InputError, UsageError
+from dsconv.quant.gptq import DAMPING
+from dsconv.quant.int8_rows import Int8Rows
+from dsconv.quant.integer import Scheme
+from dsconv.quant.rounding import METHODS, AnyScheme
+from dsconv.quant.scale_min import ScaleMin
+from dsconv.quant.schemes import parse_label
+
+FLOAT_BITS = 16  # "leave it as it is"
+MAX_SHARD_BYTES = 5_000_000_000
+CALIBRATED = "gptq"
+INTEGER, SCALE_MIN = "integer", "scale-min"
+FLOAT_ACTIVATIONS, INT8_ACTIVATIONS = "float", "int8"
+PREFIX_CORRECTION = 0.5  # of the change that earlier layers have made to the inputs
+MAX_MEMORY = 2 * 2**30  # bytes of second moments and activations
+MIN_MEMORY = 2**28
+SCHEME_BITS = {INTEGER: (4, 8), SCALE_MIN: (3, 4, 5, 6, 8)}
+
+
+@dataclass(frozen=True)
+class QuantizeOptions:
+    """What the user chose. `head_bits` None: as `bits`, or as an embedding with shared bytes.
+
+    activations: what layers multiply their weights by; int8 makes the weights int8 per row.
+    allocation: module -> label of its scheme (`quant/schemes.py`), where matrices differ.
+    """
+
+    bits: int = 4
+    group_size: int = 32
+    symmetric: bool = True
+    head_bits: int | None = None
+    embedding_bits: int = FLOAT_BITS
+    method: str = "search"
+    threads: int = 2
+    scheme_name: str = INTEGER
+    activations: str = FLOAT_ACTIVATIONS
+    prefix_correction: float = PREFIX_CORRECTION
+    damping: float = DAMPING
+    max_memory: int = MAX_MEMORY
+    tuning_epochs: int = 0
+    allocation: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.scheme_name not in (INTEGER, SCALE_MIN):
+            raise UsageError(
+                f"scheme: {self.scheme_name!r} is not known", f"choose {INTEGER} or {SCALE_MIN}"
+            )
+        if self.scheme_name == SCALE_MIN and (self.group_size != 32 or not self.symmetric):
+            raise UsageError(
+                "scale and minimum come in groups of 32, neither symmetric nor asymmetric",
+                "leave --group-size and --asymmetric out",
+            )
+        self._check_activations()
+        for name, bits in (
+            ("", self.bits),
+            ("head ", self.head_bits),
+            ("embedding ", self.embedding_bits),
+        ):
+            allowed = SCHEME_BITS[self.scheme_name] + ((FLOAT_BITS,) if name else ())
+            if bits is not None and bits not in allowed:
+                choices = ", ".join(map(str, allowed))
+                raise UsageError(f"{name}bits: {bits} is not supported", f"choose {choices}")
+        Scheme(8, self.group_size, self.symmetric)  # refuses other group sizes
+        methods = (*METHODS, CALIBRATED)
+        if self.method not in methods:
+            raise UsageError(
+                f"method: {self.method!r} is not known", f"choose {', '.join(methods)}"
+            )
+        for label, value in (("prefix correction", self.prefix_correction),):
+            if not 0 <= value <= 1:
+                raise UsageError(f"{label} {value} is outside 0..1", "give a share, e.g. 0.5")
+        if not 0 < self.damping <= 1:
+            raise UsageError(f"damping {self.damping} is outside 0..1", "give a share, e.g. 0.01")
+        if self.tuning_epochs < 0:
+            raise UsageError(f"{self.tuning_epochs} epochs of tuning", "give 0 or more")
+        if self.tuning_epochs and self.method != CALIBRATED:
+            raise UsageError(f"method {self.method!r} is not tuned", f"add --method {CALIBRATED}")
+        if self.max_memory < MIN_MEMORY:
+            raise UsageError(
+                f"max memory {self.max_memory} bytes", "give at least 256MiB, e.g. 2GiB"
+            )
+
+    def _check_activations(self) -> None:
+        choices = (FLOAT_ACTIVATIONS, INT8_ACTIVATIONS)
+        if self.activations not in choices:
+            raise UsageError(
+                f"activations: {self.activations!r} is not known", f"choose {' or '.join(choices)}"
+            )
+        if self.activations == FLOAT_ACTIVATIONS:
+            return
+        if self.bits != 8 or self.scheme_name != INTEGER or not self.symmetric:
+            raise UsageError(
+                "int8 activations need int8 weights without zero points",
+                "give --bits 8, and leave --scheme and --asymmetric out",
+            )
+        if self.tuning_epochs:
+            raise UsageError(
+                "tuning knows nothing of int8 activations", "leave --tuning-epochs out"
+            )
+        if self.embedding_bits != FLOAT_BITS:
+            raise UsageError(
+                "int8 activations: no other reader takes a quantized embedding beside them",
+                "leave --embedding-bits out",
+            )
+
+    def scheme(self, bits: int, role: Role) -> AnyScheme | None:
+        """The scheme of a matrix that is to have this many bits."""
+        if bits == FLOAT_BITS:
+            return None
+        if self.activations == INT8_ACTIVATIONS and role is Role.LINEAR:
+            return Int8Rows()
+        if self.scheme_name == SCALE_MIN and bits != 8:
+            return ScaleMin(bits)
+        return Scheme(bits, self.group_size, self.symmetric)
+
+    def recipe(self) -> dict[str, Any]:
+        """What decides the output's bytes."""
+        return {key: value for key, value in vars(self).items() if key != "threads"}
+
+
+def default_method(bits: int, activations: str, calibrates: bool, can_write: bool) -> str:
+    """Calibrated, but for 8-bit weights alone, which lose little without (docs/calibration.md).
+
+    calibrates: a calibration text or a target is given; can_write: the model has a tokenizer, so
+    that it can write a text itself.
+    """
+    if calibrates or activations == INT8_ACTIVATIONS:
+        return CALIBRATED
+    return CALIBRATED if bits != 8 and can_write else "search"
+
+
+def default_embedding_bits(method: str, scheme_name: str, bits: int, activations: str) -> int:
+    """What measured best at about 4.6 bits over all parameters; readers of other tools want the
+    embedding in float, so it stays so without calibration."""
+    if method != CALIBRATED or activations == INT8_ACTIVATIONS:
+        return FLOAT_BITS
+    return min(bits + 1, 6) if scheme_name == SCALE_MIN and bits < 8 else bits
+
+
+def default_prefix_correction(bits: int) -> float:
+    """At 8 bits there is less to make up for than the correction's own noise adds (measured)."""
+    return 0.0 if bits == 8 else PREFIX_CORRECTION
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the choice must reach: exactly one is given.
+
+    bits_per_weight: over all parameters; size: bytes of all weights; max_kl: estimated mean KL in
+    nats per token.
+    """
+
+    bits_per_weight: float | None = None
+    size: int | None = None
+    max_kl: float | None = None
+
+    def __post_init__(self) -> None:
+        given = [self.bits_per_weight, self.size, self.max_kl]
+        if sum(value is not None for value in given) != 1:
+            raise UsageError("several targets at once", "give one of bits, size and KL")
+        if any(value is not None and not value > 0 for value in given):
+            raise UsageError("a target must be positive", "for example --target-bpw 4.75")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One output parameter: where its rows come from and how they are stored."""
+
+    parameter: Parameter
+    source: str
+    scheme: AnyScheme | None
+    float_dtype: str
+
+    @property
+    def module(self) -> str:
+        return module_of(self.parameter.name)
+
+    def planned(self) -> list[PlannedTensor]:
+        """The tensors of this parameter, codes first; `weight_shape` is kept apart."""
+        name, shape = self.parameter.name, self.parameter.shape
+        if self.scheme is None:
+            return [PlannedTensor(name, self.float_dtype, shape)]
+        rows, columns = shape
+        return stored_tensors(self.module, (rows, columns), self.scheme)
+
+
+def read_allocation(path: Path) -> dict[str, str]:
+    """The bits per matrix that an earlier run wrote to its manifest.
+
+    Raises:
+        InputError: there are none.
+    """
+    recipe = read_json_object(path).get("recipe")
+    labels = recipe.get("allocation") if isinstance(recipe, dict) else None
+    if not isinstance(labels, dict) or not labels:
+        raise InputError(
+            f"{path}: no recipe.allocation",
+            "give the dsconv.json of a run with --target-bpw, --target-size or --max-kl",
+        )
+    for module, label in labels.items():
+        if not isinstance(label, str):
+            raise InputError(f"{path}: {module}: not a label", "write e.g. int4-g32")
+        parse_label(label)
+    return labels
+
+
+def plan(checkpoint: Checkpoint, options: QuantizeOptions) -> tuple[dict[str, Any], list[Job]]:
+    """Decide every parameter's scheme -> (config.json of the output, jobs in network order).
+
+    A tied matrix is stored once when it is quantized as a whole. When only the head is to be
+    quantized the two part: the head gets codes of its own and the embedding stays as it is.
+    """
+    decoder = checkpoint.decoder
+    tied = decoder.config.tie_word_embeddings
+    head_bits = options.head_bits
+    if head_bits is None:
+        shared = tied and options.embedding_bits != FLOAT_BITS
+        head_bits = options.embedding_bits if shared else options.bits
+    elif tied and options.embedding_bits != FLOAT_BITS and head_bits != options.embedding_bits:
+        raise UsageError(
+            f"head bits {head_bits} differ from embedding bits {options.embedding_bits}, "
+            "but this model shares one matrix between them",
+            "give both the same bits, or leave the embedding at 16",
+        )
+    config = dict(checkpoint.config)
+    if (
+        tied
+        and not options.allocation
+        and options.embedding_bits == FLOAT_BITS
+        and head_bits != FLOAT_BITS
+    ):
+        config["tie_word_embeddings"] = False
+    bits = {
+        Role.LINEAR: options.bits,
+        Role.EMBEDDING: options.embedding_bits,
+        Role.HEAD: head_bits,
+        Role.VECTOR: FLOAT_BITS,
+    }
+    jobs = []
+    for parameter in parameters_of(read_family(ConfigReader(config, CONFIG))):
+        scheme = options.scheme(bits[parameter.role], parameter.role)
+        label = options.allocation.get(module_of(parameter.name))
+        if label is not None and parameter.role is not Role.VECTOR:
+            scheme = parse_label(label)
+        if isinstance(scheme, Int8Rows) and parameter.role is not Role.LINEAR:
+            raise UsageError(
+                f"{label} for {module_of(parameter.name)}", "embedding and head take weights only"
+            )
+        if scheme is not None:
+            scheme = scheme.for_columns(parameter.shape[1])
+        in_source = parameter.name in checkpoint.parameters
+        source = parameter.name if in_source else f"{decoder.table.name}.weight"
+        jobs.append(Job(parameter, source, scheme, checkpoint.float_dtype(source)))
+    schemes = {job.module: job.scheme for job in jobs if job.parameter.role is not Role.VECTOR}
+    # A tied head is a module too, though it has no tensor of its own.
+    schemes.setdefault(decoder.head_linear.name, schemes[decoder.table.name])
+    if any(schemes.values()):
+        config["quantization_config"] = build_quantization_config(
+            schemes, [decoder.table.name], decoder.head_linear.name
+        )
+    if options.method == CALIBRATED:
+        jobs = [_with_room_for_correction(job, schemes.get(job.module)) for job in jobs]
+    return config, jobs
+
+
+def _with_room_for_correction(job: Job, scheme: AnyScheme | None) -> Job:
+    """Calibration adds to the biases of what it quantizes, often less than their type resolves."""
+    corrected = job.parameter.name.endswith(".bias") and isinstance(scheme, Scheme | ScaleMin)
+    return replace(job, float_dtype="F32") if corrected else job
+
+
+def tensors_of(jobs: list[Job]) -> list[PlannedTensor]:
+    """Everything in a shard, in file order: group by group, same kinds side by side."""
+    tensors: list[PlannedTensor] = []
+    shapes: list[PlannedTensor] = []
+    for group in _groups(jobs):
+        columns = [job.planned() for job in group]
+        for kind in range(max(map(len, columns))):
+            tensors += [planned[kind] for planned in columns if kind < len(planned)]
+        shapes += [
+            PlannedTensor(f"{job.module}.{SHAPE}", "I64", (2,))
+            for job in group
+            if job.scheme and has_shape_tensor(job.scheme)
+        ]
+    return tensors + shapes
+
+
+def _groups(jobs: list[Job]) -> Iterator[list[Job]]:
+    """Jobs of one input side by side, weights before biases."""
+    group: list[Job] = []
+    for job in jobs:
+        if group and job.parameter.group != group[-1].parameter.group:
+            yield group
+            group = []
+        group.append(job)
+    if group:
+        yield group
+
+
+def shards_of(jobs: list[Job]) -> dict[str, list[Job]]:
+    """File name -> jobs; a group is never split."""
+    shards: list[list[Job]] = [[]]
+    size = 0
+    for group in _groups(jobs):
+        nbytes = sum(tensor.nbytes for tensor in tensors_of(group))
+        if shards[-1] and size + nbytes > MAX_SHARD_BYTES:
+            shards.append([])
+            size = 0
+        shards[-1] += group
+        size += nbytes
+    if len(shards) == 1:
+        return {"model.safetensors": shards[0]}
+    count = len(shards)
+    return {f"model-{i + 1:05}-of-{count:05}.safetensors": jobs for i, jobs in enumerate(shards)}

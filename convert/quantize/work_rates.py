@@ -1,0 +1,209 @@
+"""How fast this machine does each kind of work: a moment of the very functions that do it.
+
+Every thread repeats a small piece, so that what threads cost each other is in the rate. Processes
+that compete for the processor are in it too.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dsconv.convert.checkpoint.checkpoint import Checkpoint
+from dsconv.convert.checkpoint.matrix_layout import encode
+from dsconv.convert.families.base import Decoder, DecoderConfig
+from dsconv.convert.families.inventory import Role
+from dsconv.convert.forward.workers import Workers, single_threaded_libraries
+from dsconv.quant.rounding import AnyScheme, dequantize, round_to_nearest
+
+from .cost import Work, Workload
+from .run import BLOCK_WEIGHTS, round_in_blocks
+
+MOMENT = 0.2  # seconds per kind of work
+LAYER_WEIGHTS = 1 << 22  # of the decoder layer that stands for larger ones
+COLUMNS = 1024  # of square matrices that stand for others
+FEEDBACK_COLUMNS = 256  # a super-block
+READ_BYTES = 1 << 23
+
+Floats = NDArray[np.float32]
+Rates = Mapping[Work, float]
+
+
+def measure(workload: Workload) -> Rates:
+    """Units per second of the kinds of work that the run needs."""
+    threads = workload.options.threads
+    weights = _normal(BLOCK_WEIGHTS // COLUMNS, COLUMNS)
+    scheme = _scheme(workload, Role.EMBEDDING) or _scheme(workload, Role.LINEAR)
+    if scheme is None:
+        raise RuntimeError("nothing is quantized")
+    method = "search" if workload.calibrates else workload.options.method
+    stored = weights.astype(np.float16)
+
+    def freely(scheme: AnyScheme = scheme) -> None:
+        encode(round_in_blocks(stored.astype(np.float32), scheme, method))
+
+    if not workload.itemsize:
+        with Workers(threads) as workers:
+            return {
+                Work.ROUNDING: _rate(freely, weights.size, workers, threads),
+                **_serial(workload.checkpoint, stored, workers),
+            }
+    with single_threaded_libraries(), Workers(threads) as workers:
+        return {
+            Work.ROUNDING: _rate(freely, weights.size, workers, threads),
+            **_serial(workload.checkpoint, stored, workers),
+            **_products(workload, workers),
+            **_feedback(workload, workers),
+        }
+
+
+def _rate(work: Callable[[], object], amount: float, workers: Workers, threads: int) -> float:
+    """Amounts per second of all threads together."""
+
+    def repeat(_: int) -> float:
+        work()
+        start, done = time.perf_counter(), 0
+        while not done or time.perf_counter() - start < MOMENT:
+            work()
+            done += 1
+        return done * amount / (time.perf_counter() - start)
+
+    return sum(workers.in_order(repeat, range(threads)))
+
+
+def _serial(
+    checkpoint: Checkpoint, stored: NDArray[np.float16], workers: Workers
+) -> dict[Work, float]:
+    """Conversions, and the model's own file where there is one: else a read of memory."""
+    files = checkpoint.source.files()
+
+    def convert() -> None:
+        np.isfinite(stored.astype(np.float32)).sum()
+
+    def read() -> None:
+        sha256(_beginning(files[0]) if files else bytes(READ_BYTES))
+
+    return {
+        Work.LOADING: _rate(convert, stored.size, workers, 1),
+        Work.READING: _rate(read, READ_BYTES, workers, 1),
+    }
+
+
+def _beginning(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(READ_BYTES).ljust(READ_BYTES, b"\0")
+
+
+def _products(workload: Workload, workers: Workers) -> dict[Work, float]:
+    import torch
+
+    from dsconv.convert.quantize.calibration.calibrate import forward_dtype
+    from dsconv.convert.quantize.calibration.moments import MomentSum
+
+    threads, size = workload.options.threads, workload.windows.size
+    dtype = forward_dtype()
+    a, b = _normal(COLUMNS, COLUMNS), _normal(COLUMNS, COLUMNS)
+    x = torch.full((max(16, size), COLUMNS), 0.5, dtype=dtype)
+    written = torch.full((64, COLUMNS), 0.5, dtype=dtype)
+    pieces = [torch.full((512, COLUMNS), 0.5, dtype=dtype) for _ in range(32)]
+    config = _small(workload.checkpoint.decoder.config)
+    forward, operations = _layer(type(workload.checkpoint.decoder)(config), dtype, size)
+
+    def generate() -> None:
+        for piece in pieces:
+            torch.nn.functional.linear(written, piece)
+
+    with Workers(1) as one:
+        sums = MomentSum([(0, COLUMNS)], workload.streams > 1, one)
+        same = [x] if workload.streams > 1 else []
+        per_token = 2 * COLUMNS**2 * workload.streams
+        moments = _rate(lambda: sums.add(x, *same), len(x) * per_token, workers, 1)
+    return {
+        Work.FORWARD: _rate(forward, operations, workers, threads),
+        Work.GENERATION: _rate(generate, 2 * 64 * 32 * 512 * COLUMNS, workers, threads),
+        Work.MOMENTS: moments,
+        Work.PRODUCT: _rate(lambda: a @ b, 2 * COLUMNS**3, workers, threads),
+    }
+
+
+def _layer(decoder: Decoder, dtype: object, size: int) -> tuple[Callable[[], object], float]:
+    """-> (one decoder layer over one window, its operations)."""
+    import torch
+
+    from dsconv.convert.families.inventory import parameters_of
+    from dsconv.convert.forward.torch_ops import KeyValueCache, TorchOps
+
+    if not isinstance(dtype, torch.dtype):
+        raise TypeError(dtype)
+    config = decoder.config
+    found = {p.name: p for p in parameters_of(decoder)}
+    weights = {n: torch.full(p.shape, 0.01, dtype=dtype) for n, p in found.items()}
+    x = torch.full((1, size, config.hidden_size), 0.5, dtype=dtype)
+    tokens = torch.zeros(size, dtype=torch.int64)
+
+    @torch.inference_mode()
+    def forward() -> torch.Tensor:
+        return decoder.layer(TorchOps(weights.__getitem__, tokens, KeyValueCache()), 0, x)
+
+    matrices = sum(p.size for p in found.values() if p.role is Role.LINEAR)
+    attention = config.num_attention_heads * config.head_dim * size
+    return forward, 2.0 * size * (matrices + attention)
+
+
+def _small(config: DecoderConfig) -> DecoderConfig:
+    """One layer of the same proportions with at most LAYER_WEIGHTS weights."""
+    width = config.num_attention_heads * config.head_dim
+    weights = config.hidden_size * (3 * config.intermediate_size + 4 * width)
+    share = min(1.0, (LAYER_WEIGHTS / weights) ** 0.5)
+    sharing = config.num_attention_heads // config.num_key_value_heads
+    kv_heads = max(1, round(config.num_key_value_heads * share))
+    return replace(
+        config,
+        hidden_size=max(64, int(config.hidden_size * share)),
+        intermediate_size=max(64, int(config.intermediate_size * share)),
+        num_hidden_layers=1,
+        num_attention_heads=kv_heads * sharing,
+        num_key_value_heads=kv_heads,
+        vocab_size=1,
+    )
+
+
+def _feedback(workload: Workload, workers: Workers) -> dict[Work, float]:
+    """What `calibrate.py` does with every slice of rows."""
+    scheme = _scheme(workload, Role.LINEAR)
+    if scheme is None or not workload.calibrates:
+        return {}
+    from dsconv.convert.quantize.calibration.memory_budget import rows_at_a_time
+    from dsconv.quant.gptq import factorize, gptq
+
+    threads = workload.options.threads
+    weights = _normal(rows_at_a_time(FEEDBACK_COLUMNS), FEEDBACK_COLUMNS)
+    large, small = np.eye(COLUMNS, dtype=np.float32), np.eye(FEEDBACK_COLUMNS, dtype=np.float32)
+    factor = factorize([small], scheme)
+
+    def feedback() -> None:
+        quantized = gptq(weights, factor, scheme)
+        encode(quantized)
+        dequantize(quantized)
+        dequantize(round_to_nearest(weights, scheme))
+
+    return {
+        Work.FACTORIZATION: _rate(lambda: factorize([large], scheme), COLUMNS**3, workers, 1),
+        Work.FEEDBACK: _rate(feedback, weights.size, workers, threads),
+    }
+
+
+def _scheme(workload: Workload, role: Role) -> AnyScheme | None:
+    options = workload.options
+    bits = options.embedding_bits if role is Role.EMBEDDING else options.bits
+    return options.scheme(bits, role)
+
+
+def _normal(rows: int, columns: int) -> Floats:
+    return np.random.default_rng(0).standard_normal((rows, columns), np.float32)

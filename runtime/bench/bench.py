@@ -1,0 +1,246 @@
+"""Measure artifacts side by side: load, prefill, decode, memory, and the memory-bandwidth limit.
+
+Every artifact runs in its own process. A round asks each of them once, one after the other, beside
+a probe of the machine's read bandwidth, so that a machine that changes its speed changes it for
+all. A round during which others used the machine is thrown away and repeated.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from dsconv.errors import UsageError
+
+from .cpu_load import machine_time
+from .report import Artifact, Decode, Figures, Report
+from .weight_bytes import weight_bytes_per_token
+from .worker import BANDWIDTH, Opened, Subject, Timed, Worker
+
+ATTEMPTS = 2  # rounds tried per round wanted
+SHORTEST_WALL = 0.2  # seconds of a round below which the kernel's ticks say nothing of others
+
+T = TypeVar("T")
+Advance = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """What is timed, in tokens; how often; `max_foreign`: share of the machine left to others.
+
+    Raises:
+        UsageError: a value outside its range.
+    """
+
+    prefill: int = 512
+    decode: int = 64
+    contexts: tuple[int, ...] = (0, 2048, 8192)
+    rounds: int = 5
+    max_foreign: float = 0.1
+
+    def __post_init__(self) -> None:
+        if min(self.prefill, self.decode, self.rounds) < 1:
+            raise UsageError(
+                f"prefill {self.prefill}, decode {self.decode}, rounds {self.rounds}: "
+                "each must be at least 1",
+                "give larger numbers",
+            )
+        if not self.contexts or min(self.contexts) < 0:
+            raise UsageError("a context below 0, or none", "give --context 0 or more")
+        if not 0 <= self.max_foreign <= 1:
+            raise UsageError(
+                f"max foreign load {self.max_foreign} is outside 0..1", "give a share, e.g. 0.1"
+            )
+
+
+@dataclass(frozen=True)
+class Round(Generic[T]):
+    """One turn of every artifact, and the machine meanwhile; foreign None: nobody could tell."""
+
+    turns: tuple[T, ...]
+    bandwidth: float
+    foreign: float | None
+
+
+@dataclass(frozen=True)
+class Startup:
+    """A fresh process: loading, then the first token of a prompt."""
+
+    opened: Opened
+    first: Timed
+
+
+class _Machine:
+    """The processes of a run, in the order of the subjects, and the rounds they took part in."""
+
+    def __init__(self, subjects: Sequence[Subject], options: BenchOptions) -> None:
+        self._options = options
+        self._subjects = subjects
+        self._used_before = 0.0  # processor seconds of workers that are gone
+        self.workers: list[Worker | None] = [None for _ in subjects]
+        self.probe = Worker(Subject("", max(s.threads for s in subjects), BANDWIDTH))
+        self.kept: list[Round[Any]] = []
+        self.discarded = 0
+
+    def restart(self, index: int) -> Startup:
+        """Load the subject in a new process and ask for a first token."""
+        before = self.workers[index]
+        if before is not None:
+            self._used_before += before.used
+            before.close()
+        worker = self.workers[index] = Worker(self._subjects[index])
+        return Startup(worker.open(), worker.prefill(self._options.prefill))
+
+    def worker(self, index: int) -> Worker:
+        worker = self.workers[index]
+        if worker is None:
+            raise RuntimeError("not started")
+        return worker
+
+    def rounds(
+        self, turn: Callable[[int], T], chosen: Sequence[int], advance: Advance
+    ) -> list[Round[T]]:
+        """As many rounds over `chosen` subjects as wanted: undisturbed ones as far as possible."""
+        found: list[Round[T]] = []
+        wanted, quiet = self._options.rounds, 0
+        while quiet < wanted and len(found) < ATTEMPTS * wanted:
+            found.append(self._round(turn, chosen))
+            if (found[-1].foreign or 0.0) <= self._options.max_foreign:
+                quiet += 1
+                advance(1)
+        advance(wanted - quiet)
+        kept = quietest(found, wanted)
+        self.kept.extend(kept)
+        self.discarded += len(found) - wanted
+        return kept
+
+    def _round(self, turn: Callable[[int], T], chosen: Sequence[int]) -> Round[T]:
+        before, used = machine_time(), self._used()
+        bandwidth = self.probe.bandwidth().value
+        turns = tuple(turn(index) for index in chosen)
+        after = machine_time()
+        if before is None or after is None or after.wall - before.wall < SHORTEST_WALL:
+            return Round(turns, bandwidth, None)
+        return Round(turns, bandwidth, after.foreign_share(before, self._used() - used))
+
+    def _used(self) -> float:
+        running = [worker.used for worker in (*self.workers, self.probe) if worker is not None]
+        return self._used_before + sum(running) + time.process_time()
+
+
+def quietest(rounds: Sequence[Round[T]], count: int) -> list[Round[T]]:
+    """The `count` rounds that others disturbed least, in their order."""
+    order = sorted(range(len(rounds)), key=lambda index: rounds[index].foreign or 0.0)
+    return [rounds[index] for index in sorted(order[:count])]
+
+
+@contextmanager
+def _machine(subjects: Sequence[Subject], options: BenchOptions) -> Iterator[_Machine]:
+    machine = _Machine(subjects, options)
+    try:
+        yield machine
+    finally:
+        for worker in (*machine.workers, machine.probe):
+            if worker is not None:
+                worker.kill()
+
+
+def planned_rounds(options: BenchOptions) -> int:
+    """Rounds of a run without disturbance: startup, prefill, and decode at every context."""
+    return options.rounds * (2 + len(options.contexts))
+
+
+def bench(
+    subjects: Sequence[Subject], options: BenchOptions, advance: Advance = lambda rounds: None
+) -> Report:
+    """Measure all subjects, interleaved.
+
+    Raises:
+        DsconvError: whatever opening or running one of them raises.
+    """
+    everyone = range(len(subjects))
+    with _machine(subjects, options) as machine:
+        startups = machine.rounds(machine.restart, everyone, advance)
+        lengths = [turn.opened.context_length for turn in startups[0].turns]
+        prefills = machine.rounds(
+            lambda index: machine.worker(index).prefill(options.prefill), everyone, advance
+        )
+        decodes: list[list[Decode]] = [[] for _ in subjects]
+        weights = [
+            weight_bytes_per_token(subject, turn.opened)
+            for subject, turn in zip(subjects, startups[0].turns, strict=True)
+        ]
+        for context in sorted(set(options.contexts)):
+            fitting = [i for i in everyone if max(1, context) + options.decode < lengths[i]]
+            if fitting:
+                rounds = _decode_rounds(machine, context, options, fitting, advance)
+                for place, index in enumerate(fitting):
+                    decodes[index].append(
+                        _decode(rounds, place, context, options.decode, weights[index])
+                    )
+        artifacts = tuple(
+            _artifact(i, subjects[i], startups, prefills, decodes[i], weights[i], options)
+            for i in everyone
+        )
+        return Report(
+            artifacts,
+            Figures.of(entry.bandwidth for entry in machine.kept),
+            Figures.of(entry.foreign for entry in machine.kept if entry.foreign is not None),
+            machine.discarded,
+            options.max_foreign,
+        )
+
+
+def _decode_rounds(
+    machine: _Machine, context: int, options: BenchOptions, chosen: Sequence[int], advance: Advance
+) -> list[Round[Timed]]:
+    tokens = max(1, context)  # there must be a token to begin with
+    for index in chosen:  # untimed: fills the caches
+        machine.worker(index).decode(tokens, options.decode)
+    return machine.rounds(
+        lambda index: machine.worker(index).decode(tokens, options.decode), chosen, advance
+    )
+
+
+def _decode(
+    rounds: Sequence[Round[Timed]], place: int, context: int, count: int, weight_bytes: int
+) -> Decode:
+    rates = [count / entry.turns[place].value for entry in rounds]
+    fractions = [
+        rate * weight_bytes / entry.bandwidth for rate, entry in zip(rates, rounds, strict=True)
+    ]
+    peak = max(entry.turns[place].peak_rss_bytes for entry in rounds)
+    return Decode(context, Figures.of(rates), Figures.of(fractions), peak)
+
+
+def _artifact(
+    index: int,
+    subject: Subject,
+    startups: Sequence[Round[Startup]],
+    prefills: Sequence[Round[Timed]],
+    decodes: Sequence[Decode],
+    weight_bytes: int,
+    options: BenchOptions,
+) -> Artifact:
+    starts = [entry.turns[index] for entry in startups]
+    loads = Figures.of(start.opened.load_seconds for start in starts)
+    firsts = Figures.of(start.opened.load_seconds + start.first.value for start in starts)
+    peaks = [entry.turns[index].peak_rss_bytes for entry in prefills]
+    return Artifact(
+        path=subject.path,
+        runtime=starts[0].opened.runtime,
+        provider=subject.provider,
+        threads=subject.threads,
+        load_seconds=loads,
+        first_token_seconds=firsts,
+        prefill_tokens=options.prefill,
+        cold_prefill=Figures.of(options.prefill / start.first.value for start in starts),
+        prefill=Figures.of(options.prefill / entry.turns[index].value for entry in prefills),
+        decodes=tuple(decodes),
+        peak_rss_bytes=max([*peaks, *(decode.peak_rss_bytes for decode in decodes)]),
+        weight_bytes_per_token=weight_bytes,
+        placement=tuple(starts[0].opened.placement),
+    )

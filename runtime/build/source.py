@@ -1,0 +1,106 @@
+"""Where a recipe's model lies: a folder, a GGUF file, a package, or the hub."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from dsconv.convert.checkpoint.provenance import COMMIT
+from dsconv.errors import InputError
+from dsconv.runtime.model_paths import local_path
+
+from .recipe import Recipe
+
+PACKAGE = "package:"  # the one .gguf file of an installed Python package
+FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---", re.DOTALL)
+LICENCE = re.compile(r"^license:[ \t]*[\"']?([\w.+-]+)", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Pulled:
+    """A model on this disk. `commit` is that of the hub; `hub_name` None for what is no hub's."""
+
+    path: Path
+    name: str
+    hub_name: str | None = None
+    commit: str | None = None
+
+
+def hub_name(recipe: Recipe) -> str:
+    """`org/model@revision`; a revision in `source` itself, or a scheme, wins."""
+    if "@" in recipe.source or "://" in recipe.source:
+        return recipe.source
+    return f"{recipe.source}@{recipe.revision}"
+
+
+def find_local(source: str) -> Pulled | None:
+    """What needs no download; None for a hub name.
+
+    Raises:
+        InputError: neither there nor a hub name.
+    """
+    from dsconv.convert.hub import looks_like_hub_name
+
+    if source.startswith(PACKAGE):
+        return _in_package(source)
+    path = Path(source).expanduser()
+    if os.path.exists(path):
+        return Pulled(path, path.resolve().name)
+    if looks_like_hub_name(source):
+        return None
+    raise InputError(
+        f"source: {source}: no such file or folder",
+        f"give a folder, a .gguf file, a hub name (org/model), or {PACKAGE}NAME",
+    )
+
+
+def _in_package(source: str) -> Pulled:
+    from dsconv.runtime import demo
+
+    if source != PACKAGE + demo.PACKAGE:
+        raise InputError(
+            f"source: {source!r} is not known; allowed: {PACKAGE}{demo.PACKAGE}",
+            "give a folder, a .gguf file, or a hub name (org/model)",
+        )
+    path = demo.find_model()
+    return Pulled(path, f"{path.name} of {demo.PACKAGE} {demo.PACKAGE_VERSION}")
+
+
+def pulled_snapshot(name: str, path: Path) -> Pulled:
+    """A hub model that was downloaded: the hub's cache names the folder by the commit."""
+    from dsconv.convert.hub.model_name import parse_reference
+
+    commits = [part for part in path.parts if COMMIT.fullmatch(part)]
+    return Pulled(path, name, parse_reference(name).name, commits[-1] if commits else None)
+
+
+def download(name: str) -> Pulled:
+    """Raises DownloadError, UnsupportedError."""
+    return pulled_snapshot(name, Path(local_path(name)))
+
+
+def is_pinned(name: str) -> bool:
+    """A commit never changes, so what was downloaded once need not be asked for again."""
+    from dsconv.convert.hub.model_name import parse_reference
+
+    return parse_reference(name).commit is not None
+
+
+def licence_of(path: Path, side_files: Mapping[str, bytes]) -> str | None:
+    """As the model's card, GGUF metadata or LICENSE file has it; None where nothing tells."""
+    if path.is_file():
+        from dsconv.convert.formats.gguf.container import read_header
+
+        value = read_header(path)[0].get("general.license")
+        return value if isinstance(value, str) and value else None
+    card = path / "README.md"
+    if card.is_file():
+        matter = FRONT_MATTER.search(card.read_text("utf-8", errors="replace"))
+        found = LICENCE.search(matter[1]) if matter else None
+        if found:
+            return found[1]
+    text = side_files.get("LICENSE", b"").decode("utf-8", errors="replace")
+    return next((" ".join(line.split())[:80] for line in text.splitlines() if line.strip()), None)

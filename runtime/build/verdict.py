@@ -1,0 +1,83 @@
+"""The verify step of a build: [verify] of a recipe -> verdict.json and the report.
+
+The only place that knows how a recipe's keys become a verdict.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from dsconv.atomic import MANIFEST
+from dsconv.convert.files.cache_folder import default_folder
+from dsconv.convert.files.hashes import sha256_file
+from dsconv.runtime.report.page import report_html
+from dsconv.runtime.verify.measure import read_text
+from dsconv.runtime.verify.run import VerifyReport, VerifyRequest, run_verify
+from dsconv.runtime.verify.thresholds import from_table
+
+from .recipe import VerifyPart
+
+VERDICT, REPORT = "verdict.json", "report.html"
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """`failures`: one sentence for everything that the gate does not let pass; report: the page."""
+
+    passed: bool
+    failures: tuple[str, ...]
+    content: Mapping[str, Any]
+    report: str
+
+    def write(self, folder: Path) -> None:
+        """verdict.json and report.html."""
+        text = json.dumps(self.content, indent=2, ensure_ascii=False) + "\n"
+        (folder / VERDICT).write_text(text, "utf-8")
+        (folder / REPORT).write_text(self.report, "utf-8")
+
+
+def purpose_of(part: VerifyPart) -> dict[str, Any]:
+    """What decides the verdict beside the two models."""
+    text = read_text(None if part.text is None else Path(part.text))
+    baseline = None if part.baseline is None else sha256_file(Path(part.baseline))
+    return {
+        **asdict(part),
+        "text": hashlib.sha256(text.encode()).hexdigest(),
+        "baseline": baseline,
+    }
+
+
+def judge(artifact: Path, reference: Path, part: VerifyPart, where: str, threads: int) -> Judgement:
+    """Measure the artifact in its own runtime against the model it was made from.
+
+    Only the recipe's limits count, or where it has none the defaults: a build does not depend on
+    the folder that it is started in.
+
+    where: the recipe's file, for messages.
+    """
+    request = VerifyRequest(
+        str(artifact),
+        str(reference),
+        None if part.text is None else Path(part.text),
+        part.options(),
+        recipe=from_table(part.limits(), f"{where}: [verify]", "recipe"),
+        baseline=None if part.baseline is None else Path(part.baseline),
+        cache=default_folder(),
+        provider=part.provider,
+        dtype=part.dtype,
+        threads=threads,
+        kv=part.kv,
+    )
+    verdict = run_verify(request)
+    report = VerifyReport(verdict)
+    return Judgement(verdict.passed, tuple(report.failures), report.to_json(), report_html(verdict))
+
+
+def result_files(folder: Path) -> list[Path]:
+    """What belongs beside the artifact."""
+    return sorted(path for path in folder.iterdir() if path.name != MANIFEST)

@@ -1,0 +1,90 @@
+"""From a command that fails to two lines on stderr and an exit code."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import typer
+
+from dsconv.errors import DsconvError, ProviderError, UnsupportedError, UsageError
+from dsconv.runtime.commands.signals import ending_in_time
+
+# Older versions of typer use the package click, newer ones a copy: take the class they export.
+_CLICK_ERROR: Any = next(
+    base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException"
+)
+
+
+def exit_code_of(run: Callable[[], Any]) -> int:
+    """Run a command; turn every failure into words and an exit code (see errors.py)."""
+    _prepare_streams()
+    try:
+        with ending_in_time():
+            code = run()
+    except DsconvError as error:
+        return _fail(error)
+    except _CLICK_ERROR as error:
+        return _fail_usage(error)
+    except (typer.Abort, KeyboardInterrupt):
+        return 130
+    except BrokenPipeError:  # the reader of our output has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except ModuleNotFoundError as error:
+        return _fail_missing(error)
+    except MemoryError:
+        return _fail(UnsupportedError("not enough memory", "use a machine with more memory"))
+    except Exception as error:
+        return _report_bug(error)
+    return code if isinstance(code, int) else 0
+
+
+def _fail(error: DsconvError) -> int:
+    """Two lines on stderr: what went wrong, and the cure."""
+    print("error: " + " ".join(error.message.split()), file=sys.stderr)
+    print("hint: " + " ".join(error.hint.split()), file=sys.stderr)
+    return error.exit_code
+
+
+def _fail_usage(error: Any) -> int:
+    """What click says of the command line; a command line without a command gets the help."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        print(error.format_message(), file=sys.stderr)
+        return UsageError.exit_code
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context else "dsconv"
+    return _fail(UsageError(error.format_message(), f"see {command} --help"))
+
+
+def _fail_missing(error: ModuleNotFoundError) -> int:
+    """A dependency that is not installed; a module of our own that is missing is a bug."""
+    package = (error.name or "").partition(".")[0]
+    if package in ("", "dsconv"):
+        return _report_bug(error)
+    missing = f"package {package!r} is not installed"
+    return _fail(ProviderError(missing, f"pip install {package}"))
+
+
+def _report_bug(error: Exception) -> int:
+    """A traceback helps us, not the user: it goes to a file."""
+    import tempfile
+    import traceback
+
+    with tempfile.NamedTemporaryFile(
+        "w", prefix="dsconv-bug-", suffix=".txt", delete=False, encoding="utf-8"
+    ) as file:
+        traceback.print_exception(error, file=file)
+    name = type(error).__name__
+    bug = DsconvError(f"a bug in dsconv: {name}: {error}", f"please report it with {file.name}")
+    return _fail(bug)
+
+
+def _prepare_streams() -> None:
+    """Text that the terminal lacks is shown escaped."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")

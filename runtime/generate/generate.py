@@ -1,0 +1,133 @@
+"""The loop from prompt to tokens, and what it took."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Generator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from dsconv.errors import InputError, UsageError
+from dsconv.runtime.sessions.session import Session
+
+from .sampling import Sampler
+
+StopReason = Literal["eos", "length", "context"]
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A finished generation. Times hold the model and the sampler, not the reader of the tokens.
+
+    `decode_steps` counts the tokens after the first, the one that ended the text included.
+    """
+
+    tokens: tuple[int, ...]
+    stop_reason: StopReason
+    prompt_tokens: int
+    decode_steps: int
+    prefill_seconds: float
+    decode_seconds: float
+
+    @property
+    def prefill_tokens_per_second(self) -> float:
+        return _rate(self.prompt_tokens, self.prefill_seconds)
+
+    @property
+    def decode_tokens_per_second(self) -> float:
+        return _rate(self.decode_steps, self.decode_seconds)
+
+
+def _rate(count: int, seconds: float) -> float:
+    return count / seconds if seconds > 0 else 0.0
+
+
+def generate(
+    session: Session,
+    tokens: Sequence[int],
+    sampler: Sampler,
+    stop_ids: Collection[int],
+    max_tokens: int,
+) -> Generator[int, None, Generation]:
+    """Append the prompt to the session and yield what follows; the return value tells the rest.
+
+    Ends without yielding a stop id; at max_tokens; or when the context is full. The session
+    starts where it stands (reset it first for a new text). It has not seen the last token when
+    the end was max_tokens or the context.
+
+    Raises:
+        UsageError: an empty prompt, or max_tokens below 1.
+        InputError: a prompt that does not fit, or a token that the model does not have.
+    """
+    _check_prompt(session, tokens)
+    if max_tokens < 1:
+        raise UsageError(f"max tokens is {max_tokens}, must be at least 1", "give a larger number")
+    return _steps(session, tokens, sampler, stop_ids, max_tokens)
+
+
+def complete(
+    session: Session,
+    tokens: Sequence[int],
+    sampler: Sampler,
+    stop_ids: Collection[int],
+    max_tokens: int,
+    on_token: Callable[[int], None] = lambda token: None,
+) -> Generation:
+    """Run `generate` to its end, calling on_token with every token as it comes."""
+    steps = generate(session, tokens, sampler, stop_ids, max_tokens)
+    while True:
+        try:
+            token = next(steps)
+        except StopIteration as end:
+            generation: Generation = end.value
+            return generation
+        on_token(token)
+
+
+def _check_prompt(session: Session, tokens: Sequence[int]) -> None:
+    if not tokens:
+        raise UsageError("the prompt is empty", "give at least one word with --prompt")
+    room = session.context_length - session.position
+    if len(tokens) > room:
+        used = f", {session.position} of them taken" if session.position else ""
+        raise InputError(
+            f"the prompt has {len(tokens)} tokens, the context {session.context_length}{used}",
+            "shorten the prompt, or load the model with a longer context",
+        )
+    wrong = next((token for token in tokens if not 0 <= token < session.vocabulary), None)
+    if wrong is not None:
+        raise InputError(
+            f"the prompt holds token {wrong}, the model has {session.vocabulary}",
+            "tokenizer.json belongs to another model",
+        )
+
+
+def _steps(
+    session: Session,
+    tokens: Sequence[int],
+    sampler: Sampler,
+    stop_ids: Collection[int],
+    max_tokens: int,
+) -> Generator[int, None, Generation]:
+    generated: list[int] = []
+    decode_seconds, steps = 0.0, 0
+    start = time.perf_counter()
+    token = sampler.choose(session.prefill(tokens))
+    prefill_seconds = time.perf_counter() - start
+    while True:
+        if token in stop_ids:
+            reason: StopReason = "eos"
+            break
+        generated.append(token)
+        yield token
+        if len(generated) == max_tokens:
+            reason = "length"
+            break
+        if session.position >= session.context_length:
+            reason = "context"
+            break
+        start = time.perf_counter()
+        token = sampler.choose(session.decode(token))
+        decode_seconds += time.perf_counter() - start
+        steps += 1
+    return Generation(tuple(generated), reason, len(tokens), steps, prefill_seconds, decode_seconds)

@@ -1,0 +1,62 @@
+"""Opening what a user has named, which may have to be downloaded first: people see how it goes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from dsconv.convert.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from dsconv.errors import UsageError
+
+from .console import progress, say
+
+
+def open_model(model: str) -> Checkpoint:
+    """`convert.checkpoint.open_checkpoint` with a progress bar for downloads."""
+    return open_checkpoint(local_path(model))
+
+
+def local_path(model: str) -> str:
+    """Of a model of the hub, where it lies after downloading; of anything else, itself.
+
+    Raises:
+        DownloadError, OutputError, UnsupportedError: as `convert.hub.snapshot`.
+    """
+    from dsconv.convert.hub import looks_like_hub_name, snapshot
+    from dsconv.convert.hub.pull import Watch
+
+    if os.path.exists(Path(model).expanduser()) or not looks_like_hub_name(model):
+        return model
+    with resumable():
+        return str(snapshot(model, Watch(progress, say)))
+
+
+@contextmanager
+def streamed_model(model: str, output: Path) -> Iterator[Checkpoint]:
+    """A model of the hub whose shards pass through a folder beside `output`, a few at a time.
+
+    Raises:
+        UsageError: a model that lies on this machine.
+        others: as `convert.hub.streaming.streamed_checkpoint`.
+    """
+    from dsconv.convert.hub.pull import Puller, Watch
+    from dsconv.convert.streamed_checkpoint import streamed_checkpoint
+
+    if os.path.exists(Path(model).expanduser()):
+        raise UsageError(f"{model}: lies on this machine, and stays", "leave out --no-keep")
+    final = output.absolute()
+    folder = final.with_name(final.name + ".shards")
+    with streamed_checkpoint(model, folder, Puller(watch=Watch(say=say))) as checkpoint:
+        yield checkpoint
+
+
+@contextmanager
+def resumable() -> Iterator[None]:
+    """Say that an interrupted download is not lost."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        say("interrupted; the same command goes on where it stopped")
+        raise

@@ -1,0 +1,188 @@
+"""`dsconv quantize` between parsing and printing: text, bits per matrix, the run, its report."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from dsconv.atomic import MANIFEST, partial_of
+from dsconv.convert.checkpoint.checkpoint import Checkpoint
+from dsconv.convert.quantize.inputs import Prepared
+from dsconv.convert.quantize.plan import (
+    CALIBRATED,
+    FLOAT_ACTIVATIONS,
+    QuantizeOptions,
+    Target,
+    read_allocation,
+)
+from dsconv.convert.quantize.run import MatrixReport, QuantizeResult, quantize_checkpoint
+from dsconv.errors import UsageError
+from dsconv.runtime.calibration.text_windows import CalibrationOptions, calibration_windows
+
+from .console import progress, quantity, say, size_text
+from .memory import peak_rss_bytes
+from .model_paths import open_model, streamed_model
+from .outputs import check_output
+from .plan import refuse_what_cannot_fit
+
+
+@dataclass(frozen=True)
+class QuantizeReport:
+    result: QuantizeResult
+    output: Path
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "output": str(self.output),
+            "parameters": self.result.parameters,
+            "bits_per_weight": self.result.bits_per_weight,
+            "size_bytes": self.result.weight_bytes,
+            "seconds": self.seconds,
+            "source_bytes_per_second": self.result.source_bytes / max(self.seconds, 1e-9),
+            "peak_rss_bytes": peak_rss_bytes(),
+            "doubtful_matrices": list(self.result.doubtful),
+            "calibration_kl": self.result.calibration_kl,
+        }
+
+    def show(self) -> None:
+        r = self.result
+        if r.doubtful:
+            say(
+                f"warning: {len(r.doubtful)} matrices lost much, {r.doubtful[0]} first: see "
+                f"facts.matrices in {self.output / MANIFEST}"
+            )
+        say(
+            f"{self.output}: {quantity(r.parameters)}parameters, {r.bits_per_weight:.2f} bits per "
+            f"weight, {size_text(r.weight_bytes)}, {self.seconds:.1f} s "
+            f"({size_text(r.source_bytes / max(self.seconds, 1e-9))}/s), "
+            f"peak memory {size_text(peak_rss_bytes())}"
+            + ("" if r.calibration_kl is None else f", KL {r.calibration_kl:.3g} while calibrating")
+        )
+
+
+def quantize_command(
+    model: str,
+    choose: Callable[[bool, bool], QuantizeOptions],
+    output: Path,
+    overwrite: bool,
+    calibration: CalibrationOptions,
+    target: Target | None = None,
+    recipe: Path | None = None,
+    keep: bool = True,
+) -> QuantizeReport:
+    """Quantize, calibrated where that was asked for or is the default and the model can write.
+
+    Args:
+        choose: gives the options for a model that can write its calibration text, and whose head
+            is its embedding.
+        keep: what is downloaded; else shards are fetched when they are needed, and deleted.
+    """
+    options = choose(True, False)
+    if target is not None and recipe is not None:
+        raise UsageError("a target and a recipe", "give one of the two")
+    if target is not None and options.activations != FLOAT_ACTIVATIONS:
+        raise UsageError(
+            "a target with int8 activations", "leave out --target-bpw, --target-size and --max-kl"
+        )
+    calibrates = options.method == CALIBRATED
+    if calibration.sources and not calibrates and target is None:
+        raise UsageError(
+            f"method {options.method!r} takes no calibration text",
+            f"add --method {CALIBRATED}, or leave out --calibration",
+        )
+    check_output(model, output, overwrite)
+    start = time.perf_counter()
+    opened = nullcontext(open_model(model)) if keep else streamed_model(model, output)
+    with opened as checkpoint:
+        result = _quantize(checkpoint, choose, output, overwrite, calibration, target, recipe)
+    return QuantizeReport(result, output, time.perf_counter() - start)
+
+
+def _quantize(
+    checkpoint: Checkpoint,
+    choose: Callable[[bool, bool], QuantizeOptions],
+    output: Path,
+    overwrite: bool,
+    calibration: CalibrationOptions,
+    target: Target | None,
+    recipe: Path | None,
+) -> QuantizeResult:
+    """The checkpoint decides what the options left open."""
+    calibrates = choose(True, False).method == CALIBRATED
+    tied = checkpoint.decoder.config.tie_word_embeddings
+    options = choose(True, tied)
+    if calibrates and choose(False, tied).method != CALIBRATED:  # nobody asked for it
+        from dsconv.runtime.calibration.self_written import why_it_cannot_write
+
+        reason = why_it_cannot_write(checkpoint)
+        if reason is not None:
+            say(f"warning: no calibration text, so weights are rounded by search: {reason}")
+            options, calibrates = choose(False, tied), False
+    if recipe is not None:
+        options = replace(options, allocation=read_allocation(recipe))
+    refuse_what_cannot_fit(checkpoint, options, output, calibration, target)
+    preparation = None
+    if calibrates or target is not None:
+        preparation = TextAndBits(checkpoint, options, calibration, target)
+    show = _show_matrix if sys.stderr.isatty() else lambda matrix: None
+    try:
+        with progress("quantize", checkpoint.parameter_count, "weights") as advance:
+            return quantize_checkpoint(
+                checkpoint,
+                options,
+                output,
+                overwrite,
+                advance,
+                report=show,
+                say=say,
+                preparation=preparation,
+            )
+    except (KeyboardInterrupt, SystemExit):
+        say(f"interrupted; the same command goes on from {partial_of(output)}")
+        raise
+
+
+@dataclass(frozen=True)
+class TextAndBits:
+    """The calibration text and, with a target, the bits per matrix (a `Preparation`)."""
+
+    checkpoint: Checkpoint
+    options: QuantizeOptions
+    calibration: CalibrationOptions
+    target: Target | None
+
+    @property
+    def purpose(self) -> dict[str, Any]:
+        wanted = None if self.target is None else asdict(self.target)
+        return {**self.calibration.purpose(), "target": wanted}
+
+    def make(self) -> Prepared:
+        windows = calibration_windows(self.checkpoint, self.calibration, self.options.threads)
+        if self.target is None:
+            return Prepared(windows)
+        return Prepared(windows, self._choose(self.target, windows))
+
+    def _choose(self, target: Target, windows: list[list[int]]) -> Mapping[str, str]:
+        from dsconv.convert.quantize.choose_bits import choose_bits
+
+        with progress("measure", sum(map(len, windows)), "tokens") as advance:
+            chosen = choose_bits(self.checkpoint, self.options, target, windows, advance)
+        counts = Counter(chosen.labels.values())
+        kinds = ", ".join(f"{count} as {label}" for label, count in sorted(counts.items()))
+        say(f"matrices: {kinds}; estimated KL {chosen.estimated_kl:.3g} nats per token")
+        return chosen.labels
+
+
+def _show_matrix(matrix: MatrixReport) -> None:
+    """One row of the live table."""
+    say(
+        f"{matrix.module:<44} {matrix.sqnr:6.2f} dB (rounded {matrix.sqnr_rounded:6.2f}) "
+        f"damping {matrix.damping:g}  {matrix.seconds:6.1f} s"
+    )

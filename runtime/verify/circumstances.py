@@ -1,0 +1,99 @@
+"""Where the figures of a verdict come from: files by their hash, versions, machine."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+
+from dsconv.convert.files.hashes import FileHashes, artifact_files, combined
+from dsconv.runtime.sessions.load import Loaded
+from dsconv.runtime.sessions.providers import FAMILY, PROVIDERS
+
+from .reference import Reference, Tokens
+from .reference_cache import tokens_hash
+from .verdict import Provenance
+
+PLUGINS = tuple(p.wheel for p in PROVIDERS.values() if p.plugin and p.wheel not in FAMILY)
+PACKAGES = ("dsconv", "numpy", *FAMILY, *PLUGINS, "safetensors", "tokenizers", "torch")
+BUILT_IN = "built-in"
+
+
+def trace(
+    path: str,
+    artifact: Loaded,
+    reference: Reference,
+    text: str,
+    text_name: str | None,
+    windows: Tokens,
+    threads: int,
+    hashes: FileHashes,
+) -> Provenance:
+    """Hash everything and note the circumstances.
+
+    Args:
+        path: of the artifact.
+        text_name: None for the built-in text.
+
+    Raises:
+        InputError: a file cannot be read.
+    """
+    return Provenance(
+        path,
+        _artifact_hashes(Path(path).expanduser(), hashes),
+        reference.name,
+        combined(weight_hashes(reference, hashes)),
+        text_name or BUILT_IN,
+        hashlib.sha256(text.encode()).hexdigest(),
+        artifact.runtime,
+        artifact.provider,
+        machine(),
+        threads,
+        versions(),
+        datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        tokens_hash(windows),
+        max(map(len, windows)),
+    )
+
+
+def weight_hashes(reference: Reference, hashes: FileHashes) -> dict[str, str]:
+    """Name -> sha256 of the files that decide over the reference's predictions."""
+    return {file.name: hashes.sha256(file) for file in reference.files}
+
+
+def _artifact_hashes(path: Path, hashes: FileHashes) -> Mapping[str, str]:
+    """Empty for a model of the hub, which is named by its revision."""
+    if not path.exists():
+        return {}
+    return hashes.of_files(artifact_files(path), path.parent if path.is_file() else path)
+
+
+def machine() -> str:
+    """Processor, cores that may be used, operating system."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{_processor()}, {cores} cores, {platform.system()} {platform.machine()}"
+
+
+def _processor() -> str:
+    """The model's name, where the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or "unknown processor"
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that take part, without importing them."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

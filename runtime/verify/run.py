@@ -1,0 +1,150 @@
+"""What `dsconv verify` does between parsing and printing."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from dsconv.convert.files.hashes import FileHashes
+from dsconv.errors import OutputError
+from dsconv.runtime.console import progress, say
+from dsconv.runtime.report.github_annotations import append_step_summary, error_annotations
+from dsconv.runtime.report.junit import write_junit
+from dsconv.runtime.sessions.load import load
+
+from .checks import Inspections, Subject, inspect_all
+from .circumstances import trace, weight_hashes
+from .judge import failures, judge, read_baseline
+from .measure import VerifyOptions, plan_windows, read_text, verify
+from .reference import LivePredictions, Reference, Tokens, open_reference
+from .reference_cache import ReferenceCache, cache_key
+from .task import read_task
+from .thresholds import Threshold, choose, from_file, narrowest_bits
+from .verdict import Verdict
+from .verdict_json import to_json
+
+CURE = "calibrate, use smaller groups or more bits (--head-bits 8, --bits 8)"
+
+
+@dataclass(frozen=True)
+class VerifyRequest:
+    """What to compare, how, and what must hold.
+
+    thresholds: of the command line. recipe: of a recipe that is being built. cache: folder of the
+    reference's predictions; None keeps none. settings: folder whose dsconv.toml counts.
+    """
+
+    artifact: str
+    reference: str
+    text: Path | None = None
+    options: VerifyOptions = field(default_factory=VerifyOptions)
+    thresholds: tuple[Threshold, ...] = ()
+    recipe: tuple[Threshold, ...] = ()
+    baseline: Path | None = None
+    cache: Path | None = None
+    provider: str = "cpu"
+    allow_fallback: bool = False
+    dtype: str = "float32"
+    threads: int = 0
+    kv: str = "fp16"
+    settings: Path | None = None
+    inspections: Inspections = field(default_factory=Inspections)
+
+
+def refuse_unwritable(*files: Path | None) -> None:
+    """Before hours of measuring. Raises OutputError: a file has no folder to lie in."""
+    for file in files:
+        if file is not None and not file.parent.is_dir():
+            raise OutputError(
+                f"{file}: there is no folder {str(file.parent)!r}", "make it, or give another path"
+            )
+
+
+def run_verify(request: VerifyRequest) -> Verdict:
+    """Measure and judge. What can be wrong with the request is found out before anything runs.
+
+    Raises:
+        UsageError, InputError, UnsupportedError, ProviderError, DownloadError: with the cure.
+    """
+    text = read_text(request.text)
+    if request.inspections.task:
+        read_task(request.inspections.task, 1)
+    file = from_file(request.settings) if request.settings else ()
+    baseline = read_baseline(request.baseline) if request.baseline else None
+    artifact = load(
+        request.artifact,
+        request.provider,
+        request.threads,
+        kv=request.kv,
+        allow_fallback=request.allow_fallback,
+    )
+    if artifact.placement and request.allow_fallback:
+        say(artifact.placement.words())
+    reference = open_reference(request.reference, request.dtype, request.threads)
+    windows = plan_windows(artifact, reference, text, request.options)
+    hashes = FileHashes(request.cache)
+    cache = ReferenceCache(request.cache, say) if request.cache else None
+    key = cache_key(reference, weight_hashes(reference, hashes), windows)
+    kept = cache.load(key, windows) if cache else None
+    predictions = kept or _predict(reference, windows)
+    name = request.text.name if request.text else None
+    provenance = trace(
+        request.artifact, artifact, reference, text, name, windows, request.threads, hashes
+    )
+    with progress("verify", sum(map(len, windows)), "tokens") as advance:
+        verdict = verify(artifact, reference, windows, predictions, provenance, advance)
+    if cache and isinstance(predictions, LivePredictions):
+        cache.store(key, predictions.kept())
+    bits = narrowest_bits(request.artifact)
+    thresholds = choose(request.thresholds, request.recipe, file, bits)
+    times = any(threshold.figure.key == "min_speedup" for threshold in thresholds)
+    wanted = replace(request.inspections, speed=times or request.inspections.speed)
+    subject = Subject(request.artifact, artifact, reference, request.dtype, request.threads)
+    verdict = inspect_all(verdict, subject, wanted, windows, request.cache)
+    return judge(verdict, thresholds, baseline)
+
+
+def _predict(reference: Reference, windows: Tokens) -> LivePredictions:
+    with progress("reference", reference.work(windows), "tokens") as advance:
+        return reference.predict(windows, advance)
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    verdict: Verdict
+
+    @property
+    def hint(self) -> str:
+        """The cure of what is wrong in itself; otherwise of too much loss."""
+        cures = [finding.hint for finding in self.verdict.findings if finding.hint]
+        return cures[0] if cures else CURE
+
+    @property
+    def failures(self) -> list[str]:
+        return failures(self.verdict)
+
+    def to_json(self) -> dict[str, Any]:
+        return to_json(self.verdict)
+
+    def publish(self, junit: Path | None, github: bool, report: Path | None = None) -> None:
+        """Write what people and CI systems read. Raises OutputError: a file cannot be written."""
+        if report is not None:
+            from dsconv.runtime.report.page import write_report
+
+            write_report(self.verdict, report)
+        if junit is not None:
+            write_junit(junit, self.verdict)
+        if github:
+            for line in error_annotations(self.verdict):
+                say(line)
+            append_step_summary(self.verdict, os.environ)
+
+    def show(self) -> None:
+        from rich.console import Console
+
+        from dsconv.runtime.report.terminal import show_verdict
+
+        show_verdict(self.verdict, Console())
+        print("verdict: passed" if self.verdict.passed else "verdict: failed")

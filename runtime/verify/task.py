@@ -1,0 +1,189 @@
+"""Questions with one right answer: what share of them a model gets right.
+
+A task file is `.jsonl`: {"question", "answer"} as in GSM8K, whose answer ends in `#### 18`, or
+{"prompt", "answer"}, whose prompt is given as it is. Sampled as the R1 distills' model card asks:
+temperature 0.6, top-p 0.95, no system prompt, `<think>` opened, several seeds.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+
+import numpy as np
+
+from dsconv.convert.files.json_file import ConfigReader, parse_json
+from dsconv.errors import InputError, UsageError
+from dsconv.runtime.generate.answer import prepare
+from dsconv.runtime.generate.generate import complete
+from dsconv.runtime.generate.sampling import Sampler, Sampling
+from dsconv.runtime.sessions.load import Loaded
+from dsconv.runtime.text.text_file import read_text_file
+from dsconv.runtime.text.thinking import OPEN, split_thinking
+from dsconv.runtime.text.tokenizer import TextTokenizer
+
+from .verdict import TaskScore
+
+INSTRUCTION = "\nPlease reason step by step, and put your final answer within \\boxed{}."
+NUMBER = re.compile(r"-?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
+MARK = "####"
+SEED_STRIDE = 1_000_003  # every question and seed draws its own random numbers
+
+Advance = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Question:
+    prompt: str
+    answer: str  # as `final_answer` gives it
+
+
+@dataclass(frozen=True)
+class TaskOptions:
+    questions: int = 50
+    seeds: int = 3
+    max_tokens: int = 4096
+    temperature: float = 0.6
+    top_p: float = 0.95
+
+    def __post_init__(self) -> None:
+        if self.questions < 1 or self.seeds < 1 or self.max_tokens < 1:
+            raise UsageError(
+                "questions, seeds and tokens of a task must be positive", "give larger numbers"
+            )
+
+
+def read_task(path: Path, limit: int) -> tuple[Question, ...]:
+    """The first `limit` questions of a file.
+
+    Raises:
+        InputError: naming the line.
+    """
+    found: list[Question] = []
+    for number, line in enumerate(read_text_file(path).splitlines(), 1):
+        if line.strip() and len(found) < limit:
+            found.append(_read_question(line, f"{path}: line {number}"))
+    return tuple(found)
+
+
+def _read_question(line: str, where: str) -> Question:
+    data = parse_json(line, where)
+    if not isinstance(data, dict):
+        raise InputError(f"{where}: not an object", 'write {"question": …, "answer": …}')
+    reader = ConfigReader(data, where)
+    stated = data.get("answer")
+    text = str(stated) if isinstance(stated, (int, float)) else reader.string("answer")
+    answer = final_answer(text.rpartition(MARK)[2]) or _normalized(text.rpartition(MARK)[2])
+    if not answer:
+        raise reader.fail("answer", "is empty")
+    if "prompt" in data:
+        return Question(reader.string("prompt"), answer)
+    return Question(reader.string("question") + INSTRUCTION, answer)
+
+
+def final_answer(text: str) -> str | None:
+    """What a text ends up with: the last \\boxed{…}, or else the last number; None without."""
+    boxed = _last_boxed(text)
+    if boxed is not None:
+        return _normalized(boxed)
+    numbers = NUMBER.findall(text)
+    return _normalized(numbers[-1]) if numbers else None
+
+
+def _last_boxed(text: str) -> str | None:
+    start = text.rfind("\\boxed{")
+    if start < 0:
+        return None
+    begin = start + len("\\boxed{")
+    depth = 1
+    for index in range(begin, len(text)):
+        depth += {"{": 1, "}": -1}.get(text[index], 0)
+        if depth == 0:
+            return text[begin:index]
+    return None
+
+
+def _normalized(answer: str) -> str:
+    """One way to write a number; other answers without spaces, dollars and text marks."""
+    plain = re.sub(r"\\(?:text|mathrm|mbox)\{([^{}]*)\}", r"\1", answer)
+    plain = re.sub(r"\\[,!;$%]|[\s$]|\\(?:left|right)", "", plain).rstrip(".%")
+    try:
+        number = Decimal(plain.replace(",", ""))
+    except InvalidOperation:
+        return plain.replace("dfrac", "frac")
+    return f"{number.normalize():f}" if number.is_finite() else plain
+
+
+def run_task(
+    file: Path,
+    artifact: Loaded,
+    reference: Loaded | None,
+    options: TaskOptions,
+    advance: Advance = lambda answers: None,
+) -> TaskScore:
+    """Ask everything of the artifact, and of the reference where one is given.
+
+    Args:
+        advance: told of every answer.
+    """
+    questions = read_task(file, options.questions)
+    accuracy, stderr = share_right(_ask_all(artifact, questions, options, advance))
+    other = None
+    if reference is not None:
+        other = share_right(_ask_all(reference, questions, options, advance))
+    return TaskScore(
+        file.name,
+        len(questions),
+        options.seeds,
+        accuracy,
+        stderr,
+        other[0] if other else None,
+        other[1] if other else None,
+    )
+
+
+def share_right(right: Sequence[Sequence[bool]]) -> tuple[float, float]:
+    """[questions][seeds] -> (share, its standard error).
+
+    The answers to one question go together, so questions are what is drawn at random: the error
+    is that of the mean over questions of each one's share. One question alone says nothing: 0.5.
+    """
+    shares = np.array([np.mean(seeds) for seeds in right])
+    count = len(shares)
+    error = float(shares.std(ddof=1)) / math.sqrt(count) if count > 1 else 0.5
+    return float(shares.mean()), error
+
+
+def _ask_all(
+    loaded: Loaded, questions: Sequence[Question], options: TaskOptions, advance: Advance
+) -> list[list[bool]]:
+    tokenizer = TextTokenizer(loaded.side_files, loaded.config)
+    found = []
+    for index, question in enumerate(questions):
+        right = []
+        for seed in range(options.seeds):
+            chosen = Sampling(options.temperature, options.top_p, seed=seed * SEED_STRIDE + index)
+            text = ask(loaded, tokenizer, question.prompt, chosen, options.max_tokens)
+            right.append(final_answer(text) == question.answer)
+            advance(1)
+        found.append(right)
+    return found
+
+
+def ask(
+    loaded: Loaded, tokenizer: TextTokenizer, prompt: str, sampling: Sampling, max_tokens: int
+) -> str:
+    """The answer without thoughts; empty where the thoughts have no end.
+
+    A model that has a token for `<think>` is made to think, also where its template does not.
+    """
+    tokens, inside = prepare(tokenizer, loaded, prompt, None, False)
+    if not inside and len(tokenizer.encode(OPEN)) == 1:
+        tokens, inside = [*tokens, *tokenizer.encode(f"{OPEN}\n")], True
+    loaded.session.reset()
+    written = complete(loaded.session, tokens, Sampler(sampling), tokenizer.stop_ids, max_tokens)
+    return split_thinking(tokenizer.decode(written.tokens), inside)[1]

@@ -1,0 +1,178 @@
+"""What `verify` found, as plain data: measured by measure.py and its neighbours, judged by
+judge.py, shown by the report's page and terminal.
+
+Every part beside the teacher-forced figures is optional: None or empty where it was not asked for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from .metrics import Summary, TokenScores
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Tokens that have something in common; `of` says what was divided."""
+
+    of: Literal["position", "confidence"]
+    name: str  # "0-256", "1024+"; "0.0-0.5", "0.99-1.0": the reference's largest probability
+    summary: Summary
+
+
+@dataclass(frozen=True)
+class NoiseFloor:
+    """The reference against itself in another precision, on a part of the same text.
+
+    What is below it cannot be told from rounding of the arithmetic.
+    """
+
+    what: str  # "bfloat16 against float32"
+    summary: Summary
+
+
+@dataclass(frozen=True)
+class WorstToken:
+    """A token where the two models part most."""
+
+    kl: float
+    window: int
+    position: int
+    before: str  # text that leads to it
+    token: str  # what the text has
+    after: str
+    reference_top: str  # the likeliest token of each
+    reference_probability: float
+    artifact_top: str
+    artifact_probability: float
+
+
+@dataclass(frozen=True)
+class LayerError:
+    """Output of one layer of the artifact's weights against the original's, same inputs upstream.
+
+    `matrices` holds the same per matrix: SQNR of the weights, None where it is exact.
+    """
+
+    layer: int
+    name: str  # "model.layers.3"
+    sqnr_db: float
+    cosine: float
+    matrices: Mapping[str, float | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class FreeRunning:
+    """Greedy texts of both from the same prompts."""
+
+    prompts: int
+    tokens_per_prompt: int
+    first_divergence: tuple[int, ...]  # per prompt; tokens_per_prompt where they never part
+    length_ratio: float
+    reference_loop_rate: float  # share of texts that end in repeated n-grams
+    artifact_loop_rate: float
+    reference_closed_rate: float | None  # share of texts that leave their thoughts by </think>
+    artifact_closed_rate: float | None
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """Exact match on questions with one right answer; shares, and the standard error of each."""
+
+    file: str
+    questions: int
+    seeds: int
+    artifact_accuracy: float
+    artifact_stderr: float
+    reference_accuracy: float | None
+    reference_stderr: float | None
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Of an artifact, as `bench` measures it; None where it was not measured."""
+
+    name: str
+    size_bytes: int
+    kl_mean: float | None
+    prefill_tokens_per_second: float | None
+    decode_tokens_per_second: float | None
+    peak_rss_bytes: int | None
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that is wrong apart from the figures: a file, a tensor, a provider."""
+
+    place: str  # "tokenizer.json", "model.layers.3.mlp.up_proj", "provider"
+    message: str
+    hint: str = ""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One figure against one limit."""
+
+    name: str  # the option: "max-kl"
+    figure: str  # in words: "mean KL, nats per token"
+    value: float | None
+    limit: float
+    is_upper: bool  # the value may not be above the limit; otherwise not below
+    margin: float = 0.0  # allowed beyond the limit for chance, from the standard error
+    source: Literal["option", "recipe", "file", "baseline", "default"] = "option"
+
+    @property
+    def passed(self) -> bool:
+        if self.value is None or not math.isfinite(self.value):
+            return False
+        if self.is_upper:
+            return self.value <= self.limit + self.margin
+        return self.value >= self.limit - self.margin
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where the figures come from, for whoever signs them."""
+
+    artifact: str
+    artifact_files: Mapping[str, str]  # name -> sha256
+    reference: str
+    reference_hash: str
+    text: str  # "built-in" or the name of the file
+    text_hash: str
+    runtime: str
+    provider: str
+    machine: str
+    threads: int
+    versions: Mapping[str, str]  # package -> version
+    date: str  # ISO 8601, UTC
+    tokens_hash: str = ""  # of the token ids, window by window: the same tokens, the same hash
+    window: int = 0  # tokens of the longest
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Everything `verify` has to say about one artifact."""
+
+    summary: Summary
+    scores: TokenScores  # per token, for plots
+    buckets: tuple[Bucket, ...]
+    noise_floor: NoiseFloor | None
+    worst_tokens: tuple[WorstToken, ...]
+    nodes_on_provider: float
+    checks: tuple[Check, ...]
+    findings: tuple[Finding, ...]
+    provenance: Provenance
+    layers: tuple[LayerError, ...] = ()
+    free_running: FreeRunning | None = None
+    tasks: tuple[TaskScore, ...] = ()
+    speeds: tuple[Speed, ...] = ()
+    report: Path | None = None
+
+    @property
+    def passed(self) -> bool:
+        return not self.findings and all(check.passed for check in self.checks)

@@ -1,0 +1,173 @@
+"""Task files, the answer that a text ends up with, and scores with their standard error."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers import SHARED_DATA, needs_shared_data
+from small_models import TEMPLATE, write_checkpoint, write_json
+from test_free_running import scripted
+
+from dsconv.errors import InputError, UsageError
+from dsconv.runtime.generate.sampling import Sampling
+from dsconv.runtime.sessions.load import Loaded, load
+from dsconv.runtime.text.tokenizer import TextTokenizer
+from dsconv.runtime.verify.task import (
+    TaskOptions,
+    ask,
+    final_answer,
+    read_task,
+    run_task,
+    share_right,
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("18", "18"),
+        ("The answer is 18.", "18"),
+        ("2 apples, then 3 more: 5 apples", "5"),
+        ("$1,234.50 in all", "1234.5"),
+        ("it is -7", "-7"),
+        ("0.50", "0.5"),
+        ("10", "10"),  # not 1E+1
+        (".5", "0.5"),
+        (r"so \boxed{42}. I checked 3 times", "42"),
+        (r"\boxed{1} and then \boxed{2}", "2"),
+        (r"\boxed{\frac{3}{4}}", r"\frac{3}{4}"),
+        (r"\boxed{\dfrac{3}{4}}", r"\frac{3}{4}"),
+        (r"\boxed{ 1{,}000 }", "1{,}000"),
+        (r"\boxed{\$1,000}", "1000"),
+        (r"\boxed{18\text{ dollars}}", "18dollars"),
+        (r"\boxed{50\%}", "50"),
+        (r"\boxed{(\text{B})}", "(B)"),
+        (r"never closed \boxed{5", "5"),
+        ("no digits", None),
+        ("", None),
+    ],
+)
+def test_final_answer(text: str, answer: str | None) -> None:
+    assert final_answer(text) == answer
+
+
+def write_task(path: Path, *entries: dict[str, Any]) -> Path:
+    lines = [json.dumps(entry, ensure_ascii=False) for entry in entries]
+    path.write_text("\n".join(lines) + "\n\n", encoding="utf-8")
+    return path
+
+
+def test_both_forms_of_a_task_file(tmp_path: Path) -> None:
+    file = write_task(
+        tmp_path / "t.jsonl",
+        {"question": "How many?", "answer": "1 + 1 = <<1+1=2>>2\n#### 1,002"},
+        {"prompt": "As it is", "answer": r"\boxed{x+1}"},
+        {"prompt": "Number", "answer": 7},
+        {"prompt": "Word", "answer": "yes"},
+    )
+    first, *others = read_task(file, 10)
+    assert first.prompt.startswith("How many?\n")
+    assert "\\boxed{}" in first.prompt
+    assert first.answer == "1002"
+    assert [(q.prompt, q.answer) for q in others] == [
+        ("As it is", "x+1"),
+        ("Number", "7"),
+        ("Word", "yes"),
+    ]
+    assert len(read_task(file, 2)) == 2
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["{", "[]", '{"question": "a"}', '{"answer": "#### 1"}', '{"prompt": "a", "answer": ""}'],
+)
+def test_a_broken_line_is_named(tmp_path: Path, line: str) -> None:
+    file = tmp_path / "t.jsonl"
+    file.write_text('{"prompt": "a", "answer": "1"}\n' + line + "\n", encoding="utf-8")
+    with pytest.raises(InputError, match="line 2"):
+        read_task(file, 5)
+
+
+@needs_shared_data
+def test_every_question_of_gsm8k_has_a_number() -> None:
+    questions = read_task(SHARED_DATA / "text" / "gsm8k" / "test_0000_0199.jsonl", 200)
+    assert len(questions) == 200
+    assert questions[0].answer == "18"
+    assert all(float(question.answer) == float(question.answer) for question in questions)
+
+
+@pytest.mark.parametrize(
+    ("right", "share", "error"),
+    [
+        ([[True, True], [False, False]], 0.5, 0.5),  # seeds that agree count once
+        ([[True, False], [True, False]], 0.5, 0.0),
+        ([[True], [True], [False]], 2 / 3, float(np.std([1, 1, 0], ddof=1) / np.sqrt(3))),
+        ([[True, False]], 0.5, 0.5),
+    ],
+)
+def test_standard_error_over_questions(right: list[list[bool]], share: float, error: float) -> None:
+    assert share_right(right) == pytest.approx((share, error))
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
+    folder = write_checkpoint(tmp_path_factory.mktemp("task") / "m")
+    template = TEMPLATE + "{{ '<think>\n' }}"
+    settings = {"bos_token": "<s>", "eos_token": "</s>", "chat_template": template}
+    write_json(folder / "tokenizer_config.json", settings)
+    return load(str(folder))
+
+
+COLD = TaskOptions(questions=5, seeds=2, max_tokens=60, temperature=0.0)
+
+
+def test_only_what_follows_the_thoughts_counts(tmp_path: Path, loaded: Loaded) -> None:
+    file = write_task(
+        tmp_path / "t.jsonl",
+        {"question": "a", "answer": "#### 4"},
+        {"question": "b", "answer": "#### 4"},
+    )
+    texts = ["5?</think>4", "4</think>5", "4, for ever", r"</think>\boxed{4.0} of 9"]
+    done: list[int] = []
+    session, model = scripted(loaded, texts)
+    score = run_task(file, model, None, COLD, done.append)
+    assert (score.file, score.questions, score.seeds) == ("t.jsonl", 2, 2)
+    assert score.artifact_accuracy == 0.5  # texts 0 and 3
+    assert score.artifact_stderr == 0.0
+    assert score.reference_accuracy is None
+    assert sum(done) == 4
+    tokenizer = TextTokenizer(loaded.side_files, loaded.config)
+    rendered = tokenizer.decode(session.prompts[0])
+    assert rendered.startswith("user: a\nPlease reason")
+    assert rendered.endswith("assistant:<think>\n")
+    assert "system" not in rendered
+
+
+def test_the_reference_answers_the_same_questions(tmp_path: Path, loaded: Loaded) -> None:
+    file = write_task(tmp_path / "t.jsonl", {"prompt": "a", "answer": "4"})
+    mine, theirs = (scripted(loaded, [f"</think>{n}"] * 2) for n in (5, 4))
+    score = run_task(file, mine[1], theirs[1], COLD)
+    assert (score.artifact_accuracy, score.reference_accuracy) == (0.0, 1.0)
+    assert mine[0].prompts == theirs[0].prompts
+
+
+def test_the_same_seed_gives_the_same_answer(loaded: Loaded) -> None:
+    tokenizer = TextTokenizer(loaded.side_files, loaded.config)
+
+    def text(seed: int) -> str:
+        plain = replace(loaded, side_files={**loaded.side_files})
+        return ask(plain, tokenizer, "Hello", Sampling(0.6, 0.95, seed=seed), 24)
+
+    texts = [text(seed) for seed in (1, 1, 2)]
+    assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize("wrong", [{"questions": 0}, {"seeds": 0}, {"max_tokens": 0}])
+def test_options_out_of_range(wrong: dict[str, int]) -> None:
+    with pytest.raises(UsageError):
+        TaskOptions(**wrong)
