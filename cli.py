@@ -128,7 +128,7 @@ def quantize(
     as_json: Json = False,
 ) -> None:
     """Quantize a checkpoint to int4 or int8, calibrated, in bounded memory; resumes."""
-    from dsconv.convert.quantize.plan import Target
+    from dsconv.convert.quantize.plan import BitsTarget
     from dsconv.runtime.calibration.text_windows import CalibrationOptions, CalibrationSource
     from dsconv.runtime.console import parse_size
     from dsconv.runtime.quantize import quantize_command
@@ -155,7 +155,7 @@ def quantize(
     target = None
     if target_bpw is not None or target_size is not None or max_kl is not None:
         size = None if target_size is None else parse_size(target_size)
-        target = Target(target_bpw, size, max_kl)
+        target = BitsTarget(target_bpw, size, max_kl)
     report = quantize_command(model, chosen, output, overwrite, texts, target, recipe, keep)
     print_json(report.to_json()) if as_json else report.show()
 
@@ -184,7 +184,7 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Predict memory, disk and time of quantize on this machine; no weights are needed."""
-    from dsconv.convert.quantize.plan import Target
+    from dsconv.convert.quantize.plan import BitsTarget
     from dsconv.runtime.calibration.text_windows import CalibrationOptions, CalibrationSource
     from dsconv.runtime.plan import predict
 
@@ -207,7 +207,7 @@ def plan(
     )
     sources = tuple(map(CalibrationSource.parse, calibration or ()))
     texts = CalibrationOptions(sources, calibration_tokens)
-    target = None if target_bpw is None else Target(bits_per_weight=target_bpw)
+    target = None if target_bpw is None else BitsTarget(bits_per_weight=target_bpw)
     prediction = predict(model, chosen, output, texts, target)
     print_json(prediction.to_json()) if as_json else prediction.show()
 

@@ -27,12 +27,13 @@ import torch
 from numpy.typing import NDArray
 
 from dsconv.convert.checkpoint.checkpoint import CONFIG, Checkpoint, open_checkpoint
+from dsconv.convert.checkpoint.jobs import tensors_of
 from dsconv.convert.families import read_family
 from dsconv.convert.families.inventory import Role
 from dsconv.convert.files.json_file import ConfigReader
 from dsconv.convert.files.safetensors import DTYPES, PlannedTensor, SafetensorsWriter
 from dsconv.convert.formats.onnx.export import export_onnx
-from dsconv.convert.quantize.plan import QuantizeOptions, plan, tensors_of
+from dsconv.convert.quantize.plan import QuantizeOptions, plan
 from dsconv.convert.targets.choice import choose_options
 from dsconv.convert.targets.table import TARGETS
 from dsconv.runtime.sessions.onnx import OnnxSession

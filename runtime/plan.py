@@ -14,7 +14,7 @@ from typing import Any
 from dsconv.convert.checkpoint.checkpoint import Checkpoint
 from dsconv.convert.config_only import open_for_planning
 from dsconv.convert.quantize.cost import Cost, Step, Windows, Work, Workload, cost_of
-from dsconv.convert.quantize.plan import CALIBRATED, QuantizeOptions, Target
+from dsconv.convert.quantize.plan import CALIBRATED, BitsTarget, QuantizeOptions
 from dsconv.convert.quantize.run import refuse_quantized
 from dsconv.convert.quantize.work_rates import Rates, measure
 from dsconv.disk_space import free_bytes
@@ -97,7 +97,7 @@ def predict(
     choose: Callable[[bool], QuantizeOptions],
     output: Path,
     calibration: CalibrationOptions,
-    target: Target | None = None,
+    target: BitsTarget | None = None,
 ) -> Prediction:
     """choose: gives the options for a model whose head is its embedding, or not.
 
@@ -123,7 +123,7 @@ def refuse_what_cannot_fit(
     options: QuantizeOptions,
     output: Path,
     calibration: CalibrationOptions,
-    target: Target | None = None,
+    target: BitsTarget | None = None,
 ) -> None:
     """Fail before any work.
 
@@ -142,7 +142,7 @@ def workload_of(
     checkpoint: Checkpoint,
     options: QuantizeOptions,
     calibration: CalibrationOptions,
-    target: Target | None,
+    target: BitsTarget | None,
 ) -> Workload:
     refuse_quantized(checkpoint)
     if options.method != CALIBRATED and target is None:

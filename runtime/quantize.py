@@ -17,8 +17,8 @@ from dsconv.convert.quantize.inputs import Prepared
 from dsconv.convert.quantize.plan import (
     CALIBRATED,
     FLOAT_ACTIVATIONS,
+    BitsTarget,
     QuantizeOptions,
-    Target,
     read_allocation,
 )
 from dsconv.convert.quantize.run import MatrixReport, QuantizeResult, quantize_checkpoint
@@ -73,7 +73,7 @@ def quantize_command(
     output: Path,
     overwrite: bool,
     calibration: CalibrationOptions,
-    target: Target | None = None,
+    target: BitsTarget | None = None,
     recipe: Path | None = None,
     keep: bool = True,
 ) -> QuantizeReport:
@@ -111,7 +111,7 @@ def _quantize(
     output: Path,
     overwrite: bool,
     calibration: CalibrationOptions,
-    target: Target | None,
+    target: BitsTarget | None,
     recipe: Path | None,
 ) -> QuantizeResult:
     """The checkpoint decides what the options left open."""
@@ -156,7 +156,7 @@ class TextAndBits:
     checkpoint: Checkpoint
     options: QuantizeOptions
     calibration: CalibrationOptions
-    target: Target | None
+    target: BitsTarget | None
 
     @property
     def purpose(self) -> dict[str, Any]:
@@ -169,7 +169,7 @@ class TextAndBits:
             return Prepared(windows)
         return Prepared(windows, self._choose(self.target, windows))
 
-    def _choose(self, target: Target, windows: list[list[int]]) -> Mapping[str, str]:
+    def _choose(self, target: BitsTarget, windows: list[list[int]]) -> Mapping[str, str]:
         from dsconv.convert.quantize.choose_bits import choose_bits
 
         with progress("measure", sum(map(len, windows)), "tokens") as advance:

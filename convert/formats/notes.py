@@ -6,9 +6,9 @@ import re
 from collections.abc import Mapping, Sequence
 
 from dsconv.convert.checkpoint.checkpoint import Checkpoint
+from dsconv.convert.checkpoint.jobs import Job
 from dsconv.convert.checkpoint.matrix_layout import stored_tensors
 from dsconv.convert.families.inventory import Role
-from dsconv.convert.quantize.plan import Job
 from dsconv.quant.schemes import label_of
 
 FLOAT_NAMES = {"F16": "float16", "F32": "float32"}

@@ -15,6 +15,7 @@ import numpy as np
 
 from dsconv.atomic import link_or_copy
 from dsconv.convert.checkpoint.checkpoint import Checkpoint, module_of
+from dsconv.convert.checkpoint.jobs import Job, chunks_of, tensors_of
 from dsconv.convert.checkpoint.manifest import write_manifest
 from dsconv.convert.checkpoint.matrix_layout import SHAPE, encode, has_shape_tensor, stored_tensors
 from dsconv.convert.checkpoint.provenance import provenance_of
@@ -27,8 +28,6 @@ from dsconv.convert.files.safetensors import (
     TensorInfo,
     read_rows,
 )
-from dsconv.convert.quantize.plan import Job, tensors_of
-from dsconv.convert.quantize.run import chunks_of
 from dsconv.disk_space import bytes_to_copy
 from dsconv.errors import UnsupportedError
 from dsconv.quant.integer import Quantized, Scheme

@@ -11,6 +11,8 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from dsconv.convert.checkpoint.jobs import CHUNK_WEIGHTS as ROUNDED_AT_A_TIME
+from dsconv.convert.checkpoint.jobs import Job
 from dsconv.convert.families.inventory import Role
 from dsconv.convert.forward.torch_ops import CHUNK_WEIGHTS
 from dsconv.convert.quantize.calibration.head_moments import WINDOWS as HEAD_WINDOWS
@@ -29,8 +31,6 @@ from dsconv.quant.gptq import COLUMNS_AT_A_TIME, undivided
 
 from .choose_bits import WINDOWS as SENSITIVITY_WINDOWS
 from .cost import Step, Work, Workload, forward_operations, rounding_step
-from .plan import Job
-from .run import CHUNK_WEIGHTS as ROUNDED_AT_A_TIME
 from .sensitivity import SAMPLED_ROWS
 from .tune import TOP_TOKENS
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from dsconv.convert.checkpoint.checkpoint import Checkpoint
+from dsconv.convert.checkpoint.jobs import Job, tensors_of
 from dsconv.convert.checkpoint.matrix_layout import stored_tensors
 from dsconv.convert.families.inventory import Role
 from dsconv.convert.forward.workers import Workers, single_threaded_libraries
@@ -22,7 +23,7 @@ from dsconv.quant.rounding import AnyScheme
 from dsconv.quant.scale_min import ScaleMin
 from dsconv.quant.schemes import label_of
 
-from .plan import CALIBRATED, SCALE_MIN, Job, QuantizeOptions, Target, plan, tensors_of
+from .plan import CALIBRATED, SCALE_MIN, BitsTarget, QuantizeOptions, plan
 from .sensitivity import Sensitivity, estimated_kl, sensitivities, uses_of
 
 # What is left of the estimated loss when a matrix is rounded with error feedback, and of that of a
@@ -43,7 +44,7 @@ class Allocation:
 def choose_bits(
     checkpoint: Checkpoint,
     options: QuantizeOptions,
-    target: Target,
+    target: BitsTarget,
     windows: Sequence[Sequence[int]],
     advance: Callable[[int], None] = lambda tokens: None,
 ) -> Allocation:
@@ -79,7 +80,7 @@ def choose_bits(
     return Allocation(labels, loss)
 
 
-def _solve(items: list[list[Option]], target: Target, parameters: int, kept: int) -> list[int]:
+def _solve(items: list[list[Option]], target: BitsTarget, parameters: int, kept: int) -> list[int]:
     smallest = kept + sum(min(option.size for option in item) for item in items)
     if target.max_kl is not None:
         choice = smallest_within(items, target.max_kl)

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from enum import Enum
 
 from dsconv.convert.checkpoint.checkpoint import Checkpoint
+from dsconv.convert.checkpoint.jobs import Job, chunks_of, tensors_of
 from dsconv.convert.families.inventory import Role
 
-from .plan import CALIBRATED, Job, QuantizeOptions, Target, plan, tensors_of
-from .run import BLOCK_WEIGHTS, chunks_of
+from .plan import CALIBRATED, BitsTarget, QuantizeOptions, plan
+from .run import BLOCK_WEIGHTS
 
 # Resident after the imports (Linux x86-64, Python 3.12): without and with torch. The second
 # includes a first matrix product and the heaps of a few threads.
@@ -70,7 +71,7 @@ class Workload:
     checkpoint: Checkpoint
     options: QuantizeOptions
     windows: Windows = Windows()
-    target: Target | None = None
+    target: BitsTarget | None = None
     itemsize: int = 0
 
     @property

@@ -1,24 +1,18 @@
-"""What a quantization run will write: options, one job per parameter, tensors and shards.
-
-The tensors are laid out so that what a runtime may fuse lies side by side: the codes of query, key
-and value, then their scales, then their biases; the same for gate and up. A graph can then name
-one byte range for the fused matrix.
-"""
+"""What a quantization run will write: its options, and one job per parameter."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from dsconv.convert.checkpoint.checkpoint import CONFIG, Checkpoint, module_of
-from dsconv.convert.checkpoint.matrix_layout import SHAPE, has_shape_tensor, stored_tensors
+from dsconv.convert.checkpoint.jobs import Job
 from dsconv.convert.checkpoint.quantization_config import build_quantization_config
 from dsconv.convert.families import read_family
-from dsconv.convert.families.inventory import Parameter, Role, parameters_of
+from dsconv.convert.families.inventory import Role, parameters_of
 from dsconv.convert.files.json_file import ConfigReader, read_json_object
-from dsconv.convert.files.safetensors import PlannedTensor
 from dsconv.errors import InputError, UsageError
 from dsconv.quant.gptq import DAMPING
 from dsconv.quant.int8_rows import Int8Rows
@@ -28,7 +22,6 @@ from dsconv.quant.scale_min import ScaleMin
 from dsconv.quant.schemes import parse_label
 
 FLOAT_BITS = 16  # "leave it as it is"
-MAX_SHARD_BYTES = 5_000_000_000
 CALIBRATED = "gptq"
 INTEGER, SCALE_MIN = "integer", "scale-min"
 FLOAT_ACTIVATIONS, INT8_ACTIVATIONS = "float", "int8"
@@ -164,7 +157,7 @@ def default_prefix_correction(bits: int) -> float:
 
 
 @dataclass(frozen=True)
-class Target:
+class BitsTarget:
     """What the choice must reach: exactly one is given.
 
     bits_per_weight: over all parameters; size: bytes of all weights; max_kl: estimated mean KL in
@@ -181,28 +174,6 @@ class Target:
             raise UsageError("several targets at once", "give one of bits, size and KL")
         if any(value is not None and not value > 0 for value in given):
             raise UsageError("a target must be positive", "for example --target-bpw 4.75")
-
-
-@dataclass(frozen=True)
-class Job:
-    """One output parameter: where its rows come from and how they are stored."""
-
-    parameter: Parameter
-    source: str
-    scheme: AnyScheme | None
-    float_dtype: str
-
-    @property
-    def module(self) -> str:
-        return module_of(self.parameter.name)
-
-    def planned(self) -> list[PlannedTensor]:
-        """The tensors of this parameter, codes first; `weight_shape` is kept apart."""
-        name, shape = self.parameter.name, self.parameter.shape
-        if self.scheme is None:
-            return [PlannedTensor(name, self.float_dtype, shape)]
-        rows, columns = shape
-        return stored_tensors(self.module, (rows, columns), self.scheme)
 
 
 def read_allocation(path: Path) -> dict[str, str]:
@@ -288,48 +259,3 @@ def _with_room_for_correction(job: Job, scheme: AnyScheme | None) -> Job:
     """Calibration adds to the biases of what it quantizes, often less than their type resolves."""
     corrected = job.parameter.name.endswith(".bias") and isinstance(scheme, Scheme | ScaleMin)
     return replace(job, float_dtype="F32") if corrected else job
-
-
-def tensors_of(jobs: list[Job]) -> list[PlannedTensor]:
-    """Everything in a shard, in file order: group by group, same kinds side by side."""
-    tensors: list[PlannedTensor] = []
-    shapes: list[PlannedTensor] = []
-    for group in _groups(jobs):
-        columns = [job.planned() for job in group]
-        for kind in range(max(map(len, columns))):
-            tensors += [planned[kind] for planned in columns if kind < len(planned)]
-        shapes += [
-            PlannedTensor(f"{job.module}.{SHAPE}", "I64", (2,))
-            for job in group
-            if job.scheme and has_shape_tensor(job.scheme)
-        ]
-    return tensors + shapes
-
-
-def _groups(jobs: list[Job]) -> Iterator[list[Job]]:
-    """Jobs of one input side by side, weights before biases."""
-    group: list[Job] = []
-    for job in jobs:
-        if group and job.parameter.group != group[-1].parameter.group:
-            yield group
-            group = []
-        group.append(job)
-    if group:
-        yield group
-
-
-def shards_of(jobs: list[Job]) -> dict[str, list[Job]]:
-    """File name -> jobs; a group is never split."""
-    shards: list[list[Job]] = [[]]
-    size = 0
-    for group in _groups(jobs):
-        nbytes = sum(tensor.nbytes for tensor in tensors_of(group))
-        if shards[-1] and size + nbytes > MAX_SHARD_BYTES:
-            shards.append([])
-            size = 0
-        shards[-1] += group
-        size += nbytes
-    if len(shards) == 1:
-        return {"model.safetensors": shards[0]}
-    count = len(shards)
-    return {f"model-{i + 1:05}-of-{count:05}.safetensors": jobs for i, jobs in enumerate(shards)}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from dsconv import __version__
 from dsconv.atomic import MANIFEST, output_folder
 from dsconv.convert.checkpoint.checkpoint import CONFIG, Checkpoint
+from dsconv.convert.checkpoint.jobs import Job, chunks_of, shards_of, tensors_of
 from dsconv.convert.checkpoint.manifest import write_manifest
 from dsconv.convert.checkpoint.matrix_layout import SHAPE, encode, has_shape_tensor, read_quantized
 from dsconv.convert.checkpoint.provenance import provenance_of
@@ -31,7 +32,6 @@ from dsconv.convert.checkpoint.tensors import (
     write_index,
 )
 from dsconv.convert.families import read_family
-from dsconv.convert.families.inventory import Parameter
 from dsconv.convert.files.json_file import ConfigReader, write_json
 from dsconv.convert.files.safetensors import (
     DTYPES,
@@ -48,14 +48,13 @@ from dsconv.quant.scale_min import Grid, QuantizedScaleMin
 
 from .inputs import GivenWindows, Preparation, prepared
 from .journal import Journal
-from .plan import CALIBRATED, Job, QuantizeOptions, plan, shards_of, tensors_of
+from .plan import CALIBRATED, QuantizeOptions, plan
 
 Advance = Callable[[int], None]
 
 DOUBTFUL_SQNR = 6.0  # dB: a quarter of the signal's power is error
 DOUBTFUL_LOSS = 1.0  # dB below plain rounding
 
-CHUNK_WEIGHTS = 1 << 20  # read, rounded and written at a time; one in flight per thread
 BLOCK_WEIGHTS = 1 << 16  # rounded at a time: with its temporaries it stays in a core's L2 cache
 
 
@@ -362,15 +361,6 @@ def _quantize_freely(
                 writer.flush()
                 journal.append({"modules": fresh}, writer.paths)
                 fresh = []
-
-
-def chunks_of(parameter: Parameter) -> Iterator[tuple[int, int]]:
-    """Row ranges of about CHUNK_WEIGHTS weights; multiples of 8 rows, the zero points' packing."""
-    rows = parameter.shape[0]
-    width = max(1, parameter.size // max(1, rows))
-    step = max(8, CHUNK_WEIGHTS // width // 8 * 8)
-    for start in range(0, rows, step):
-        yield start, min(rows, start + step)
 
 
 def copy_floats(

@@ -23,6 +23,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from dsconv.convert.checkpoint.checkpoint import Checkpoint, module_of
+from dsconv.convert.checkpoint.jobs import Job
 from dsconv.convert.checkpoint.matrix_layout import encode
 from dsconv.convert.families.base import Decoder
 from dsconv.convert.forward.torch_ops import KeyValueCache, TorchOps, load_parameter
@@ -32,7 +33,7 @@ from dsconv.quant.integer import WHOLE_ROW, Quantized, Scheme
 from dsconv.quant.scale_min import QuantizedScaleMin, ScaleMin
 
 from .journal import Journal
-from .plan import Job, QuantizeOptions
+from .plan import QuantizeOptions
 from .run import QuantizedWriter
 
 TUNED = "tuned.safetensors"

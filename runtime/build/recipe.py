@@ -26,7 +26,7 @@ from dsconv.runtime.sessions.providers import PROVIDERS
 from .toml_schema import Settings, TableReader, limited, parse_toml
 
 if TYPE_CHECKING:  # a list of recipes needs none of these
-    from dsconv.convert.quantize.plan import QuantizeOptions, Target
+    from dsconv.convert.quantize.plan import BitsTarget, QuantizeOptions
     from dsconv.runtime.calibration.text_windows import CalibrationOptions
     from dsconv.runtime.export import ExportRequest
     from dsconv.runtime.verify.measure import VerifyOptions
@@ -97,10 +97,10 @@ class QuantizePart:
         sources = tuple(map(CalibrationSource.parse, self.calibration))
         return CalibrationOptions(sources, self.calibration_tokens)
 
-    def target(self) -> Target | None:
-        from dsconv.convert.quantize.plan import Target
+    def target(self) -> BitsTarget | None:
+        from dsconv.convert.quantize.plan import BitsTarget
 
-        return None if self.target_bpw is None else Target(bits_per_weight=self.target_bpw)
+        return None if self.target_bpw is None else BitsTarget(bits_per_weight=self.target_bpw)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from dsconv.convert.checkpoint.checkpoint import open_checkpoint
 from dsconv.convert.forward.torch_ops import KeyValueCache, TorchOps, load_parameter
 from dsconv.convert.forward.workers import Workers
 from dsconv.convert.quantize.choose_bits import choose_bits
-from dsconv.convert.quantize.plan import QuantizeOptions, Target, read_allocation
+from dsconv.convert.quantize.plan import BitsTarget, QuantizeOptions, read_allocation
 from dsconv.convert.quantize.run import quantize_checkpoint
 from dsconv.convert.quantize.sensitivity import estimated_kl, sensitivities
 from dsconv.errors import InputError, UsageError
@@ -152,9 +152,9 @@ def test_a_target_is_reached_written_down_and_given_back(tied: bool, tmp_path: P
     )
     checkpoint = open_checkpoint(str(source))
     options = QuantizeOptions(scheme_name="scale-min", method="gptq", threads=1)
-    chosen = choose_bits(checkpoint, options, Target(bits_per_weight=5.0), WINDOWS)
+    chosen = choose_bits(checkpoint, options, BitsTarget(bits_per_weight=5.0), WINDOWS)
     two_threads = QuantizeOptions(scheme_name="scale-min", method="gptq", threads=2)
-    again = choose_bits(checkpoint, two_threads, Target(bits_per_weight=5.0), WINDOWS)
+    again = choose_bits(checkpoint, two_threads, BitsTarget(bits_per_weight=5.0), WINDOWS)
     assert chosen == again
     labels = chosen.labels
     for layer in range(2):
@@ -175,14 +175,18 @@ def test_a_target_is_reached_written_down_and_given_back(tied: bool, tmp_path: P
 def test_targets_that_cannot_be_met(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(str(tiny_checkpoint(tmp_path / "model", "llama")))
     options = QuantizeOptions(threads=1)
-    for target in (Target(bits_per_weight=2.0), Target(size=1000), Target(max_kl=1e-30)):
+    for target in (
+        BitsTarget(bits_per_weight=2.0),
+        BitsTarget(size=1000),
+        BitsTarget(max_kl=1e-30),
+    ):
         if target.max_kl is None:
             with pytest.raises(UsageError, match="smallest choice"):
                 choose_bits(checkpoint, options, target, WINDOWS)
     with pytest.raises(UsageError, match="several targets"):
-        Target(4.5, 1000)
+        BitsTarget(4.5, 1000)
     with pytest.raises(UsageError, match="positive"):
-        Target(bits_per_weight=-1)
+        BitsTarget(bits_per_weight=-1)
     (tmp_path / "no.json").write_text("{}")
     with pytest.raises(InputError, match=r"recipe\.allocation"):
         read_allocation(tmp_path / "no.json")

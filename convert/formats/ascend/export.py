@@ -13,6 +13,7 @@ import numpy as np
 
 from dsconv.atomic import output_folder
 from dsconv.convert.checkpoint.checkpoint import CONFIG, Checkpoint
+from dsconv.convert.checkpoint.jobs import Job
 from dsconv.convert.checkpoint.tensors import write_index
 from dsconv.convert.families.inventory import Role
 from dsconv.convert.files.json_file import write_json
@@ -26,7 +27,6 @@ from dsconv.convert.formats.repack import (
     finish_folder,
     float_dtype,
 )
-from dsconv.convert.quantize.plan import Job
 from dsconv.disk_space import require_space
 from dsconv.errors import UnsupportedError
 from dsconv.quant.int8_rows import Int8Rows

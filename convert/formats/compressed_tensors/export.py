@@ -11,6 +11,7 @@ from typing import Any
 
 from dsconv.atomic import output_folder
 from dsconv.convert.checkpoint.checkpoint import CONFIG, Checkpoint, module_of
+from dsconv.convert.checkpoint.jobs import Job
 from dsconv.convert.checkpoint.quantization_config import build_quantization_config
 from dsconv.convert.checkpoint.tensors import INDEX, write_index
 from dsconv.convert.families import read_family
@@ -19,7 +20,6 @@ from dsconv.convert.files.json_file import ConfigReader, write_json
 from dsconv.convert.formats.float_copy import place_side_files
 from dsconv.convert.formats.notes import notes_on
 from dsconv.convert.formats.repack import Repacking, RepackResult, finish_folder, float_dtype
-from dsconv.convert.quantize.plan import Job
 from dsconv.disk_space import require_space
 
 from .portable_schemes import readable_schemes

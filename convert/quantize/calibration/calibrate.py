@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from dsconv.convert.checkpoint.checkpoint import Checkpoint, module_of
+from dsconv.convert.checkpoint.jobs import Job, chunks_of
 from dsconv.convert.families.base import Linear, Norm, Table
 from dsconv.convert.families.inventory import Role
 from dsconv.convert.forward.activation_store import ActivationStore, StoredWindows
@@ -25,13 +26,12 @@ from dsconv.convert.forward.malloc import return_freed_blocks
 from dsconv.convert.forward.torch_ops import load_parameter
 from dsconv.convert.forward.workers import Workers, single_threaded_libraries
 from dsconv.convert.quantize.journal import Journal
-from dsconv.convert.quantize.plan import Job, QuantizeOptions
+from dsconv.convert.quantize.plan import QuantizeOptions
 from dsconv.convert.quantize.run import (
     Advance,
     MatrixReport,
     QuantizedWriter,
     Report,
-    chunks_of,
     refuse_non_finite,
     round_in_blocks,
 )

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from dsconv.convert.checkpoint.jobs import Job, chunks_of
 from dsconv.convert.families.base import Linear, Norm
 from dsconv.convert.files.safetensors import DTYPES
-from dsconv.convert.quantize.plan import Job
-from dsconv.convert.quantize.run import QuantizedWriter, chunks_of
+from dsconv.convert.quantize.run import QuantizedWriter
 from dsconv.quant.int8_rows import Int8Rows, QuantizedRows
 from dsconv.quant.smoothing import column_squares, fold_into_gain, search_smoothing
 

@@ -170,10 +170,10 @@ def test_files_without_changes_are_links(sources: dict[str, Path], tmp_path: Pat
 
 
 def test_several_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dsconv.convert.quantize import plan as quantization_plan
+    from dsconv.convert.checkpoint import jobs as jobs_module
 
     source = tiny_checkpoint(tmp_path / "m", "qwen2", **SIZES)
-    monkeypatch.setattr(quantization_plan, "MAX_SHARD_BYTES", 100_000)
+    monkeypatch.setattr(jobs_module, "MAX_SHARD_BYTES", 100_000)
     checkpoint, folder = exported(source, tmp_path)
     shards = len(list((tmp_path / "q").glob("*.safetensors")))
     assert shards > 1

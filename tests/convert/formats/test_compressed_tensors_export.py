@@ -21,11 +21,11 @@ from helpers import (
 )
 from safetensors.numpy import load_file, save_file
 
+from dsconv.convert.checkpoint import jobs as jobs_module
 from dsconv.convert.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from dsconv.convert.formats.compressed_tensors.export import export_compressed_tensors
 from dsconv.convert.formats.repack import RepackResult
 from dsconv.convert.forward.torch_ops import TorchModel
-from dsconv.convert.quantize import plan as quantization_plan
 from dsconv.errors import OutputError, UnsupportedError
 from dsconv.quant.integer import Scheme
 
@@ -282,7 +282,7 @@ def test_vllm_finds_the_head_by_name(sources: dict[str, Path], tmp_path: Path) -
 def test_only_shards_with_changes_are_written(
     sources: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(quantization_plan, "MAX_SHARD_BYTES", 60_000)
+    monkeypatch.setattr(jobs_module, "MAX_SHARD_BYTES", 60_000)
     chosen = allocation(SYMMETRIC, **{TABLE: "int8-g32", HEAD: "int8-g32"})
     before = quantized(sources["qwen2"], tmp_path / "q", allocation=chosen)
     told: list[int] = []

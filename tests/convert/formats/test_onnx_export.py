@@ -25,11 +25,11 @@ from helpers import (
 )
 from numpy.typing import NDArray
 
+from dsconv.convert.checkpoint import jobs as jobs_module
 from dsconv.convert.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from dsconv.convert.formats.onnx.export import DIALECTS, ExportOptions, export_onnx
 from dsconv.convert.formats.onnx.names import DATA_FILE, GRAPH_FILE
 from dsconv.convert.forward.torch_ops import TorchModel
-from dsconv.convert.quantize import plan as quantization_plan
 from dsconv.errors import OutputError, UsageError
 
 TOLERANCE = 1e-4
@@ -195,7 +195,7 @@ def test_half_precision_weights(dialect: str, dtype: torch.dtype, tmp_path: Path
 
 @EVERY_DIALECT
 def test_sharded_weights(dialect: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quantization_plan, "MAX_SHARD_BYTES", 20_000)
+    monkeypatch.setattr(jobs_module, "MAX_SHARD_BYTES", 20_000)
     tiny_checkpoint(tmp_path / "m", "qwen2")
     checkpoint = quantized(tmp_path / "m", tmp_path / "q")
     assert len(checkpoint.source.files()) > 2

@@ -14,7 +14,7 @@ from small_models import small_config, write_checkpoint, write_json
 import dsconv.runtime.plan as planning
 from dsconv.convert.config_only import open_for_planning
 from dsconv.convert.quantize.cost import Cost, Step, Work
-from dsconv.convert.quantize.plan import QuantizeOptions, Target
+from dsconv.convert.quantize.plan import BitsTarget, QuantizeOptions
 from dsconv.errors import OutputError, UnsupportedError
 from dsconv.runtime.calibration.text_windows import CalibrationOptions, CalibrationSource
 from dsconv.runtime.memory import machine_memory_bytes
@@ -43,7 +43,7 @@ CONFIGS = (
 )
 
 
-def cost(model: Path, tokens: int = 4096, target: Target | None = None, **options: Any) -> Cost:
+def cost(model: Path, tokens: int = 4096, target: BitsTarget | None = None, **options: Any) -> Cost:
     """Of a run whose calibration text lies in a file."""
     text = CalibrationOptions((CalibrationSource(Path("text.txt")),), tokens)
     chosen = QuantizeOptions(**options)
@@ -190,7 +190,7 @@ def test_models_of_any_size_are_calibrated_in_bounded_memory(name: str, paramete
     workload = open_for_planning(str(folder))
     assert workload.parameter_count == pytest.approx(parameters, rel=0.01)
     freely, calibrated = cost(folder), cost(folder, 32_768, method="gptq", max_memory=2 * GIB)
-    whole = cost(folder, target=Target(bits_per_weight=4.5), method="gptq")
+    whole = cost(folder, target=BitsTarget(bits_per_weight=4.5), method="gptq")
     assert freely.peak_bytes < 200 * 2**20
     assert 2**29 < calibrated.peak_bytes < 12e9
     assert whole.peak_bytes > 2 * parameters

@@ -25,10 +25,10 @@ from helpers import (
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
+from dsconv.convert.checkpoint import jobs as jobs_module
 from dsconv.convert.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from dsconv.convert.families.inventory import Role
 from dsconv.convert.forward.torch_ops import TorchModel
-from dsconv.convert.quantize import plan as quantization_plan
 from dsconv.convert.quantize import run as quantized_module
 from dsconv.convert.quantize.plan import QuantizeOptions
 from dsconv.convert.quantize.run import quantize_checkpoint
@@ -194,7 +194,7 @@ def test_the_bytes_depend_on_nothing_but_the_input(
 ) -> None:
     quantized(untied, tmp_path / "first", threads=2, **options)
     wanted = hashes(tmp_path / "first")
-    monkeypatch.setattr(quantized_module, "CHUNK_WEIGHTS", 128 * 24)  # many chunks per matrix
+    monkeypatch.setattr(jobs_module, "CHUNK_WEIGHTS", 128 * 24)  # many chunks per matrix
     monkeypatch.setattr(quantized_module, "BLOCK_WEIGHTS", 128 * 7)
     for threads in (1, 2, 3):
         quantized(untied, tmp_path / str(threads), threads=threads, **options)
@@ -250,7 +250,7 @@ def test_codes_are_aligned_for_any_kernel(untied: Path, tmp_path: Path) -> None:
 def test_shards(untied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Several files and an index that every reader follows; a fusable group is never split."""
     whole = quantized(untied, tmp_path / "whole")
-    monkeypatch.setattr(quantization_plan, "MAX_SHARD_BYTES", 60_000)
+    monkeypatch.setattr(jobs_module, "MAX_SHARD_BYTES", 60_000)
     sharded = quantized(untied, tmp_path / "q")
     index = json.loads((tmp_path / "q" / "model.safetensors.index.json").read_text())
     files = sorted((tmp_path / "q").glob("model-*.safetensors"))
@@ -302,7 +302,7 @@ def test_nan_and_infinity_are_counted(tmp_path: Path, name: str, embedding_bits:
 
 
 def test_nan_is_counted_over_all_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quantized_module, "CHUNK_WEIGHTS", 64 * 8)
+    monkeypatch.setattr(jobs_module, "CHUNK_WEIGHTS", 64 * 8)
     model = tiny_model("qwen2")
     with torch.no_grad():
         model.lm_head.weight[::10, 0] = float("nan")
