@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import signal
@@ -18,6 +17,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from command_line import Outcome, assert_refused, call_main, dsconv
+from processes.small_disk import needs_unshare, on_small_disk
 from safetensors.numpy import load_file, save_file
 from small_models import write_checkpoint, write_json
 
@@ -333,32 +333,7 @@ def test_an_output_with_too_long_a_name(call: Call, model: Path, tmp_path: Path)
     assert_refused(outcome, 6, "name")
 
 
-def unshare_works() -> bool:
-    if shutil.which("unshare") is None:
-        return False
-    probe = ["unshare", "-rm", "mount", "-t", "tmpfs", "none", "/mnt"]
-    return subprocess.run(probe, capture_output=True, timeout=20).returncode == 0
-
-
 SEARCH = "$PYTHON -m dsconv quantize --method search"
-
-needs_unshare = pytest.mark.skipif(
-    not unshare_works(), reason="unshare -rm cannot mount a tmpfs here"
-)
-
-
-def on_small_disk(tmp_path: Path, size: str, script: str) -> Outcome:
-    """Run a shell script in a mount namespace of its own where DISK is a small tmpfs."""
-    (tmp_path / "disk").mkdir()
-    mount = f'mount -t tmpfs -o size={size} none "$DISK" && '
-    done = subprocess.run(
-        ["unshare", "-rm", "sh", "-c", mount + script],
-        env={**os.environ, "DISK": str(tmp_path / "disk"), "PYTHON": sys.executable},
-        capture_output=True,
-        encoding="utf-8",
-        timeout=60,
-    )
-    return Outcome(done.returncode, done.stdout, done.stderr)
 
 
 @needs_unshare

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import CASES, Case, digest, make_sources
-from forked import ForkServer, needs_strace
-from test_build import RECIPE
+from build_recipe import RECIPE
+from commands import CASES, Case, make_sources
+from outputs import digest
+from processes.forked import ForkServer, needs_strace
 
 HOOK_STRIDE = 4  # the default run of the portable hook takes every fourth step
 CALLS = ("mkdir", "write", "pwrite64", "fsync", "rename", "renameat2", "unlink", "rmdir")

@@ -17,9 +17,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from commands import CASES, Case, assert_clean_failure, digest, make_sources
-from forked import ForkServer, needs_strace
-from test_failures import needs_unshare
+from commands import CASES, Case, assert_clean_failure, make_sources
+from outputs import digest
+from processes.forked import ForkServer, needs_strace
+from processes.small_disk import needs_unshare
 
 from dsconv.atomic import MANIFEST, lock_path, output_folder, partial_of
 from dsconv.convert.quantize.journal import JOURNAL

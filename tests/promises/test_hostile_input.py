@@ -1,22 +1,20 @@
 """Every kind of file from a stranger, mutated: clean errors only, no hang, bounded memory.
 
-hostile_kinds.py says what is read and how; a finding is shown again with tests/support/campaign.py.
+support/hostile says what is read and how; a finding is shown again with tests/support/campaign.py.
 """
 
 from __future__ import annotations
 
-import os
 import random
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import campaign
 import pytest
 from campaign import Report, run_campaign
-from hostile_kinds import KINDS
+from hostile.kinds import KINDS
 from places import ROOT
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory is measured by /proc")
@@ -72,34 +70,6 @@ def test_mutated_by_the_hundred_thousand(kind: str) -> None:
 # ---------------------------------------------------------------- does the campaign see anything?
 
 
-class Planted:
-    """A reader with a fault that one input in a hundred meets."""
-
-    def __init__(self, fault: str) -> None:
-        self.fault = fault
-
-    def prepare(self, rng: random.Random) -> int:
-        self.meets = rng.random() < 0.01
-        return 100
-
-    def drive(self) -> None:
-        if not self.meets:
-            return
-        if self.fault == "bug":
-            raise KeyError("the planted one")
-        if self.fault == "death":
-            os._exit(9)
-        if self.fault == "slow":
-            start = time.process_time()
-            while time.process_time() < start + 0.4:
-                pass
-        if self.fault == "wait":
-            time.sleep(60)
-        if self.fault == "memory":
-            held = bytearray(80 << 20)
-            held[::4096] = b"x" * len(held[::4096])
-
-
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
@@ -114,8 +84,8 @@ def test_a_planted_fault_is_found(
     fault: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script = (
-        "import campaign, test_hostile_input as t\n"
-        f"campaign.KINDS = {{'planted': lambda folder: t.Planted({fault!r})}}\n"
+        "import campaign, hostile.planted\n"
+        f"campaign.KINDS = {{'planted': lambda folder: hostile.planted.Planted({fault!r})}}\n"
         "campaign.KILL_AFTER = 5\n"
         "campaign.main()\n"
     )

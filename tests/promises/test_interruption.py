@@ -11,8 +11,9 @@ import time
 from pathlib import Path
 
 import pytest
-from commands import digest, make_sources
-from helpers import smollm2_path
+from commands import make_sources
+from outputs import digest
+from places import smollm2_path
 
 LIMIT = 2.0  # seconds from the signal to the end of the process
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}

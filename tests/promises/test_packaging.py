@@ -12,28 +12,16 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 
 import pytest
-from places import ROOT
+from places import ROOT, library_files
 
 import dsconv
 
-NOT_PACKAGES = ("tests", "build", "dist", "benchmarks", "docs", "scripts")
 FORBIDDEN_MODULES = {"transformers", "pickle", "cPickle", "dill", "marshal", "shelve", "yaml"}
 FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__"}
 FORBIDDEN_METHODS = {("torch", "load"), ("os", "system"), ("np", "load"), ("numpy", "load")}
-
-
-@cache
-def library_files() -> tuple[Path, ...]:
-    folders = [
-        entry
-        for entry in ROOT.iterdir()  # not below: an environment has ten thousands of files
-        if entry.is_dir() and entry.name not in NOT_PACKAGES and not entry.name.startswith(".")
-    ]
-    return tuple(sorted([*ROOT.glob("*.py"), *(p for f in folders for p in f.rglob("*.py"))]))
 
 
 def listed_packages() -> list[str]:

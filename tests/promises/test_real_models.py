@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from command_line import dsconv
-from helpers import smollm2_path
+from places import smollm2_path
 from safetensors.numpy import save_file
 from small_models import write_json
 from wheels import dsconv_in, environment

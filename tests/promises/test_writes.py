@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from test_packaging import ROOT, library_files
+from places import ROOT, library_files
 
 # Module -> why it may write by itself.
 IN_SCRATCH = "into the scratch folder that its caller has from output_folder"

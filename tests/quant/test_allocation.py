@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import mean_divergence, random_tokens, tiny_checkpoint
+from logits import mean_divergence, random_tokens
+from reference_models import tiny_checkpoint
 
 from dsconv.convert.checkpoint.checkpoint import open_checkpoint
 from dsconv.convert.forward.torch_ops import KeyValueCache, TorchOps, load_parameter

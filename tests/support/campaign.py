@@ -22,7 +22,8 @@ import traceback
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from hostile_kinds import KINDS, Subject
+from hostile.kinds import KINDS
+from hostile.subjects import Subject
 
 from dsconv.errors import DsconvError
 

@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from command_line import Outcome
-from helpers import folder_hash
-from test_gguf_export import checkpoint as gguf_checkpoint
+from small_models import gpt2_checkpoint
 
 from dsconv.convert.checkpoint.checkpoint import open_checkpoint
-from dsconv.convert.files.hashes import sha256_file
 from dsconv.convert.quantize.plan import QuantizeOptions
 from dsconv.convert.quantize.run import quantize_checkpoint
 
@@ -54,18 +52,11 @@ CASES = [
 
 def make_sources(folder: Path) -> dict[str, str]:
     """Word of a command line -> path."""
-    model = gguf_checkpoint(folder / "model")
+    model = gpt2_checkpoint(folder / "model")
     options = QuantizeOptions(method="rtn", head_bits=8)
     quantize_checkpoint(open_checkpoint(str(model)), options, folder / "quantized")
     (folder / "text").write_text("The quick brown fox jumps over the lazy dog. " * 30)
     return {name: str(folder / name) for name in ("model", "quantized", "text")}
-
-
-def digest(path: Path) -> str | None:
-    """Of a file, or of names and bytes of a folder; None for nothing."""
-    if path.is_dir():
-        return folder_hash(path)
-    return sha256_file(path) if path.exists() else None
 
 
 def assert_clean_failure(outcome: Outcome, code: int, *words: str) -> None:

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from small_models import (
+    LLAMA,
+    LLAMA3,
+    QWEN3,
     VOCABULARY,
     random_tensors,
     small_config,
-    write_json,
-    write_shards,
-    write_side_files,
+    write_model,
 )
 
 from dsconv.convert.checkpoint.checkpoint import Checkpoint, open_checkpoint
@@ -24,16 +25,7 @@ from dsconv.convert.forward.torch_ops import TorchModel
 
 Floats = NDArray[np.float32]
 
-LLAMA = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
-QWEN3 = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "head_dim": 32}
 YARN = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 64}
-LLAMA3 = {
-    "rope_type": "llama3",
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
-}
 # Families, ways to share heads, sizes that are no multiple of a vector, tied or not.
 CASES: Mapping[str, dict[str, Any]] = {
     "qwen2": {},
@@ -64,7 +56,6 @@ def native_checkpoint(
     folder: Path, seed: int = 0, dtype: str = "float16", bias: float = 150.0, **changes: Any
 ) -> Path:
     """A checkpoint whose key biases reach `bias` in some features, as Qwen2's do."""
-    folder.mkdir(parents=True)
     config = small_config(torch_dtype=dtype, **changes)
     tensors = random_tensors(config, seed)
     random = np.random.default_rng(seed + 1)
@@ -73,10 +64,7 @@ def native_checkpoint(
             large = random.random(values.shape) < 0.2
             spread = np.where(large, bias * random.uniform(-1, 1, values.shape), values)
             tensors[name] = spread.astype(values.dtype)
-    write_json(folder / "config.json", config)
-    write_side_files(folder)
-    write_shards(folder, tensors)
-    return folder
+    return write_model(folder, config, tensors)
 
 
 def exported(checkpoint: Checkpoint | Path, output: Path) -> NativeFile:

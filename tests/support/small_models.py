@@ -12,7 +12,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
 from dsconv.convert.families import read_family
 from dsconv.convert.families.inventory import parameters_of
@@ -24,6 +24,15 @@ TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}{{ message.role }}: {{ message.content }}\n"
     "{% endfor %}assistant:"
 )
+LLAMA = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
+QWEN3 = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "head_dim": 32}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
 DTYPES: Mapping[str, np.dtype[Any]] = {
     "float32": np.dtype(np.float32),
     "float16": np.dtype(np.float16),
@@ -78,6 +87,23 @@ def tokenizer_json() -> str:
     return str(tokenizer.to_str())
 
 
+@cache
+def gpt2_tokenizer_json() -> str:
+    """GPT-2's way to split, which GGUF has a name for; two merges, BOS before every text."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = [*alphabet[:-4], "th", "the"]  # 254 and two, so that the specials stay where they are
+    merges = [("t", "h"), ("th", "e")]
+    tokenizer = Tokenizer(models.BPE({mark: i for i, mark in enumerate(tokens)}, merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    specials = [f"<unused{number}>" for number in range(len(tokens), BOS)]
+    tokenizer.add_special_tokens([AddedToken(mark) for mark in [*specials, "<s>", "</s>"]])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", BOS)]
+    )
+    return str(tokenizer.to_str())
+
+
 def write_json(path: Path, content: object) -> None:
     path.write_text(json.dumps(content), encoding="utf-8")
 
@@ -98,11 +124,23 @@ def write_side_files(folder: Path) -> None:
 
 def write_checkpoint(folder: Path, seed: int = 0, shards: int = 1, **changes: Any) -> Path:
     """A checkpoint folder; `changes` are those of `small_config`."""
-    folder.mkdir(parents=True)
     config = small_config(**changes)
+    return write_model(folder, config, random_tensors(config, seed), shards)
+
+
+def gpt2_checkpoint(folder: Path, **changes: Any) -> Path:
+    write_checkpoint(folder, **changes)
+    (folder / "tokenizer.json").write_text(gpt2_tokenizer_json(), encoding="utf-8")
+    return folder
+
+
+def write_model(
+    folder: Path, config: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]], shards: int = 1
+) -> Path:
+    folder.mkdir(parents=True)
     write_json(folder / "config.json", config)
     write_side_files(folder)
-    write_shards(folder, random_tensors(config, seed), shards)
+    write_shards(folder, tensors, shards)
     return folder
 
 

@@ -1,8 +1,9 @@
-"""Verdicts made up for the tests of the report: healthy, broken, and hostile."""
+"""Verdicts made by hand, for the tests of what judges and shows them."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,22 @@ ARTIFACT, REFERENCE = "out/R1-Distill-Qwen-1.5B-int4", "models/R1-Distill-Qwen-1
 HOSTILE = '</style></svg><script src="http://evil.example/x.js">alert(1)</script><img src=x>&"\''
 MATRICES = ("self_attn.q_proj", "self_attn.o_proj", "mlp.up_proj", "mlp.down_proj")
 FILES = ("model.onnx", "model.onnx.data", "tokenizer.json", "tokenizer_config.json", "dsconv.json")
+PROVENANCE = Provenance(
+    artifact="model.dsq",
+    artifact_files={"model.dsq": "0" * 64},
+    reference="org/model",
+    reference_hash="1" * 64,
+    text="built-in",
+    text_hash="2" * 64,
+    runtime="native",
+    provider="cpu",
+    machine="a processor, 2 cores",
+    threads=2,
+    versions={"dsconv": "0.1.0"},
+    date="2026-01-02T03:04:05+00:00",
+    tokens_hash="3" * 64,
+    window=512,
+)
 
 
 def scores_of(kl: NDArray[np.float64], seed: int = 0) -> TokenScores:
@@ -183,4 +200,35 @@ def _worst(rank: int) -> WorstToken:
         0.62,
         "",
         0.41,
+    )
+
+
+def random_scores(tokens: int = 4096, seed: int = 0, kl: float = 0.01) -> TokenScores:
+    """Scores whose KL differs from text to text and token to token, as in real ones."""
+    rng = np.random.default_rng(seed)
+    hardness = np.repeat(rng.gamma(4, 0.25, -(-tokens // 64)), 64)[:tokens]
+    loss = 3 * hardness * rng.exponential(1, tokens)
+    return TokenScores(
+        kl=kl * hardness * rng.exponential(1, tokens),
+        agree=rng.random(tokens) > 4 * kl,
+        reference_loss=loss,
+        artifact_loss=loss + kl * rng.standard_normal(tokens),
+        confidence=rng.uniform(0.1, 1, tokens),
+        artifact_top=rng.integers(0, 100, tokens),
+        artifact_confidence=rng.uniform(0.1, 1, tokens),
+        reference_top=rng.integers(0, 100, tokens),
+    )
+
+
+def verdict_of(scores: TokenScores, *findings: Finding, **provenance: Any) -> Verdict:
+    return Verdict(
+        summary=summarize(scores),
+        scores=scores,
+        buckets=(),
+        noise_floor=None,
+        worst_tokens=(),
+        nodes_on_provider=1.0,
+        checks=(),
+        findings=findings,
+        provenance=Provenance(**{**vars(PROVENANCE), **provenance}),
     )

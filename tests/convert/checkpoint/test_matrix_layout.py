@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 import torch
 from command_line import assert_refused, call_main
-from helpers import folder_hash, quantized, random_tokens, tiny_checkpoint
+from logits import random_tokens
+from outputs import folder_hash, quantized
+from reference_models import tiny_checkpoint
 from safetensors.numpy import load_file, save_file
 
 from dsconv.convert.checkpoint.checkpoint import open_checkpoint

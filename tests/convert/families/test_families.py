@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from helpers import SHARED_DATA, SIZES, needs_shared_data, tiny_config, tiny_model
+from places import SHARED_DATA, needs_shared_data
+from reference_models import SIZES, tiny_config, tiny_model
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 

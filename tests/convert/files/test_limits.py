@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gguf_documents import Document, Tensor, Value
-from hostile_kinds import write_small_gguf
+from hostile.artifacts import write_small_gguf
+from hostile.gguf_documents import Document, Tensor, Value
 from places import ROOT
 from small_models import small_config, write_checkpoint
 

@@ -10,13 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 from command_line import assert_refused, call_main
-from helpers import (
-    folder_hash,
-    largest_difference,
-    quantized,
-    random_tokens,
-    tiny_checkpoint,
-)
+from logits import largest_difference, random_tokens
+from outputs import folder_hash, quantized
+from reference_models import tiny_checkpoint
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from small_models import write_checkpoint

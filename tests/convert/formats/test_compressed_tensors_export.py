@@ -11,14 +11,9 @@ import pytest
 import torch
 import transformers
 from command_line import assert_refused, call_main
-from helpers import (
-    folder_hash,
-    largest_difference,
-    quantized,
-    random_tokens,
-    tiny_checkpoint,
-    tiny_model,
-)
+from logits import largest_difference, random_tokens
+from outputs import folder_hash, quantized
+from reference_models import tiny_checkpoint, tiny_model
 from safetensors.numpy import load_file, save_file
 
 from dsconv.convert.checkpoint import jobs as jobs_module

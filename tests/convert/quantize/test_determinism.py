@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from commands import CASES, Case, digest, make_sources
-from forked import ForkServer
+from commands import CASES, Case, make_sources
+from outputs import digest
+from processes.forked import ForkServer
 
 INT8 = Case("int8", ("quantize", "model", "--bits", "8", "--method", "rtn"))
 KINDS = [INT8, *(case for case in CASES if not case.overwrite)]

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import folder_hash, random_tokens, tiny_checkpoint
+from logits import random_tokens
+from outputs import folder_hash
+from reference_models import tiny_checkpoint
 
 from dsconv.convert.checkpoint.checkpoint import open_checkpoint
 from dsconv.convert.quantize.inputs import PREPARED, GivenWindows, Prepared, prepared

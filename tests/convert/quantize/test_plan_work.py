@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from command_line import assert_refused, call_main
-from helpers import SHARED_DATA, needs_shared_data
+from places import SHARED_DATA, needs_shared_data
 from small_models import small_config, write_checkpoint, write_json
 
 import dsconv.runtime.plan as planning

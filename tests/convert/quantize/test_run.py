@@ -14,14 +14,9 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from helpers import (
-    folder_hash,
-    largest_difference,
-    quantized,
-    random_tokens,
-    tiny_checkpoint,
-    tiny_model,
-)
+from logits import largest_difference, random_tokens
+from outputs import folder_hash, quantized
+from reference_models import tiny_checkpoint, tiny_model
 from safetensors import safe_open
 from safetensors.numpy import load_file
 

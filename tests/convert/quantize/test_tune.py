@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import folder_hash, random_tokens, tiny_checkpoint
+from logits import random_tokens
+from outputs import folder_hash
+from reference_models import tiny_checkpoint
 
 from dsconv.convert.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from dsconv.convert.forward.workers import Workers, single_threaded_libraries

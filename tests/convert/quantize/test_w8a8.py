@@ -10,15 +10,10 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from helpers import (
-    folder_hash,
-    largest_difference,
-    mean_divergence,
-    random_tokens,
-    tiny_checkpoint,
-    tiny_model,
-)
+from logits import largest_difference, mean_divergence, random_tokens
 from numpy.typing import NDArray
+from outputs import folder_hash
+from reference_models import tiny_checkpoint, tiny_model
 from safetensors.numpy import load_file
 
 from dsconv.convert.checkpoint.checkpoint import Checkpoint, open_checkpoint

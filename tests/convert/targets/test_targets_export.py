@@ -14,9 +14,10 @@ import numpy as np
 import onnx
 import pytest
 from command_line import assert_refused, call_main
-from helpers import largest_difference, quantized, random_tokens
+from logits import largest_difference, random_tokens
 from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
+from outputs import quantized
 from small_models import VOCABULARY, write_checkpoint
 
 from dsconv.convert.checkpoint.checkpoint import Checkpoint, open_checkpoint, open_folder

@@ -10,9 +10,9 @@ import onnx
 import pytest
 from command_line import call_main
 from gguf import GGUFReader
-from helpers import tiny_model, write_tokenizer
 from numpy.typing import NDArray
-from test_gguf_export import byte_level_tokenizer
+from reference_models import tiny_model, write_tokenizer
+from small_models import gpt2_tokenizer_json
 
 from dsconv.errors import InputError, UnsupportedError, UsageError
 from dsconv.runtime.bench.peers import PEERS, Peer, find_peer
@@ -35,7 +35,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("peers") / "m"
     tiny_model("qwen2", **SIZES).save_pretrained(folder)
     write_tokenizer(folder, 300)
-    (folder / "tokenizer.json").write_text(byte_level_tokenizer(), encoding="utf-8")
+    (folder / "tokenizer.json").write_text(gpt2_tokenizer_json(), encoding="utf-8")
     return folder
 
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from build_recipe import FAST, RECIPE
 from command_line import Outcome, assert_refused, call_main, dsconv
 from safetensors.numpy import load_file, save_file
-from small_models import write_checkpoint, write_json
-from test_gguf_export import checkpoint as gguf_checkpoint
+from small_models import gpt2_checkpoint, write_checkpoint, write_json
 
 from dsconv.atomic import lock_path
 from dsconv.convert.files.hashes import sha256_file
@@ -26,23 +26,7 @@ from dsconv.runtime.build.model_card import Card
 from dsconv.runtime.build.recipe import Recipe, load_recipe, recipe_names
 from dsconv.runtime.build.source import Pulled, find_local, licence_of
 
-FAST = ("quantize.method=rtn", "verify.window=32", "verify.max_tokens=64")
 NAMES = ["pull", "quantize", "export", "verify", "folder"]
-RECIPE = """
-description = "a test"
-source = "{source}"
-[quantize]
-bits = 8
-embedding_bits = 8
-method = "rtn"
-[export]
-format = "{format}"
-accuracy_level = 0
-[verify]
-max_kl = 0.05
-window = 32
-max_tokens = 64
-"""
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +37,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     """With a tokenizer that llama.cpp has a name for."""
-    return gguf_checkpoint(tmp_path / "model")
+    return gpt2_checkpoint(tmp_path / "model")
 
 
 @pytest.fixture

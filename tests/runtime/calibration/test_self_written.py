@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import SHARED_DATA, needs_shared_data, random_tokens, tiny_checkpoint
+from logits import random_tokens
+from places import SHARED_DATA, needs_shared_data
+from reference_models import tiny_checkpoint
 from small_models import TEMPLATE, write_checkpoint, write_json
 from tokenizers import AddedToken, Tokenizer
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from command_line import assert_refused, call_main
-from helpers import tiny_checkpoint
+from reference_models import tiny_checkpoint
 
 from dsconv.convert.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from dsconv.errors import InputError, UsageError

@@ -7,7 +7,7 @@ from pathlib import Path
 from xml.etree import ElementTree as Xml
 
 import pytest
-from random_verdicts import random_scores, verdict_of
+from verdicts import random_scores, verdict_of
 
 from dsconv.errors import OutputError
 from dsconv.runtime.report.github_annotations import (

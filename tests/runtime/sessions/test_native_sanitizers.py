@@ -20,7 +20,7 @@ FLAGS = ["-std=c++17", "-O1", "-ffp-contract=off", "-w"]
 
 def build(compiler: str, folder: Path, *flags: str) -> Path:
     program = folder / "linear_check"
-    sources = [str(path) for path in (ROOT / "tests" / "support" / "linear_check.cpp", *SOURCES)]
+    sources = [str(path) for path in (Path(__file__).with_name("linear_check.cpp"), *SOURCES)]
     include = f"-I{ROOT / 'runtime' / 'native'}"
     command = [compiler, *FLAGS, *flags, include, *sources, "-o", str(program)]
     subprocess.run(command, check=True)

@@ -10,23 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import (
-    SHARED_DATA,
-    largest_difference,
-    mean_divergence,
-    needs_shared_data,
-    smollm2_path,
-)
-from native_models import (
-    CASES,
-    LLAMA,
-    QWEN3,
-    Floats,
-    exported,
-    native_checkpoint,
-    reference_logits,
-    some_tokens,
-)
+from logits import largest_difference, mean_divergence
+from native_models import CASES, Floats, exported, native_checkpoint, reference_logits, some_tokens
+from places import SHARED_DATA, needs_shared_data, smollm2_path
+from small_models import LLAMA, QWEN3
 
 from dsconv.convert.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from dsconv.convert.formats.native.file import NativeFile

@@ -15,9 +15,12 @@ import numpy as np
 import onnx
 import pytest
 from command_line import assert_refused
-from helpers import mean_divergence, quantized, random_tokens, tiny_checkpoint
+from logits import mean_divergence, random_tokens
 from onnx import TensorProto, helper, numpy_helper
-from wheels import ROOT, dsconv_in, python_in
+from outputs import quantized
+from places import ROOT
+from reference_models import tiny_checkpoint
+from wheels import dsconv_in, python_in
 
 from dsconv.convert.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from dsconv.convert.formats.onnx.export import export_onnx

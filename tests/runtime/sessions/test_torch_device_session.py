@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import largest_difference, quantized, random_tokens, tiny_checkpoint
+from logits import largest_difference, random_tokens
+from outputs import quantized
+from reference_models import tiny_checkpoint
 
 from dsconv.convert.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from dsconv.quant.integer import Scheme

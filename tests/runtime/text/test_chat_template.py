@@ -8,7 +8,7 @@ import sys
 import time
 
 import pytest
-from test_tokenizer import NAMES, folder, real, side_files
+from real_tokenizers import NAMES, folder, real, side_files
 
 from dsconv.convert.files import limits
 from dsconv.errors import InputError

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
-from functools import lru_cache
-from pathlib import Path
 
 import pytest
 from places import SHARED_DATA
+from real_tokenizers import NAMES, folder, real, side_files
 
 from dsconv.errors import InputError, UsageError
 from dsconv.runtime.text.tokenizer import MAX_PENDING_TOKENS, StreamDecoder, TextTokenizer
 
-DATA = SHARED_DATA
-NAMES = ("deepseek-r1-distill-qwen", "deepseek-r1-distill-llama", "deepseek-v3")
 TEXTS = (
     "Hello, world!",
     " leading space\n\n\ttab",
@@ -23,23 +20,6 @@ TEXTS = (
     "<think>\nstep\n</think>\n\nanswer 12345",
     "العربية हिन्दी ไทย 한국어 café",
 )
-
-
-def folder(name: str) -> Path:
-    path = DATA / ("models" if name.startswith("tiny") else "tokenizers") / name
-    if not path.is_dir():
-        pytest.skip(f"{path} is missing: the real tokenizer files are not part of the project")
-    return path
-
-
-@lru_cache
-def side_files(name: str) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder(name).glob("*.json")}
-
-
-@lru_cache
-def real(name: str) -> TextTokenizer:
-    return TextTokenizer(side_files(name))
 
 
 def tiny_files(
@@ -71,7 +51,8 @@ def streamed(tokenizer: TextTokenizer, ids: list[int], context: list[int] | None
 @pytest.mark.parametrize("name", ["deepseek-r1-distill-qwen", "deepseek-v3"])
 def test_golden_ids(name: str) -> None:
     tokenizer = real(name)
-    for case in json.loads((DATA / "golden" / "tokenizer_ids.json").read_text("utf-8"))[name]:
+    cases = json.loads((SHARED_DATA / "golden" / "tokenizer_ids.json").read_text("utf-8"))
+    for case in cases[name]:
         assert tokenizer.encode(case["text"]) == case["ids"]
         assert tokenizer.decode(case["ids"], skip_special=False) == case["decoded"]
         decoded = tokenizer.decode(case["ids"])

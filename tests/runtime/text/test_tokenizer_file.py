@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hostile_kinds import tokenizer_texts
+from hostile.text_files import tokenizer_texts
 from places import SHARED_DATA
 from small_models import write_checkpoint
 from tokenizers import Tokenizer

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
-from small_models import EOS, TEMPLATE, VOCABULARY, write_checkpoint, write_json
+from scripted_session import scripted, tokenizer_of
+from small_models import TEMPLATE, VOCABULARY, write_checkpoint, write_json
 
 from dsconv.errors import InputError
 from dsconv.runtime.sessions.load import Loaded, load
-from dsconv.runtime.text.tokenizer import TextTokenizer
 from dsconv.runtime.verify.free_running import (
     Text,
     built_in_prompts,
@@ -24,50 +21,9 @@ from dsconv.runtime.verify.free_running import (
 )
 
 
-class Script:
-    """A session that writes given texts, one per prompt, whatever it is asked."""
-
-    vocabulary = VOCABULARY
-    context_length = 2048
-
-    def __init__(self, texts: Sequence[Sequence[int]]) -> None:
-        self._texts = iter(texts)
-        self.position = 0
-        self.prompts: list[list[int]] = []
-
-    def reset(self) -> None:
-        self.position = 0
-        self._rest = iter(next(self._texts))
-
-    def prefill(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        assert self.position == 0
-        self.prompts.append(list(tokens))
-        self.position = len(tokens)
-        return self._next()
-
-    def decode(self, token: int) -> NDArray[np.float32]:
-        self.position += 1
-        return self._next()
-
-    def _next(self) -> NDArray[np.float32]:
-        logits = np.zeros(VOCABULARY, np.float32)
-        logits[next(self._rest, EOS)] = 1
-        return logits
-
-
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
     return load(str(write_checkpoint(tmp_path_factory.mktemp("free") / "m")))
-
-
-def tokenizer_of(loaded: Loaded) -> TextTokenizer:
-    return TextTokenizer(loaded.side_files, loaded.config)
-
-
-def scripted(loaded: Loaded, texts: Sequence[str]) -> tuple[Script, Loaded]:
-    tokenizer = tokenizer_of(loaded)
-    session = Script([tokenizer.encode(text) for text in texts])
-    return session, replace(loaded, session=session)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

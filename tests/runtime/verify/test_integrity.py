@@ -10,9 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from build_recipe import FAST, RECIPE
 from command_line import Outcome, assert_refused, call_main
-from test_build import FAST, RECIPE
-from test_gguf_export import checkpoint as gguf_checkpoint
+from small_models import gpt2_checkpoint
 
 from dsconv.convert.checkpoint.checkpoint import open_checkpoint
 from dsconv.convert.checkpoint.provenance import name_and_commit
@@ -36,7 +36,7 @@ Verify = Callable[..., Outcome]
 def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with one artifact of every kind; its own files, no links."""
     folder = tmp_path_factory.mktemp("integrity")
-    model = gguf_checkpoint(folder / "model")
+    model = gpt2_checkpoint(folder / "model")
     options = QuantizeOptions(method="rtn", head_bits=8)
     quantize_checkpoint(open_checkpoint(str(model)), options, folder / "quantized")
     for name, request in {

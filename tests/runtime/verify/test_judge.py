@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from random_verdicts import random_scores, verdict_of
+from verdicts import random_scores, verdict_of
 
 from dsconv.errors import InputError
 from dsconv.runtime.verify.judge import Baseline, blocks_of, failures, judge, read_baseline

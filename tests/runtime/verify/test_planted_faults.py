@@ -14,10 +14,9 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from helpers import SHARED_DATA, needs_shared_data
-from native_models import LLAMA, QWEN3
+from places import SHARED_DATA, needs_shared_data
 from safetensors.numpy import load_file, save_file
-from small_models import TEMPLATE, VOCABULARY, write_checkpoint
+from small_models import LLAMA, QWEN3, TEMPLATE, VOCABULARY, write_checkpoint
 
 from dsconv.convert.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from dsconv.convert.files.safetensors import PlannedTensor, encode_header, read_rows

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import SHARED_DATA, needs_shared_data
+from places import SHARED_DATA, needs_shared_data
+from scripted_session import scripted
 from small_models import TEMPLATE, write_checkpoint, write_json
-from test_free_running import scripted
 
 from dsconv.errors import InputError, UsageError
 from dsconv.runtime.generate.sampling import Sampling

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import quantized
+from outputs import quantized
 from small_models import write_checkpoint
 
 from dsconv.errors import InputError, UsageError

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from helpers import smollm2_path
 from numpy.typing import NDArray
+from places import smollm2_path
 from small_models import BOS, VOCABULARY, write_checkpoint
 
 from dsconv.convert.checkpoint.checkpoint import Checkpoint, open_checkpoint

@@ -10,7 +10,7 @@ from xml.etree import ElementTree as Xml
 
 import pytest
 from command_line import Outcome, assert_refused, call_main, dsconv
-from helpers import quantized
+from outputs import quantized
 from small_models import write_checkpoint
 
 from dsconv.convert.checkpoint.checkpoint import open_checkpoint

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mutations import damaged_bytes
-
 from dsconv.convert.formats.gguf.container import ARRAY, SCALARS, STRING, _Cursor
+
+from .mutations import damaged_bytes
 
 FORMATS = {
     0: "B",
