@@ -21,10 +21,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .int8_rows import MAX_CODE, Int8Rows, QuantizedRows, weight_scales
-from .integer import WHOLE_ROW, Quantized, Scheme
+from .int8_rows import MAX_CODE, Int8Rows, Int8RowsMatrix, weight_scales
+from .integer import WHOLE_ROW, IntegerMatrix, IntegerScheme
 from .rounding import AnyQuantized, AnyScheme, finish, nearest_codes
-from .scale_min import Grid, QuantizedScaleMin, ScaleMin, searched_grid
+from .scale_min import Grid, ScaleMin, ScaleMinMatrix, searched_grid
 from .scales import Floats, searched_scales
 
 DAMPING = 0.01  # share of the mean diagonal added to the diagonal
@@ -141,7 +141,7 @@ def gptq(weights: Floats, factor: Factor, scheme: AnyScheme) -> AnyQuantized:
     return _with_searched_scales(weights, factor, scheme)
 
 
-def _with_searched_scales(weights: Floats, factor: Factor, scheme: Scheme) -> Quantized:
+def _with_searched_scales(weights: Floats, factor: Factor, scheme: IntegerScheme) -> IntegerMatrix:
     rows, columns = weights.shape
     codes = np.empty((columns, rows), np.uint8)
     groups = scheme.groups(columns)
@@ -169,7 +169,7 @@ def _with_searched_scales(weights: Floats, factor: Factor, scheme: Scheme) -> Qu
     return finish(codes.T, scales, zeros, scheme)
 
 
-def _with_known_grid(weights: Floats, factor: Factor, scheme: ScaleMin) -> QuantizedScaleMin:
+def _with_known_grid(weights: Floats, factor: Factor, scheme: ScaleMin) -> ScaleMinMatrix:
     rows, columns = weights.shape
     step = max(1, GRID_WEIGHTS // columns)
     pieces = [
@@ -195,7 +195,7 @@ def _with_known_grid(weights: Floats, factor: Factor, scheme: ScaleMin) -> Quant
     return grid.with_codes(codes.T, scheme)
 
 
-def _with_known_scales(weights: Floats, factor: Factor, scheme: Int8Rows) -> QuantizedRows:
+def _with_known_scales(weights: Floats, factor: Factor, scheme: Int8Rows) -> Int8RowsMatrix:
     scales = weight_scales(weights)
     codes = np.empty(weights.shape[::-1], np.int8)
     for block in factor.blocks:
@@ -207,7 +207,7 @@ def _with_known_scales(weights: Floats, factor: Factor, scheme: Int8Rows) -> Qua
             centres = np.full(grids.shape, scheme.zero, np.float32)
             rounded = _round_block(work, block.upper, left, right, grids, centres, scheme)
             codes[order[left:right]] = rounded.astype(np.int16) - MAX_CODE
-    return QuantizedRows(np.ascontiguousarray(codes.T), scales)
+    return Int8RowsMatrix(np.ascontiguousarray(codes.T), scales)
 
 
 def _round_block(

@@ -41,7 +41,7 @@ class Int8Rows:
 
 
 @dataclass(frozen=True)
-class QuantizedRows:
+class Int8RowsMatrix:
     """A quantized matrix (or a slice of its rows).
 
     codes: [rows, columns] int8; scales: [rows, 1] float32.
@@ -52,10 +52,10 @@ class QuantizedRows:
     scheme: ClassVar[Int8Rows] = Int8Rows()
 
 
-def round_weights(weights: Floats) -> QuantizedRows:
+def round_weights(weights: Floats) -> Int8RowsMatrix:
     """Every weight to the nearest code; halves to the even one."""
     codes, _ = _round(weights)
-    return QuantizedRows(codes.astype(np.int8), weight_scales(weights))
+    return Int8RowsMatrix(codes.astype(np.int8), weight_scales(weights))
 
 
 def weight_scales(weights: Floats) -> Floats:
@@ -64,7 +64,7 @@ def weight_scales(weights: Floats) -> Floats:
     return np.where(scales > 0, scales, np.float32(1))
 
 
-def dequantize_rows(quantized: QuantizedRows) -> Floats:
+def dequantize_rows(quantized: Int8RowsMatrix) -> Floats:
     """-> [rows, columns] float32."""
     return quantized.codes * quantized.scales
 

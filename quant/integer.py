@@ -16,7 +16,7 @@ FALLBACK_GROUP_SIZES = (128, 64, 32, 16)
 
 
 @dataclass(frozen=True)
-class Scheme:
+class IntegerScheme:
     """Integer codes with one scale per group along the input dimension: w ≈ scale * (code - zero).
 
     Codes are unsigned, 0 .. 2^bits - 1. Symmetric means zero = 2^(bits-1) everywhere.
@@ -50,7 +50,7 @@ class Scheme:
         """Groups in a row of `columns` weights; the last one may be shorter."""
         return 1 if self.group_size == WHOLE_ROW else -(-columns // self.group_size)
 
-    def for_columns(self, columns: int) -> Scheme:
+    def for_columns(self, columns: int) -> IntegerScheme:
         """The scheme to use for a row of `columns`: the group falls back to one that divides it.
 
         compressed-tensors and most kernels refuse a shorter last group. Where no group of at
@@ -60,12 +60,12 @@ class Scheme:
             return self
         for size in FALLBACK_GROUP_SIZES:
             if size < self.group_size and columns % size == 0:
-                return Scheme(self.bits, size, self.symmetric)
-        return Scheme(self.bits, WHOLE_ROW, self.symmetric)
+                return IntegerScheme(self.bits, size, self.symmetric)
+        return IntegerScheme(self.bits, WHOLE_ROW, self.symmetric)
 
 
 @dataclass(frozen=True)
-class Quantized:
+class IntegerMatrix:
     """A quantized matrix (or a slice of its rows).
 
     codes: [rows, columns] uint8; scales: [rows, groups] float16;
@@ -75,4 +75,4 @@ class Quantized:
     codes: NDArray[np.uint8]
     scales: NDArray[np.float16]
     zeros: NDArray[np.uint8] | None
-    scheme: Scheme
+    scheme: IntegerScheme

@@ -11,10 +11,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from .integer import WHOLE_ROW, Quantized, Scheme
+from .integer import WHOLE_ROW, IntegerMatrix, IntegerScheme
 
 
-def can_recode(old: Scheme, new: Scheme, columns: int) -> bool:
+def can_recode(old: IntegerScheme, new: IntegerScheme, columns: int) -> bool:
     """Whether every matrix of `old` with rows of this length has codes in `new`."""
     if old.group_size != new.group_size:
         length = columns if old.group_size == WHOLE_ROW else old.group_size
@@ -26,14 +26,14 @@ def can_recode(old: Scheme, new: Scheme, columns: int) -> bool:
     return lowest >= -new.zero and highest <= new.max_code - new.zero
 
 
-def _span(scheme: Scheme) -> tuple[int, int]:
+def _span(scheme: IntegerScheme) -> tuple[int, int]:
     """The smallest and largest code - zero."""
     if scheme.symmetric:
         return -scheme.zero, scheme.max_code - scheme.zero
     return -scheme.max_code, scheme.max_code
 
 
-def recode(quantized: Quantized, scheme: Scheme) -> Quantized:
+def recode(quantized: IntegerMatrix, scheme: IntegerScheme) -> IntegerMatrix:
     """The same weights in `scheme`, which `can_recode` has allowed."""
     old, codes, scales = quantized.scheme, quantized.codes, quantized.scales
     zeros, columns = quantized.zeros, codes.shape[1]

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .int8_rows import Int8Rows, QuantizedRows, dequantize_rows, round_weights
-from .integer import Quantized, Scheme
+from .int8_rows import Int8Rows, Int8RowsMatrix, dequantize_rows, round_weights
+from .integer import IntegerMatrix, IntegerScheme
 from .scale_min import (
-    QuantizedScaleMin,
     ScaleMin,
+    ScaleMinMatrix,
     dequantize_scale_min,
     fit_grid,
     plain_grid,
@@ -38,15 +38,15 @@ __all__ = [
     "search",
 ]
 
-AnyScheme = Scheme | ScaleMin | Int8Rows
-AnyQuantized = Quantized | QuantizedScaleMin | QuantizedRows
+AnyScheme = IntegerScheme | ScaleMin | Int8Rows
+AnyQuantized = IntegerMatrix | ScaleMinMatrix | Int8RowsMatrix
 
 
 def dequantize(quantized: AnyQuantized) -> Floats:
     """-> [rows, columns] float32; for the integer scheme scale * (code - zero), exact."""
-    if isinstance(quantized, QuantizedScaleMin):
+    if isinstance(quantized, ScaleMinMatrix):
         return dequantize_scale_min(quantized)
-    if isinstance(quantized, QuantizedRows):
+    if isinstance(quantized, Int8RowsMatrix):
         return dequantize_rows(quantized)
     scheme = quantized.scheme
     columns = quantized.codes.shape[1]
@@ -87,7 +87,9 @@ METHODS: dict[str, Callable[[Floats, AnyScheme], AnyQuantized]] = {
 }
 
 
-def fit_codes(weights: Floats, scales: Floats, zeros: Floats | None, scheme: Scheme) -> Quantized:
+def fit_codes(
+    weights: Floats, scales: Floats, zeros: Floats | None, scheme: IntegerScheme
+) -> IntegerMatrix:
     """The nearest codes for given scales and zero points [rows, groups]."""
     w = grouped(weights, scheme)
     centre = np.float32(scheme.zero) if zeros is None else zeros[..., None]
@@ -111,10 +113,12 @@ def nearest_codes(
     return np.clip(codes, 0, scheme.max_code, out=codes)
 
 
-def finish(codes: NDArray[Any], scales: Floats, zeros: Floats | None, scheme: Scheme) -> Quantized:
+def finish(
+    codes: NDArray[Any], scales: Floats, zeros: Floats | None, scheme: IntegerScheme
+) -> IntegerMatrix:
     """Codes [rows, columns] and scales [rows, groups] in the types they are stored in."""
     check_scales(scales)
-    return Quantized(
+    return IntegerMatrix(
         np.ascontiguousarray(codes.astype(np.uint8)),
         scales.astype(np.float16),
         None if zeros is None else zeros.astype(np.uint8),

@@ -72,7 +72,7 @@ class ScaleMin:
 
 
 @dataclass(frozen=True)
-class QuantizedScaleMin:
+class ScaleMinMatrix:
     """A matrix (or a slice of its rows): w ≈ super_scale * scale_step * code - the same of minima.
 
     codes: [rows, columns] uint8; scale_steps, minimum_steps: [rows, groups] uint8, 0 to 63;
@@ -128,9 +128,9 @@ class Grid:
         """[rows, groups] float32, exact."""
         return _spread(self.super_minima, self.super_size, self.minimum_steps) * self.minimum_steps
 
-    def with_codes(self, codes: NDArray[Any], scheme: ScaleMin) -> QuantizedScaleMin:
+    def with_codes(self, codes: NDArray[Any], scheme: ScaleMin) -> ScaleMinMatrix:
         """codes: [rows, columns], whole numbers of any type."""
-        return QuantizedScaleMin(
+        return ScaleMinMatrix(
             np.ascontiguousarray(codes.astype(np.uint8)),
             self.scale_steps,
             self.minimum_steps,
@@ -140,7 +140,7 @@ class Grid:
         )
 
 
-def dequantize_scale_min(quantized: QuantizedScaleMin) -> Floats:
+def dequantize_scale_min(quantized: ScaleMinMatrix) -> Floats:
     """-> [rows, columns] float32."""
     columns = quantized.codes.shape[1]
     grid, size = quantized.grid, quantized.scheme.group_size
@@ -181,7 +181,7 @@ def searched_grid(weights: Floats, scheme: ScaleMin, importance: Floats | None =
     return _pick(plain_wins, plain, found)
 
 
-def fit_grid(weights: Floats, grid: Grid, scheme: ScaleMin) -> QuantizedScaleMin:
+def fit_grid(weights: Floats, grid: Grid, scheme: ScaleMin) -> ScaleMinMatrix:
     """The nearest codes of a grid."""
     x = _grouped(weights, scheme.group_size)
     codes = _codes(x, inverse(grid.scales)[..., None], grid.minima[..., None], scheme)

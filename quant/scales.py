@@ -19,7 +19,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from .integer import WHOLE_ROW, Scheme
+from .integer import WHOLE_ROW, IntegerScheme
 
 Floats = NDArray[np.float32]
 
@@ -37,7 +37,7 @@ class ScaleOverflow(ValueError):
 
 
 def grouped(
-    weights: Floats, scheme: Scheme, padding_mode: Literal["constant", "edge"] = "constant"
+    weights: Floats, scheme: IntegerScheme, padding_mode: Literal["constant", "edge"] = "constant"
 ) -> Floats:
     """[rows, columns] -> [rows, groups, size], the last group padded with zeros (or its end)."""
     rows, columns = weights.shape
@@ -49,7 +49,7 @@ def grouped(
     return weights.reshape(rows, groups, size)
 
 
-def plain_scales(weights: Floats, scheme: Scheme) -> tuple[Floats, Floats | None]:
+def plain_scales(weights: Floats, scheme: IntegerScheme) -> tuple[Floats, Floats | None]:
     """-> (scales, zeros or None) [rows, groups] that map the largest weight onto the last code."""
     w = grouped(weights, scheme)
     if scheme.symmetric:
@@ -61,7 +61,7 @@ def plain_scales(weights: Floats, scheme: Scheme) -> tuple[Floats, Floats | None
 
 
 def searched_scales(
-    weights: Floats, scheme: Scheme, importance: Floats | None = None
+    weights: Floats, scheme: IntegerScheme, importance: Floats | None = None
 ) -> tuple[Floats, Floats | None]:
     """-> (scales, zeros or None) [rows, groups] of the smallest squared error.
 
@@ -109,7 +109,7 @@ def check_scales(scales: Floats) -> None:
         raise ScaleOverflow(f"a scale of {largest:g} does not fit float16 (limit {MAX_SCALE:g})")
 
 
-def _sweep(scheme: Scheme) -> Floats:
+def _sweep(scheme: IntegerScheme) -> Floats:
     if scheme.bits == 8:
         return SEARCH_8_BITS
     return SEARCH_4_BITS_ROW if scheme.group_size == WHOLE_ROW else SEARCH_4_BITS
@@ -124,7 +124,9 @@ def _refit(w: Floats, centred: Floats, importance: Floats | None) -> tuple[Float
     return scale, scale * product
 
 
-def _search_symmetric(w: Floats, importance: Floats | None, scheme: Scheme) -> tuple[Floats, None]:
+def _search_symmetric(
+    w: Floats, importance: Floats | None, scheme: IntegerScheme
+) -> tuple[Floats, None]:
     start = _largest(w) / -np.float32(scheme.zero)
     check_scales(start)
     best = np.zeros_like(start)
@@ -141,7 +143,7 @@ def _search_symmetric(w: Floats, importance: Floats | None, scheme: Scheme) -> t
 
 
 def _search_asymmetric(
-    w: Floats, importance: Floats | None, scheme: Scheme
+    w: Floats, importance: Floats | None, scheme: IntegerScheme
 ) -> tuple[Floats, Floats]:
     low, high = _range(w)
     start = (high - low) / np.float32(scheme.max_code)
@@ -171,7 +173,7 @@ def _trim(scales: Floats, bits: int) -> Floats:
 
 
 def _keep_constant_groups(
-    weights: Floats, scales: Floats, zeros: Floats | None, scheme: Scheme
+    weights: Floats, scales: Floats, zeros: Floats | None, scheme: IntegerScheme
 ) -> tuple[Floats, Floats | None]:
     """Give groups of one repeated value the value itself as scale: code zero + 1, no rounding."""
     w = grouped(weights, scheme, "edge")

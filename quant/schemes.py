@@ -9,7 +9,7 @@ import re
 from dsconv.errors import InputError
 
 from .int8_rows import Int8Rows
-from .integer import WHOLE_ROW, Scheme
+from .integer import WHOLE_ROW, IntegerScheme
 from .rounding import AnyScheme
 from .scale_min import ScaleMin
 
@@ -44,4 +44,4 @@ def parse_label(label: str) -> AnyScheme | None:
         raise InputError(f"{label!r} is not a scheme", "write e.g. int4-g32, scale-min-4 or float")
     if match[1]:
         return ScaleMin(int(match[1]))
-    return Scheme(int(match[2]), int(match[3] or WHOLE_ROW), match[4] is None)
+    return IntegerScheme(int(match[2]), int(match[3] or WHOLE_ROW), match[4] is None)

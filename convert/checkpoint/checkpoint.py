@@ -21,7 +21,7 @@ from dsconv.convert.files.local_files import open_regular, read_limited
 from dsconv.convert.formats.ascend.description import INDEX_NAME, is_ascend_folder, read_description
 from dsconv.errors import InputError, UnsupportedError
 from dsconv.quant.int8_rows import Int8Rows
-from dsconv.quant.integer import Scheme
+from dsconv.quant.integer import IntegerScheme
 from dsconv.quant.rounding import AnyQuantized, AnyScheme, dequantize
 
 from .matrix_layout import SHAPE, has_shape_tensor, read_quantized, read_zero_points, stored_tensors
@@ -96,7 +96,7 @@ class Checkpoint:
     def zero_points(self, name: str, start: int, stop: int) -> NDArray[np.uint8]:
         """-> [stop - start, groups] of an asymmetric parameter."""
         scheme = self.scheme(name)
-        if not isinstance(scheme, Scheme):
+        if not isinstance(scheme, IntegerScheme):
             raise RuntimeError(f"{name} has no zero points")
         return read_zero_points(self.source, module_of(name), scheme, start, stop)
 

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsconv.convert.files.safetensors import PlannedTensor
-from dsconv.quant.int8_rows import Int8Rows, QuantizedRows
-from dsconv.quant.integer import Quantized, Scheme
+from dsconv.quant.int8_rows import Int8Rows, Int8RowsMatrix
+from dsconv.quant.integer import IntegerMatrix, IntegerScheme
 from dsconv.quant.packing import (
     pack_bits,
     pack_rows,
@@ -24,7 +24,7 @@ from dsconv.quant.packing import (
     unpack_zero_points,
 )
 from dsconv.quant.rounding import AnyQuantized, AnyScheme
-from dsconv.quant.scale_min import STEP_BITS, QuantizedScaleMin, ScaleMin
+from dsconv.quant.scale_min import STEP_BITS, ScaleMin, ScaleMinMatrix
 
 from .tensors import TensorSource
 
@@ -58,12 +58,12 @@ def stored_tensors(module: str, shape: tuple[int, int], scheme: AnyScheme) -> li
 
 
 def has_shape_tensor(scheme: AnyScheme) -> bool:
-    return isinstance(scheme, Scheme)
+    return isinstance(scheme, IntegerScheme)
 
 
 def encode(quantized: AnyQuantized) -> dict[str, NDArray[Any]]:
     """Kind of tensor -> the bytes of these rows."""
-    if isinstance(quantized, QuantizedScaleMin):
+    if isinstance(quantized, ScaleMinMatrix):
         return {
             "weight_codes": pack_bits(quantized.codes, quantized.scheme.bits),
             "weight_scale_steps": pack_bits(quantized.scale_steps, STEP_BITS),
@@ -71,7 +71,7 @@ def encode(quantized: AnyQuantized) -> dict[str, NDArray[Any]]:
             "weight_super_scale": quantized.super_scales,
             "weight_super_minimum": quantized.super_minima,
         }
-    if isinstance(quantized, QuantizedRows):
+    if isinstance(quantized, Int8RowsMatrix):
         return {"weight": quantized.codes, "weight_scale": quantized.scales}
     bits = quantized.scheme.bits
     arrays: dict[str, NDArray[Any]] = {
@@ -93,7 +93,7 @@ def read_quantized(
 
     if isinstance(scheme, ScaleMin):
         groups = scheme.groups(columns)
-        return QuantizedScaleMin(
+        return ScaleMinMatrix(
             unpack_bits(rows("weight_codes"), scheme.bits, columns),
             unpack_bits(rows("weight_scale_steps"), STEP_BITS, groups),
             unpack_bits(rows("weight_minimum_steps"), STEP_BITS, groups),
@@ -102,15 +102,15 @@ def read_quantized(
             scheme,
         )
     if isinstance(scheme, Int8Rows):
-        return QuantizedRows(rows("weight"), rows("weight_scale").astype(np.float32))
+        return Int8RowsMatrix(rows("weight"), rows("weight_scale").astype(np.float32))
     codes = unpack_rows(rows("weight_packed").view(np.uint8), scheme.bits, columns)
     scales = rows("weight_scale").astype(np.float16)
     zeros = None if scheme.symmetric else read_zero_points(source, module, scheme, start, stop)
-    return Quantized(codes, scales, zeros, scheme)
+    return IntegerMatrix(codes, scales, zeros, scheme)
 
 
 def read_zero_points(
-    source: TensorSource, module: str, scheme: Scheme, start: int, stop: int
+    source: TensorSource, module: str, scheme: IntegerScheme, start: int, stop: int
 ) -> NDArray[np.uint8]:
     """-> [stop - start, groups] of an asymmetric matrix."""
     per_word = 32 // scheme.bits  # rows that share one word

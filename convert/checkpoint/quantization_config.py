@@ -24,7 +24,7 @@ from dsconv.convert.files import limits
 from dsconv.convert.files.json_file import ConfigReader
 from dsconv.errors import InputError, UnsupportedError, UsageError
 from dsconv.quant.int8_rows import Int8Rows
-from dsconv.quant.integer import WHOLE_ROW, Scheme
+from dsconv.quant.integer import WHOLE_ROW, IntegerScheme
 from dsconv.quant.rounding import AnyScheme
 from dsconv.quant.scale_min import ScaleMin
 
@@ -149,7 +149,7 @@ def _read_scheme(group: ConfigReader) -> AnyScheme:
     size = weights.integer("group_size") if strategy == "group" else WHOLE_ROW
     bits, symmetric = weights.integer("num_bits"), weights.boolean("symmetric", True)
     try:
-        return Scheme(bits, size, symmetric)
+        return IntegerScheme(bits, size, symmetric)
     except UsageError as error:
         raise InputError(f"{weights.where}: {error}", "supported: 4 or 8 bits") from error
 
@@ -211,7 +211,7 @@ def build_quantization_config(
             for index, (names, scheme) in enumerate(zip(targets, by_scheme, strict=True))
         },
     }
-    asymmetric = any(isinstance(s, Scheme) and not s.symmetric for s in by_scheme)
+    asymmetric = any(isinstance(s, IntegerScheme) and not s.symmetric for s in by_scheme)
     if not own and (quantized_embedding or asymmetric):
         config["dequantize"] = True
     return config

@@ -30,7 +30,7 @@ from dsconv.convert.files.safetensors import (
 )
 from dsconv.disk_space import bytes_to_copy
 from dsconv.errors import UnsupportedError
-from dsconv.quant.integer import Quantized, Scheme
+from dsconv.quant.integer import IntegerMatrix, IntegerScheme
 from dsconv.quant.recoding import recode
 from dsconv.quant.rounding import AnyScheme
 
@@ -202,7 +202,7 @@ class Repacking:
     def _write_codes(self, job: Job, scheme: AnyScheme, writer: SafetensorsWriter) -> None:
         for start, stop in chunks_of(job.parameter):
             quantized = self._checkpoint.quantized_rows(job.source, start, stop)
-            if not isinstance(quantized, Quantized) or not isinstance(scheme, Scheme):
+            if not isinstance(quantized, IntegerMatrix) or not isinstance(scheme, IntegerScheme):
                 raise RuntimeError(f"{job.module}: only integer schemes have other codes")
             for kind, array in encode(recode(quantized, scheme)).items():
                 writer.write(f"{job.module}.{kind}", array)
@@ -240,7 +240,7 @@ def finish_folder(
 def float_dtype(checkpoint: Checkpoint, name: str) -> str:
     """float16, which holds scale * code exactly for 4 bits by search, unless it may overflow."""
     scheme = checkpoint.scheme(name)
-    if not isinstance(scheme, Scheme):
+    if not isinstance(scheme, IntegerScheme):
         return checkpoint.float_dtype(name)
     scales = checkpoint.source.rows(f"{module_of(name)}.weight_scale").astype(np.float32)
     largest = float(np.abs(scales).max(initial=0.0)) * scheme.max_code

@@ -18,7 +18,7 @@ from dsconv.convert.forward.workers import Workers, single_threaded_libraries
 from dsconv.convert.quantize.calibration.calibrate import forward_dtype
 from dsconv.errors import UsageError
 from dsconv.quant.allocation import Option, allocate, smallest_within
-from dsconv.quant.integer import Scheme
+from dsconv.quant.integer import IntegerScheme
 from dsconv.quant.rounding import AnyScheme
 from dsconv.quant.scale_min import ScaleMin
 from dsconv.quant.schemes import label_of
@@ -106,7 +106,7 @@ def _candidates(options: QuantizeOptions, job: Job) -> list[AnyScheme | None]:
     """The schemes that a matrix may get, smallest first."""
     columns = job.parameter.shape[1]
     if options.scheme_name == SCALE_MIN:
-        return [*map(ScaleMin, (3, 4, 5, 6)), Scheme(8, 32), None]
+        return [*map(ScaleMin, (3, 4, 5, 6)), IntegerScheme(8, 32), None]
     size = options.group_size
     sizes = [size] if size < 0 else [s for s in (2 * size, size, size // 2) if 16 <= s <= 128]
     shapes = [(options.bits, group_size) for group_size in sizes]
@@ -116,7 +116,7 @@ def _candidates(options: QuantizeOptions, job: Job) -> list[AnyScheme | None]:
         shapes = [(8, group_size) for group_size in (128, 64, 32, 16)]
     found: list[AnyScheme | None] = []
     for bits, group_size in shapes:
-        scheme = Scheme(bits, group_size, options.symmetric).for_columns(columns)
+        scheme = IntegerScheme(bits, group_size, options.symmetric).for_columns(columns)
         if scheme not in found:
             found.append(scheme)
     return [*found, None]

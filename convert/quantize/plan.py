@@ -16,7 +16,7 @@ from dsconv.convert.files.json_file import ConfigReader, read_json_object
 from dsconv.errors import InputError, UsageError
 from dsconv.quant.gptq import DAMPING
 from dsconv.quant.int8_rows import Int8Rows
-from dsconv.quant.integer import Scheme
+from dsconv.quant.integer import IntegerScheme
 from dsconv.quant.rounding import METHODS, AnyScheme
 from dsconv.quant.scale_min import ScaleMin
 from dsconv.quant.schemes import parse_label
@@ -74,7 +74,7 @@ class QuantizeOptions:
             if bits is not None and bits not in allowed:
                 choices = ", ".join(map(str, allowed))
                 raise UsageError(f"{name}bits: {bits} is not supported", f"choose {choices}")
-        Scheme(8, self.group_size, self.symmetric)  # refuses other group sizes
+        IntegerScheme(8, self.group_size, self.symmetric)  # refuses other group sizes
         methods = (*METHODS, CALIBRATED)
         if self.method not in methods:
             raise UsageError(
@@ -125,7 +125,7 @@ class QuantizeOptions:
             return Int8Rows()
         if self.scheme_name == SCALE_MIN and bits != 8:
             return ScaleMin(bits)
-        return Scheme(bits, self.group_size, self.symmetric)
+        return IntegerScheme(bits, self.group_size, self.symmetric)
 
     def recipe(self) -> dict[str, Any]:
         """What decides the output's bytes."""
@@ -257,5 +257,7 @@ def plan(checkpoint: Checkpoint, options: QuantizeOptions) -> tuple[dict[str, An
 
 def _with_room_for_correction(job: Job, scheme: AnyScheme | None) -> Job:
     """Calibration adds to the biases of what it quantizes, often less than their type resolves."""
-    corrected = job.parameter.name.endswith(".bias") and isinstance(scheme, Scheme | ScaleMin)
+    corrected = job.parameter.name.endswith(".bias") and isinstance(
+        scheme, IntegerScheme | ScaleMin
+    )
     return replace(job, float_dtype="F32") if corrected else job

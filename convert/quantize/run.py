@@ -41,10 +41,10 @@ from dsconv.convert.files.safetensors import (
 )
 from dsconv.convert.forward.workers import Workers
 from dsconv.errors import InputError, UnsupportedError, UsageError
-from dsconv.quant.int8_rows import QuantizedRows
-from dsconv.quant.integer import Quantized
+from dsconv.quant.int8_rows import Int8RowsMatrix
+from dsconv.quant.integer import IntegerMatrix
 from dsconv.quant.rounding import METHODS, AnyQuantized, AnyScheme, ScaleOverflow
-from dsconv.quant.scale_min import Grid, QuantizedScaleMin
+from dsconv.quant.scale_min import Grid, ScaleMinMatrix
 
 from .inputs import GivenWindows, Preparation, prepared
 from .journal import Journal
@@ -426,18 +426,18 @@ def round_in_blocks(weights: NDArray[np.float32], scheme: AnyScheme, method: str
 def _join(parts: Sequence[AnyQuantized]) -> AnyQuantized:
     """Consecutive rows of one matrix."""
     codes = np.concatenate([part.codes for part in parts])
-    with_minima = [part for part in parts if isinstance(part, QuantizedScaleMin)]
+    with_minima = [part for part in parts if isinstance(part, ScaleMinMatrix)]
     if with_minima:
         return Grid.join([part.grid for part in with_minima]).with_codes(
             codes, with_minima[0].scheme
         )
-    rows = [part for part in parts if isinstance(part, QuantizedRows)]
+    rows = [part for part in parts if isinstance(part, Int8RowsMatrix)]
     if rows:
-        return QuantizedRows(codes, np.concatenate([part.scales for part in rows]))
-    integer = [part for part in parts if isinstance(part, Quantized)]
+        return Int8RowsMatrix(codes, np.concatenate([part.scales for part in rows]))
+    integer = [part for part in parts if isinstance(part, IntegerMatrix)]
     zeros = [part.zeros for part in integer if part.zeros is not None]
     scales = np.concatenate([part.scales for part in integer])
-    return Quantized(codes, scales, np.concatenate(zeros) if zeros else None, integer[0].scheme)
+    return IntegerMatrix(codes, scales, np.concatenate(zeros) if zeros else None, integer[0].scheme)
 
 
 def refuse_non_finite(job: Job, count: int) -> None:

@@ -29,8 +29,8 @@ from dsconv.convert.families.base import Decoder
 from dsconv.convert.forward.torch_ops import KeyValueCache, TorchOps, load_parameter
 from dsconv.convert.forward.workers import Workers, single_threaded_libraries
 from dsconv.convert.quantize.calibration.calibrate import forward_dtype
-from dsconv.quant.integer import WHOLE_ROW, Quantized, Scheme
-from dsconv.quant.scale_min import QuantizedScaleMin, ScaleMin
+from dsconv.quant.integer import WHOLE_ROW, IntegerMatrix, IntegerScheme
+from dsconv.quant.scale_min import ScaleMin, ScaleMinMatrix
 
 from .journal import Journal
 from .plan import QuantizeOptions
@@ -45,7 +45,7 @@ CHECKS = 4  # of the held-out loss per epoch
 WARM_UP = 0.1  # of all steps
 
 Floats = NDArray[np.float32]
-Tunable = Quantized | QuantizedScaleMin
+Tunable = IntegerMatrix | ScaleMinMatrix
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class _Matrix:
     def __init__(self, quantized: Tunable) -> None:
         self.quantized = quantized
         columns = quantized.codes.shape[1]
-        if isinstance(quantized, QuantizedScaleMin):
+        if isinstance(quantized, ScaleMinMatrix):
             self._size = quantized.scheme.group_size
             self._repeat = quantized.scheme.super_size(columns)
             self._steps = torch.from_numpy(quantized.scale_steps.astype(np.float32))
@@ -140,7 +140,7 @@ class _Matrix:
     def result(self, deltas: Sequence[torch.Tensor]) -> Tunable:
         """The matrix with tuned units."""
         units = [unit.numpy().astype(np.float16) for unit in self.units(deltas)]
-        if isinstance(self.quantized, QuantizedScaleMin):
+        if isinstance(self.quantized, ScaleMinMatrix):
             return replace(self.quantized, super_scales=units[0], super_minima=units[1])
         return replace(self.quantized, scales=units[0])
 
@@ -335,7 +335,7 @@ def tune_written(
     with the same rows. None when an earlier run had tuned them.
     """
     kept = journal.folder / TUNED
-    chosen = [job for job in jobs if isinstance(job.scheme, (Scheme, ScaleMin))]
+    chosen = [job for job in jobs if isinstance(job.scheme, (IntegerScheme, ScaleMin))]
     result = None
     if not any(record.get("tuned") for record in journal.records):
         written = [

@@ -9,7 +9,7 @@ from dsconv.convert.checkpoint.checkpoint import Checkpoint
 from dsconv.convert.families.inventory import Role
 from dsconv.convert.formats.onnx.export import ExportOptions
 from dsconv.errors import UnsupportedError
-from dsconv.quant.integer import WHOLE_ROW, Scheme
+from dsconv.quant.integer import WHOLE_ROW, IntegerScheme
 
 from .lint import lint
 from .target import Recipe, Target
@@ -97,7 +97,9 @@ def _check_weights(name: str, recipe: Recipe, checkpoint: Checkpoint) -> None:
         return  # matrices are written in float16, whatever they were
     for parameter in checkpoint.parameters.values():
         scheme = checkpoint.scheme(parameter.name)
-        if not isinstance(scheme, Scheme) or _is_table(checkpoint, parameter.name, parameter.role):
+        if not isinstance(scheme, IntegerScheme) or _is_table(
+            checkpoint, parameter.name, parameter.role
+        ):
             continue
         if recipe.symmetric and not scheme.symmetric:
             raise UnsupportedError(

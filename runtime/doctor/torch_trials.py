@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from dsconv.quant.integer import Quantized, Scheme
+from dsconv.quant.integer import IntegerMatrix, IntegerScheme
 from dsconv.runtime.sessions.packed_linear import PackedMatrix
 
 from .graphs import GROUP, Trial, int4_numbers
@@ -13,8 +13,8 @@ from .graphs import GROUP, Trial, int4_numbers
 def run_int4(trial: Trial, device: str) -> float:
     """A packed matrix as sessions use it, in float32."""
     codes, scales, zeros = int4_numbers()
-    scheme = Scheme(4, GROUP, symmetric=False)
-    quantized = Quantized(codes, scales.astype("float16"), zeros, scheme)
+    scheme = IntegerScheme(4, GROUP, symmetric=False)
+    quantized = IntegerMatrix(codes, scales.astype("float16"), zeros, scheme)
     matrix = PackedMatrix(quantized, torch.float32, device)
     x = torch.from_numpy(trial.x).to(device)
     return trial.error_of(matrix.product(x).cpu().numpy())

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from dsconv.convert.checkpoint.checkpoint import Checkpoint
 from dsconv.convert.forward.torch_ops import load_parameter
-from dsconv.quant.integer import Quantized, Scheme
+from dsconv.quant.integer import IntegerMatrix, IntegerScheme
 from dsconv.quant.packing import pack_rows
 
 KERNEL_GROUPS = (32, 64, 128, 256)
@@ -51,7 +51,7 @@ class PackedMatrix:
     Works on any device: bitwise and elementwise operators only.
     """
 
-    def __init__(self, quantized: Quantized, dtype: torch.dtype, device: str) -> None:
+    def __init__(self, quantized: IntegerMatrix, dtype: torch.dtype, device: str) -> None:
         scheme = quantized.scheme
         self._bits, self._columns = scheme.bits, quantized.codes.shape[1]
         self._codes = torch.from_numpy(pack_rows(quantized.codes, scheme.bits)).to(device)
@@ -89,7 +89,7 @@ class PackedMatrix:
 class KernelMatrix:
     """Four bits through torch's own kernel: w = (code - 8) * scale + offset, per group."""
 
-    def __init__(self, quantized: Quantized, dtype: torch.dtype, device: str) -> None:
+    def __init__(self, quantized: IntegerMatrix, dtype: torch.dtype, device: str) -> None:
         codes = torch.from_numpy(quantized.codes)
         scales = torch.from_numpy(quantized.scales.astype(np.float32))
         zeros = quantized.zeros
@@ -120,7 +120,9 @@ class KernelMatrix:
         raise RuntimeError("the kernel's layout has no rows; use PackedMatrix for an embedding")
 
 
-def kernel_takes(scheme: Scheme, shape: tuple[int, ...], dtype: torch.dtype, device: str) -> bool:
+def kernel_takes(
+    scheme: IntegerScheme, shape: tuple[int, ...], dtype: torch.dtype, device: str
+) -> bool:
     """Has torch a 4-bit kernel for such a matrix on such a kind of device?"""
     kind = torch.device(device).type
     outputs, inputs = shape
@@ -143,7 +145,9 @@ def kernel_works(device: str, dtype: torch.dtype) -> bool:
     random = np.random.default_rng(0)
     codes = random.integers(0, 16, (16, INNER_K_TILES * 16), np.uint8)
     scales = random.uniform(0.5, 1.5, (16, INNER_K_TILES * 16 // KERNEL_GROUPS[0]))
-    quantized = Quantized(codes, scales.astype(np.float16), None, Scheme(4, KERNEL_GROUPS[0]))
+    quantized = IntegerMatrix(
+        codes, scales.astype(np.float16), None, IntegerScheme(4, KERNEL_GROUPS[0])
+    )
     x = torch.from_numpy(random.standard_normal((2, codes.shape[1])).astype(np.float32))
     expected = PackedMatrix(quantized, torch.float32, "cpu").product(x)
     try:
@@ -158,13 +162,15 @@ def load_matrix(
 ) -> Matrix:
     """Read a matrix; packed if it has integer codes, with torch's kernel unless it `gathers`."""
     scheme = checkpoint.scheme(name)
-    if not isinstance(scheme, Scheme):
+    if not isinstance(scheme, IntegerScheme):
         return DenseMatrix(load_parameter(checkpoint, name, dtype, device))
     shape = checkpoint.parameters[name].shape
     quantized = checkpoint.quantized_rows(name, 0, shape[0])
-    if not isinstance(quantized, Quantized):
+    if not isinstance(quantized, IntegerMatrix):
         raise TypeError(f"{name}: integer codes expected")
-    whole = Quantized(quantized.codes, _floats(quantized.scales), quantized.zeros, quantized.scheme)
+    whole = IntegerMatrix(
+        quantized.codes, _floats(quantized.scales), quantized.zeros, quantized.scheme
+    )
     if not gathers and kernel_takes(scheme, shape, dtype, device) and kernel_works(device, dtype):
         return KernelMatrix(whole, dtype, device)
     return PackedMatrix(whole, dtype, device)

@@ -21,7 +21,7 @@ from dsconv.convert.quantize.run import quantize_checkpoint
 from dsconv.convert.quantize.sensitivity import estimated_kl, sensitivities
 from dsconv.errors import InputError, UsageError
 from dsconv.quant.allocation import Option, allocate, smallest_within
-from dsconv.quant.integer import Scheme
+from dsconv.quant.integer import IntegerScheme
 from dsconv.quant.rounding import dequantize, search
 from dsconv.quant.scale_min import ScaleMin
 from dsconv.quant.schemes import label_of, parse_label
@@ -96,10 +96,17 @@ def test_the_smallest_choice_within_a_loss(seed: int) -> None:
 
 @pytest.mark.parametrize(
     "scheme",
-    [None, ScaleMin(3), Scheme(4, 32), Scheme(8, -1), Scheme(4, 64, False), Scheme(8, -1, False)],
+    [
+        None,
+        ScaleMin(3),
+        IntegerScheme(4, 32),
+        IntegerScheme(8, -1),
+        IntegerScheme(4, 64, False),
+        IntegerScheme(8, -1, False),
+    ],
     ids=str,
 )
-def test_labels_go_back(scheme: Scheme | ScaleMin | None) -> None:
+def test_labels_go_back(scheme: IntegerScheme | ScaleMin | None) -> None:
     assert parse_label(label_of(scheme)) == scheme
 
 

@@ -19,13 +19,18 @@ from dsconv.convert.quantize.run import quantize_checkpoint
 from dsconv.errors import InputError
 from dsconv.quant.gptq import factorize, gptq
 from dsconv.quant.int8_rows import Int8Rows
-from dsconv.quant.integer import Scheme
+from dsconv.quant.integer import IntegerScheme
 from dsconv.quant.rounding import METHODS, AnyQuantized, AnyScheme, dequantize
 from dsconv.quant.scale_min import ScaleMin
 
 Floats = NDArray[np.float32]
 SCHEMES: tuple[AnyScheme, ...] = (
-    *(Scheme(4, 32), Scheme(4, 128, False), Scheme(8, -1), Scheme(8, 32, False)),
+    *(
+        IntegerScheme(4, 32),
+        IntegerScheme(4, 128, False),
+        IntegerScheme(8, -1),
+        IntegerScheme(8, 32, False),
+    ),
     *(ScaleMin(3), ScaleMin(6), Int8Rows()),
 )
 ROWS, COLUMNS = 6, 256

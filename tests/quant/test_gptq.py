@@ -7,17 +7,17 @@ import pytest
 from numpy.typing import NDArray
 
 from dsconv.quant.gptq import NotPositiveDefinite, correction, factorize, gptq
-from dsconv.quant.integer import Quantized, Scheme
+from dsconv.quant.integer import IntegerMatrix, IntegerScheme
 from dsconv.quant.rounding import AnyScheme, dequantize, round_to_nearest, search
-from dsconv.quant.scale_min import QuantizedScaleMin, ScaleMin
+from dsconv.quant.scale_min import ScaleMin, ScaleMinMatrix
 
 SCHEMES = [
-    Scheme(4, 32),
-    Scheme(4, 32, symmetric=False),
-    Scheme(4, 128),
-    Scheme(4, -1),
-    Scheme(8, 64),
-    Scheme(8, -1, symmetric=False),
+    IntegerScheme(4, 32),
+    IntegerScheme(4, 32, symmetric=False),
+    IntegerScheme(4, 128),
+    IntegerScheme(4, -1),
+    IntegerScheme(8, 64),
+    IntegerScheme(8, -1, symmetric=False),
 ]
 SCALE_MIN = [ScaleMin(3), ScaleMin(4), ScaleMin(6)]
 
@@ -69,7 +69,7 @@ def textbook(
     return result
 
 
-def scales_of(found: Quantized) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def scales_of(found: IntegerMatrix) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """-> (scales, minima) of every column."""
     columns = found.codes.shape[1]
     size = columns if found.scheme.group_size == -1 else found.scheme.group_size
@@ -80,11 +80,11 @@ def scales_of(found: Quantized) -> tuple[NDArray[np.float32], NDArray[np.float32
 
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
-def test_gptq_equals_the_textbook_on_its_scales(scheme: Scheme) -> None:
+def test_gptq_equals_the_textbook_on_its_scales(scheme: IntegerScheme) -> None:
     weights, second_moment = matrix(24, 256), inputs(256)
     factor = factorize([second_moment], scheme)
     found = gptq(weights, factor, scheme)
-    assert isinstance(found, Quantized)
+    assert isinstance(found, IntegerMatrix)
     expected = textbook(
         weights,
         second_moment,
@@ -109,8 +109,8 @@ def test_scale_and_minimum_equal_the_textbook_on_the_searched_grid(
     factor = factorize([second_moment], scheme)
     found = gptq(weights, factor, scheme)
     wanted_grid = search(weights, scheme, factor.importance)
-    assert isinstance(found, QuantizedScaleMin)
-    assert isinstance(wanted_grid, QuantizedScaleMin)
+    assert isinstance(found, ScaleMinMatrix)
+    assert isinstance(wanted_grid, ScaleMinMatrix)
     np.testing.assert_array_equal(found.grid.scales, wanted_grid.grid.scales)
     np.testing.assert_array_equal(found.grid.minima, wanted_grid.grid.minima)
     assert ((found.grid.scales[:, 2] == 0) & (found.grid.minima[:, 2] > 0)).any()
@@ -128,7 +128,9 @@ def test_scale_and_minimum_equal_the_textbook_on_the_searched_grid(
     assert (factor.blocks[0].order == order).all()
 
 
-@pytest.mark.parametrize("scheme", [Scheme(4, 32, False), Scheme(8, 64), ScaleMin(4)], ids=str)
+@pytest.mark.parametrize(
+    "scheme", [IntegerScheme(4, 32, False), IntegerScheme(8, 64), ScaleMin(4)], ids=str
+)
 def test_blocks_are_quantized_as_if_they_were_alone(scheme: AnyScheme) -> None:
     """Correlations between them are ignored; only the mean diagonal is common."""
     weights, second_moment = matrix(24, 320), inputs(320)
@@ -155,7 +157,7 @@ def two_streams(columns: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]
     return original, original + original @ change + noise
 
 
-@pytest.mark.parametrize("scheme", [Scheme(4, 32), ScaleMin(4)], ids=str)
+@pytest.mark.parametrize("scheme", [IntegerScheme(4, 32), ScaleMin(4)], ids=str)
 @pytest.mark.parametrize("ranges", [[(0, 192)], [(0, 64), (64, 128), (128, 192)]], ids=len)
 def test_the_correction_is_the_least_squares_solution(
     scheme: AnyScheme, ranges: list[tuple[int, int]]
@@ -181,7 +183,9 @@ def test_the_correction_is_the_least_squares_solution(
         np.testing.assert_allclose(found[:, start:stop], wanted, atol=2e-3)
 
 
-@pytest.mark.parametrize("scheme", [Scheme(4, 32), Scheme(8, -1, False), ScaleMin(4)], ids=str)
+@pytest.mark.parametrize(
+    "scheme", [IntegerScheme(4, 32), IntegerScheme(8, -1, False), ScaleMin(4)], ids=str
+)
 def test_the_correction_brings_outputs_closer_to_the_original(scheme: AnyScheme) -> None:
     original, given = two_streams(192)
     weights = matrix(20, 192)
@@ -213,12 +217,14 @@ def test_gptq_beats_rounding_where_inputs_are_correlated(scheme: AnyScheme) -> N
 
 
 def test_uncorrelated_equal_inputs_leave_nothing_to_correct() -> None:
-    weights, scheme = matrix(16, 128), Scheme(4, 32)
+    weights, scheme = matrix(16, 128), IntegerScheme(4, 32)
     found = gptq(weights, factorize([np.eye(128, dtype=np.float32)], scheme), scheme)
     np.testing.assert_array_equal(dequantize(found), dequantize(search(weights, scheme)))
 
 
-@pytest.mark.parametrize("scheme", [Scheme(4, 32), Scheme(4, -1), ScaleMin(4)], ids=str)
+@pytest.mark.parametrize(
+    "scheme", [IntegerScheme(4, 32), IntegerScheme(4, -1), ScaleMin(4)], ids=str
+)
 def test_rows_are_independent(scheme: AnyScheme) -> None:
     weights = matrix(40, 256)
     factor = factorize([inputs(256)], scheme)
@@ -230,7 +236,7 @@ def test_rows_are_independent(scheme: AnyScheme) -> None:
 
 def test_the_order_keeps_groups_together_and_takes_the_loudest_first() -> None:
     second_moment = inputs(192)
-    block = factorize([second_moment], Scheme(4, 32)).blocks[0]
+    block = factorize([second_moment], IntegerScheme(4, 32)).blocks[0]
     diagonal = np.diagonal(second_moment)
     groups = [block.order[start : start + 32] for start in block.starts]
     assert sorted(block.order) == list(range(192))
@@ -240,7 +246,7 @@ def test_the_order_keeps_groups_together_and_takes_the_loudest_first() -> None:
     assert all((np.diff(diagonal[members]) <= 0).all() for members in groups)
 
 
-@pytest.mark.parametrize("scheme", [Scheme(4, 32), ScaleMin(4)], ids=str)
+@pytest.mark.parametrize("scheme", [IntegerScheme(4, 32), ScaleMin(4)], ids=str)
 def test_dead_inputs_are_rounded_and_disturb_nobody(scheme: AnyScheme) -> None:
     weights = matrix(16, 128)
     second_moment = inputs(128)
@@ -252,7 +258,7 @@ def test_dead_inputs_are_rounded_and_disturb_nobody(scheme: AnyScheme) -> None:
     assert steps.max() < 0.25
 
 
-@pytest.mark.parametrize("scheme", [Scheme(4, 32), ScaleMin(4)], ids=str)
+@pytest.mark.parametrize("scheme", [IntegerScheme(4, 32), ScaleMin(4)], ids=str)
 def test_all_inputs_dead_is_a_search_for_each_group(scheme: AnyScheme) -> None:
     weights = matrix(8, 64)
     found = gptq(weights, factorize([np.zeros((64, 64), np.float32)], scheme), scheme)
@@ -262,19 +268,19 @@ def test_all_inputs_dead_is_a_search_for_each_group(scheme: AnyScheme) -> None:
 def test_damping_grows_until_the_factorisation_succeeds() -> None:
     second_moment = inputs(64)
     second_moment -= 0.5 * np.diagonal(second_moment).mean() * np.eye(64, dtype=np.float32)
-    assert factorize([second_moment], Scheme(4, 32)).damping > 0.01
+    assert factorize([second_moment], IntegerScheme(4, 32)).damping > 0.01
 
 
 def test_hopeless_moments_are_refused() -> None:
     hopeless = np.full((64, 64), -1000, np.float32)
     np.fill_diagonal(hopeless, 1)
     with pytest.raises(NotPositiveDefinite, match="not positive definite"):
-        factorize([hopeless], Scheme(4, 32))
+        factorize([hopeless], IntegerScheme(4, 32))
 
 
 def test_the_factor_is_the_upper_cholesky_factor_of_the_inverse() -> None:
     second_moment = inputs(300)
-    factor = factorize([second_moment], Scheme(8, -1))
+    factor = factorize([second_moment], IntegerScheme(8, -1))
     block = factor.blocks[0]
     damped = second_moment[np.ix_(block.order, block.order)].astype(np.float64)
     damped += factor.damping * np.diagonal(second_moment).mean() * np.eye(300)

@@ -7,17 +7,17 @@ import itertools
 import numpy as np
 import pytest
 
-from dsconv.quant.integer import Quantized, Scheme
+from dsconv.quant.integer import IntegerMatrix, IntegerScheme
 from dsconv.quant.recoding import can_recode, recode
 from dsconv.quant.rounding import dequantize
 
 SCHEMES = [
-    Scheme(bits, group_size, symmetric)
+    IntegerScheme(bits, group_size, symmetric)
     for bits, group_size, symmetric in itertools.product((4, 8), (16, 32, 64, -1), (True, False))
 ]
 
 
-def random_matrix(scheme: Scheme, rows: int, columns: int) -> Quantized:
+def random_matrix(scheme: IntegerScheme, rows: int, columns: int) -> IntegerMatrix:
     """Every code and zero point that the scheme has, the extreme ones in one group."""
     rng = np.random.default_rng(0)
     top = scheme.max_code
@@ -25,7 +25,7 @@ def random_matrix(scheme: Scheme, rows: int, columns: int) -> Quantized:
     zeros = rng.integers(0, top + 1, (rows, scheme.groups(columns))).astype(np.uint8)
     codes[0, :2], zeros[0, 0], zeros[1, 0], codes[1, :2] = (0, top), 0, top, (0, top)
     scales = rng.uniform(-1, 1, zeros.shape).astype(np.float16)
-    return Quantized(codes, scales, None if scheme.symmetric else zeros, scheme)
+    return IntegerMatrix(codes, scales, None if scheme.symmetric else zeros, scheme)
 
 
 @pytest.mark.parametrize("columns", [128, 96])
@@ -49,19 +49,21 @@ def test_what_can_be_recoded_keeps_every_weight(columns: int) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "columns", "possible"),
     [
-        (Scheme(4, 32), Scheme(4, 32), 64, True),
-        (Scheme(4, 32, False), Scheme(8, 32), 64, True),
-        (Scheme(4, 32), Scheme(4, 16, False), 64, True),
-        (Scheme(4, -1, False), Scheme(4, 16, False), 48, True),
-        (Scheme(8, 32, False), Scheme(8, 32), 64, False),  # code - zero reaches ±255
-        (Scheme(4, 32, False), Scheme(4, 32), 64, False),  # and here ±15
-        (Scheme(8, 32), Scheme(4, 32, False), 64, False),
-        (Scheme(4, 16), Scheme(4, 32), 64, False),  # two scales do not become one
-        (Scheme(4, 32), Scheme(4, -1), 64, False),
-        (Scheme(4, -1), Scheme(4, 32), 48, False),
-        (Scheme(4, 32), Scheme(4, 16), 48, False),  # the last group is shorter
+        (IntegerScheme(4, 32), IntegerScheme(4, 32), 64, True),
+        (IntegerScheme(4, 32, False), IntegerScheme(8, 32), 64, True),
+        (IntegerScheme(4, 32), IntegerScheme(4, 16, False), 64, True),
+        (IntegerScheme(4, -1, False), IntegerScheme(4, 16, False), 48, True),
+        (IntegerScheme(8, 32, False), IntegerScheme(8, 32), 64, False),  # code - zero reaches ±255
+        (IntegerScheme(4, 32, False), IntegerScheme(4, 32), 64, False),  # and here ±15
+        (IntegerScheme(8, 32), IntegerScheme(4, 32, False), 64, False),
+        (IntegerScheme(4, 16), IntegerScheme(4, 32), 64, False),  # two scales do not become one
+        (IntegerScheme(4, 32), IntegerScheme(4, -1), 64, False),
+        (IntegerScheme(4, -1), IntegerScheme(4, 32), 48, False),
+        (IntegerScheme(4, 32), IntegerScheme(4, 16), 48, False),  # the last group is shorter
     ],
     ids=str,
 )
-def test_what_is_possible(old: Scheme, new: Scheme, columns: int, possible: bool) -> None:
+def test_what_is_possible(
+    old: IntegerScheme, new: IntegerScheme, columns: int, possible: bool
+) -> None:
     assert can_recode(old, new, columns) == possible

@@ -17,7 +17,7 @@ from compressed_tensors.compressors.pack_quantized.helpers import (
 from numpy.typing import NDArray
 
 from dsconv.errors import UsageError
-from dsconv.quant.integer import Quantized, Scheme
+from dsconv.quant.integer import IntegerMatrix, IntegerScheme
 from dsconv.quant.packing import (
     pack_rows,
     pack_zero_points,
@@ -36,7 +36,7 @@ from dsconv.quant.rounding import (
 Floats = NDArray[np.float32]
 
 SCHEMES = [
-    Scheme(bits, group, symmetric)
+    IntegerScheme(bits, group, symmetric)
     for bits, group, symmetric in itertools.product((4, 8), (32, 64, 128, -1), (True, False))
 ]
 EVERY_SCHEME = pytest.mark.parametrize(
@@ -53,21 +53,21 @@ def normal(rows: int, columns: int, seed: int = 0, scale: float = 0.02) -> Float
     return weights.astype(np.float32)
 
 
-def groups_of(row: Any, scheme: Scheme) -> list[list[float]]:
+def groups_of(row: Any, scheme: IntegerScheme) -> list[list[float]]:
     """A row cut into groups, the last one shorter; no padding."""
     values = [float(value) for value in row]
     size = len(values) if scheme.group_size == -1 else scheme.group_size
     return [values[start : start + size] for start in range(0, len(values), size)]
 
 
-def squared_error(weights: Floats, quantized: Quantized) -> float:
+def squared_error(weights: Floats, quantized: IntegerMatrix) -> float:
     return float(((weights.astype(np.float64) - dequantize(quantized)) ** 2).sum())
 
 
 # ---------------------------------------------------------------- textbook rounding
 
 
-def textbook_scale_and_zero(group: list[float], scheme: Scheme) -> tuple[float, int]:
+def textbook_scale_and_zero(group: list[float], scheme: IntegerScheme) -> tuple[float, int]:
     if scheme.symmetric:
         largest = max(group, key=abs)
         return largest / -(2 ** (scheme.bits - 1)), 2 ** (scheme.bits - 1)
@@ -85,7 +85,7 @@ def check_codes(group: list[float], codes: list[int], scale: float, zero: int, t
 
 @EVERY_SCHEME
 @pytest.mark.parametrize("columns", [128, 256, 250, 33, 1, 7])
-def test_round_to_nearest_is_the_textbook(scheme: Scheme, columns: int) -> None:
+def test_round_to_nearest_is_the_textbook(scheme: IntegerScheme, columns: int) -> None:
     weights = normal(5, columns, seed=columns)
     quantized = round_to_nearest(weights, scheme)
     assert quantized.codes.shape == weights.shape
@@ -104,7 +104,7 @@ def test_round_to_nearest_is_the_textbook(scheme: Scheme, columns: int) -> None:
 
 
 @EVERY_SCHEME
-def test_dequantize_is_scale_times_centred_code(scheme: Scheme) -> None:
+def test_dequantize_is_scale_times_centred_code(scheme: IntegerScheme) -> None:
     for columns, method in itertools.product((128, 200), METHODS.values()):
         quantized = method(normal(3, columns), scheme)
         values = dequantize(quantized)
@@ -118,7 +118,7 @@ def test_dequantize_is_scale_times_centred_code(scheme: Scheme) -> None:
 
 def test_halves_go_up() -> None:
     group = [-8.0, 0.5, 1.5, 2.5, 3.5, -0.5, -1.5, -2.5, 7.5, 7.0, *[0.0] * 22]
-    quantized = round_to_nearest(np.array([group], np.float32), Scheme(4, 32))
+    quantized = round_to_nearest(np.array([group], np.float32), IntegerScheme(4, 32))
     assert quantized.scales.tolist() == [[1.0]]
     assert quantized.codes[0, :10].tolist() == [0, 9, 10, 11, 12, 8, 7, 6, 15, 15]
 
@@ -127,7 +127,7 @@ def test_of_equal_magnitudes_the_negative_one_is_kept_exactly() -> None:
     weights = np.zeros((2, 32), np.float32)
     weights[0, 3:5] = 4, -4
     weights[1, 3:5] = -4, 4
-    quantized = round_to_nearest(weights, Scheme(4, 32))
+    quantized = round_to_nearest(weights, IntegerScheme(4, 32))
     assert quantized.scales.tolist() == [[0.5], [0.5]]
     assert quantized.codes[:, 3:5].tolist() == [[15, 0], [0, 15]]
 
@@ -141,7 +141,7 @@ EXACT = [0.0, 1.0, -1.0, 0.1, -0.0123, 3.3, -117.0, 1e-3, -6.2e-5, 5.9604645e-8,
 @EVERY_METHOD
 @EVERY_SCHEME
 @pytest.mark.parametrize("columns", [256, 200, 40])
-def test_constant_groups_stay_exact(method: str, scheme: Scheme, columns: int) -> None:
+def test_constant_groups_stay_exact(method: str, scheme: IntegerScheme, columns: int) -> None:
     values = np.array(EXACT, np.float32).astype(ml_dtypes.bfloat16).astype(np.float16)
     weights = np.repeat(values.astype(np.float32)[:, None], columns, axis=1)
     if method == "rtn" and scheme.symmetric:  # scale = value / 8 (or 128): within float16's reach
@@ -152,7 +152,7 @@ def test_constant_groups_stay_exact(method: str, scheme: Scheme, columns: int) -
 
 @EVERY_METHOD
 @EVERY_SCHEME
-def test_constant_and_zero_groups_among_others(method: str, scheme: Scheme) -> None:
+def test_constant_and_zero_groups_among_others(method: str, scheme: IntegerScheme) -> None:
     weights = normal(4, 256)
     weights[1] = 0
     weights[2] = 0.4375
@@ -169,7 +169,7 @@ def test_constant_and_zero_groups_among_others(method: str, scheme: Scheme) -> N
 @EVERY_METHOD
 @EVERY_SCHEME
 @pytest.mark.parametrize("size", [1e-45, 1e-40, 1e-30, 6e-8, 1e-6])
-def test_denormals_stay_finite_and_close(method: str, scheme: Scheme, size: float) -> None:
+def test_denormals_stay_finite_and_close(method: str, scheme: IntegerScheme, size: float) -> None:
     weights = normal(4, 128, scale=1.0) * np.float32(size)
     values = dequantize(METHODS[method](weights, scheme))
     assert np.isfinite(values).all()
@@ -180,7 +180,9 @@ def test_denormals_stay_finite_and_close(method: str, scheme: Scheme, size: floa
 @EVERY_METHOD
 @EVERY_SCHEME
 @pytest.mark.parametrize("large", [65504.0 * 256, -1e30, 3e38])
-def test_scales_beyond_float16_are_refused(method: str, scheme: Scheme, large: float) -> None:
+def test_scales_beyond_float16_are_refused(
+    method: str, scheme: IntegerScheme, large: float
+) -> None:
     weights = normal(2, 128)
     weights[1, 5] = large
     with pytest.raises(ScaleOverflow, match="does not fit float16"):
@@ -194,7 +196,7 @@ def test_scales_beyond_float16_are_refused(method: str, scheme: Scheme, large: f
 
 @EVERY_SCHEME
 @pytest.mark.parametrize("columns", [256, 1536, 200])
-def test_search_is_never_worse_than_rounding(scheme: Scheme, columns: int) -> None:
+def test_search_is_never_worse_than_rounding(scheme: IntegerScheme, columns: int) -> None:
     for seed, scale in ((0, 0.02), (1, 1.0)):
         weights = normal(32, columns, seed, scale)
         plain, searched = round_to_nearest(weights, scheme), search(weights, scheme)
@@ -205,16 +207,16 @@ def test_search_is_never_worse_than_rounding(scheme: Scheme, columns: int) -> No
             assert after <= before * (1 + 1e-3)
 
 
-def _rows(quantized: Quantized, rows: slice) -> Quantized:
+def _rows(quantized: IntegerMatrix, rows: slice) -> IntegerMatrix:
     zeros = None if quantized.zeros is None else quantized.zeros[rows]
-    return Quantized(quantized.codes[rows], quantized.scales[rows], zeros, quantized.scheme)
+    return IntegerMatrix(quantized.codes[rows], quantized.scales[rows], zeros, quantized.scheme)
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_search_gains_what_it_is_there_for(symmetric: bool) -> None:
     """4 bits, groups of 32, normal weights: a tenth of the squared error goes."""
     weights = np.random.default_rng(0).normal(0, 0.02, (256, 512)).astype(np.float32)
-    scheme = Scheme(4, 32, symmetric)
+    scheme = IntegerScheme(4, 32, symmetric)
     plain = squared_error(weights, round_to_nearest(weights, scheme))
     assert 0.8 < squared_error(weights, search(weights, scheme)) / plain < 0.92
 
@@ -237,7 +239,7 @@ def best_error(group: list[float], zero: int, top: int) -> float:
 
 @pytest.mark.parametrize(("symmetric", "limit"), [(True, 1.03), (False, 1.06)])
 def test_search_comes_close_to_the_best_there_is(symmetric: bool, limit: float) -> None:
-    scheme = Scheme(4, 32, symmetric)
+    scheme = IntegerScheme(4, 32, symmetric)
     weights = np.random.default_rng(3).normal(0, 0.02, (24, 16)).astype(np.float32)
     optimum = 0.0
     for row in weights:
@@ -250,7 +252,7 @@ def test_search_comes_close_to_the_best_there_is(symmetric: bool, limit: float) 
 
 @pytest.mark.parametrize("scheme", [s for s in SCHEMES if s.bits == 4], ids=str)
 @pytest.mark.parametrize("scale", [1e-6, 1e-3, 0.02, 3.0, 1000.0])
-def test_4_bit_values_are_float16_numbers(scheme: Scheme, scale: float) -> None:
+def test_4_bit_values_are_float16_numbers(scheme: IntegerScheme, scale: float) -> None:
     weights = normal(64, 256, scale=scale)
     weights[5, :128] = 0.1  # constant groups keep scales of their own
     values = dequantize(search(weights, scheme))
@@ -259,7 +261,7 @@ def test_4_bit_values_are_float16_numbers(scheme: Scheme, scale: float) -> None:
 
 @EVERY_METHOD
 @EVERY_SCHEME
-def test_rows_do_not_depend_on_their_neighbours(method: str, scheme: Scheme) -> None:
+def test_rows_do_not_depend_on_their_neighbours(method: str, scheme: IntegerScheme) -> None:
     weights = normal(16, 192)
     whole = METHODS[method](weights, scheme)
     parts = [METHODS[method](weights[start : start + 5], scheme) for start in range(0, 16, 5)]
@@ -343,17 +345,17 @@ def test_the_low_nibble_comes_first() -> None:
 )
 def test_groups_fall_back_to_a_divisor(group: int, columns: int, fallback: int) -> None:
     for bits, symmetric in itertools.product((4, 8), (True, False)):
-        chosen = Scheme(bits, group, symmetric).for_columns(columns)
-        assert chosen == Scheme(bits, fallback, symmetric)
+        chosen = IntegerScheme(bits, group, symmetric).for_columns(columns)
+        assert chosen == IntegerScheme(bits, fallback, symmetric)
         assert fallback == -1 or columns % fallback == 0
 
 
 @pytest.mark.parametrize(("bits", "group"), [(3, 32), (16, 32), (4, 0), (4, 48), (4, -2)])
 def test_schemes_that_do_not_exist(bits: int, group: int) -> None:
     with pytest.raises(UsageError, match="is not supported"):
-        Scheme(bits, group)
+        IntegerScheme(bits, group)
 
 
 def test_groups_count_a_shorter_last_one() -> None:
-    assert Scheme(4, 32).groups(100) == 4
-    assert Scheme(4, -1).groups(100) == 1
+    assert IntegerScheme(4, 32).groups(100) == 4
+    assert IntegerScheme(4, -1).groups(100) == 1

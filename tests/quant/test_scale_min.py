@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from dsconv.errors import UsageError
 from dsconv.quant.packing import pack_bits, unpack_bits
 from dsconv.quant.rounding import METHODS, dequantize, round_to_nearest, search
-from dsconv.quant.scale_min import BITS, MAX_STEP, QuantizedScaleMin, ScaleMin
+from dsconv.quant.scale_min import BITS, MAX_STEP, ScaleMin, ScaleMinMatrix
 from dsconv.quant.scales import ScaleOverflow
 
 # Rows of one short super-block, of equal parts with a rest, of part groups, of llama.cpp's own.
@@ -52,7 +52,7 @@ def importances(columns: int) -> NDArray[np.float32]:
     return np.exp(2 * np.random.default_rng(9).standard_normal(columns)).astype(np.float32)
 
 
-def dequantize_slowly(quantized: QuantizedScaleMin) -> NDArray[np.float64]:
+def dequantize_slowly(quantized: ScaleMinMatrix) -> NDArray[np.float64]:
     """Weight by weight, from the definition."""
     rows, columns = quantized.codes.shape
     groups = -(-columns // 32)
@@ -73,7 +73,7 @@ def dequantize_slowly(quantized: QuantizedScaleMin) -> NDArray[np.float64]:
 
 
 def squared_errors(
-    quantized: QuantizedScaleMin,
+    quantized: ScaleMinMatrix,
     weights: NDArray[np.float32],
     importance: NDArray[np.float32] | None,
 ) -> NDArray[np.float64]:
@@ -94,7 +94,7 @@ def test_a_weight_is_scale_times_code_minus_minimum(
 ) -> None:
     weights = matrix("normal", columns, rows=3)
     found = METHODS[method](weights, scheme)
-    assert isinstance(found, QuantizedScaleMin)
+    assert isinstance(found, ScaleMinMatrix)
     np.testing.assert_allclose(dequantize(found), dequantize_slowly(found), rtol=0, atol=1e-6)
     step = np.repeat(found.grid.scales, 32, 1)[:, :columns]
     nearest = np.abs(dequantize(found) - weights) <= 0.51 * step
@@ -106,7 +106,7 @@ def test_a_weight_is_scale_times_code_minus_minimum(
 @pytest.mark.parametrize("columns", COLUMNS)
 def test_types_and_shapes_are_those_of_the_format(scheme: ScaleMin, columns: int) -> None:
     found = search(matrix("normal", columns), scheme)
-    assert isinstance(found, QuantizedScaleMin)
+    assert isinstance(found, ScaleMinMatrix)
     groups = -(-columns // 32)
     assert found.codes.dtype == found.scale_steps.dtype == found.minimum_steps.dtype == np.uint8
     assert found.super_scales.dtype == found.super_minima.dtype == np.float16
@@ -143,8 +143,8 @@ def test_search_is_never_worse_than_rounding(scheme: ScaleMin, columns: int, kin
     weights = matrix(kind, columns)
     for importance in (None, importances(columns)):
         found, rounded = search(weights, scheme, importance), round_to_nearest(weights, scheme)
-        assert isinstance(found, QuantizedScaleMin)
-        assert isinstance(rounded, QuantizedScaleMin)
+        assert isinstance(found, ScaleMinMatrix)
+        assert isinstance(rounded, ScaleMinMatrix)
         limit = squared_errors(rounded, weights, importance) * (1 + 1e-5) + 1e-30
         assert (squared_errors(found, weights, importance) <= limit).all()
 
@@ -197,7 +197,7 @@ def test_importance_does_not_hurt_constant_groups(value: float) -> None:
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
 def test_positive_groups_have_no_minimum(scheme: ScaleMin) -> None:
     found = round_to_nearest(matrix("positive", 512), scheme)
-    assert isinstance(found, QuantizedScaleMin)
+    assert isinstance(found, ScaleMinMatrix)
     assert (found.minimum_steps == 0).all()
     assert (found.super_minima == 0).all()
 
@@ -237,7 +237,7 @@ def test_scales_and_minima_are_float16_numbers_where_gguf_stores_them(
 ) -> None:
     weights = matrix("heavy", columns, rows=64) * np.float32(scale)
     found = METHODS[method](weights, ScaleMin(4))
-    assert isinstance(found, QuantizedScaleMin)
+    assert isinstance(found, ScaleMinMatrix)
     for unit in (found.super_scales, found.super_minima):
         mantissa, _ = np.frexp(unit.astype(np.float64))
         assert (mantissa * 32 % 1 == 0).all()

@@ -21,7 +21,7 @@ from dsconv.convert.checkpoint.checkpoint import Checkpoint, module_of
 from dsconv.convert.checkpoint.matrix_layout import stored_tensors
 from dsconv.convert.families.inventory import Role
 from dsconv.errors import UnsupportedError
-from dsconv.quant.integer import Scheme
+from dsconv.quant.integer import IntegerScheme
 from dsconv.quant.recoding import can_recode
 from dsconv.quant.rounding import AnyScheme
 from dsconv.quant.scale_min import ScaleMin
@@ -92,23 +92,23 @@ def _matrices(checkpoint: Checkpoint) -> Iterator[Matrix]:
 def _forms(schemes: list[AnyScheme]) -> list[Form]:
     """Left packed; or one scheme for all, that of some matrix or the same with zero points."""
     integer = sorted(
-        {scheme for scheme in schemes if isinstance(scheme, Scheme)},
+        {scheme for scheme in schemes if isinstance(scheme, IntegerScheme)},
         key=lambda scheme: (scheme.bits, scheme.group_size, scheme.symmetric),
     )
-    common = [Scheme(scheme.bits, scheme.group_size, False) for scheme in integer]
+    common = [IntegerScheme(scheme.bits, scheme.group_size, False) for scheme in integer]
     return [_left_packed, *map(_unpacked_as, common)]
 
 
 def _left_packed(scheme: AnyScheme, columns: int) -> AnyScheme | None:
-    if not isinstance(scheme, Scheme) or scheme.symmetric:
+    if not isinstance(scheme, IntegerScheme) or scheme.symmetric:
         return scheme
-    without_zeros = Scheme(8, scheme.group_size)
+    without_zeros = IntegerScheme(8, scheme.group_size)
     return without_zeros if can_recode(scheme, without_zeros, columns) else None
 
 
-def _unpacked_as(common: Scheme) -> Form:
+def _unpacked_as(common: IntegerScheme) -> Form:
     def form(scheme: AnyScheme, columns: int) -> AnyScheme | None:
-        fits = isinstance(scheme, Scheme) and can_recode(scheme, common, columns)
+        fits = isinstance(scheme, IntegerScheme) and can_recode(scheme, common, columns)
         return common if fits else None
 
     return form
@@ -118,4 +118,4 @@ def _takes_embedding(choice: Mapping[str, AnyScheme | None], embedding: Matrix) 
     """Only as it is, and only where everything has its scheme: then transformers may unpack all."""
     scheme = embedding.scheme
     kinds = {kind for kind in choice.values() if kind is not None}
-    return kinds == {scheme} and isinstance(scheme, Scheme) and scheme.symmetric
+    return kinds == {scheme} and isinstance(scheme, IntegerScheme) and scheme.symmetric

@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsconv.errors import UnsupportedError
-from dsconv.quant.int8_rows import Int8Rows, QuantizedRows
-from dsconv.quant.integer import WHOLE_ROW, Quantized
+from dsconv.quant.int8_rows import Int8Rows, Int8RowsMatrix
+from dsconv.quant.integer import WHOLE_ROW, IntegerMatrix
 from dsconv.quant.rounding import AnyQuantized, AnyScheme, dequantize
-from dsconv.quant.scale_min import QuantizedScaleMin, ScaleMin
+from dsconv.quant.scale_min import ScaleMin, ScaleMinMatrix
 
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
@@ -81,12 +81,12 @@ def pack(quantized: AnyQuantized) -> Packed:
     kind = block_type(quantized.scheme, columns).name
     if kind == "F16":
         return _float16(dequantize(quantized))
-    if isinstance(quantized, QuantizedScaleMin):
+    if isinstance(quantized, ScaleMinMatrix):
         if kind in ("Q4_K", "Q5_K"):
             return Packed(_super_blocks(quantized), 0.0)
         grid = quantized.grid
         return _with_minima(quantized.codes, grid.scales, -grid.minima, quantized.scheme.bits == 5)
-    if isinstance(quantized, QuantizedRows):
+    if isinstance(quantized, Int8RowsMatrix):
         scales = np.repeat(quantized.scales, columns // BLOCK, axis=1)
         return _eight_bits(quantized.codes.view(np.uint8), scales)
     scales = _per_block(quantized.scales, quantized)
@@ -123,7 +123,7 @@ def _with_minima(codes: Bytes, scales: Floats, offsets: Floats, five_bits: bool)
     return Packed(_join(_bytes(half), _bytes(half_offset), *high, _nibbles(blocks)), error)
 
 
-def _super_blocks(quantized: QuantizedScaleMin) -> Bytes:
+def _super_blocks(quantized: ScaleMinMatrix) -> Bytes:
     """Q4_K and Q5_K: w = unit * step * code - minimum unit * minimum step."""
     rows = len(quantized.codes)
     codes = quantized.codes.reshape(rows, -1, GROUPS, BLOCK)
@@ -157,7 +157,7 @@ def _six_bit_steps(scales: Bytes, minima: Bytes) -> Bytes:
     return np.concatenate(parts, axis=-1)
 
 
-def _per_block(per_group: NDArray[Any], quantized: Quantized) -> Floats:
+def _per_block(per_group: NDArray[Any], quantized: IntegerMatrix) -> Floats:
     """[rows, groups] -> float32 [rows, blocks]: a group of many blocks gives each its own copy."""
     size, columns = quantized.scheme.group_size, quantized.codes.shape[1]
     copies = (columns if size == WHOLE_ROW else size) // BLOCK

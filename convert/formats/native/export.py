@@ -29,7 +29,7 @@ from dsconv.convert.files.safetensors import PlannedTensor, SafetensorsWriter, e
 from dsconv.convert.forward.workers import Workers
 from dsconv.disk_space import require_space
 from dsconv.errors import UnsupportedError, UsageError
-from dsconv.quant.int8_rows import Int8Rows, QuantizedRows
+from dsconv.quant.int8_rows import Int8Rows, Int8RowsMatrix
 from dsconv.quant.integer import WHOLE_ROW
 from dsconv.quant.scale_min import ScaleMin
 
@@ -211,7 +211,7 @@ def _layout(checkpoint: Checkpoint, name: str) -> LinearLayout:
 def _rows(checkpoint: Checkpoint, name: str, start: int, stop: int) -> Packable:
     if checkpoint.scheme(name) is not None:
         quantized = checkpoint.quantized_rows(name, start, stop)
-        if isinstance(quantized, QuantizedRows):
+        if isinstance(quantized, Int8RowsMatrix):
             raise RuntimeError(f"{name} has no native kernel")
         return quantized
     values = checkpoint.source.rows(name, start, stop)

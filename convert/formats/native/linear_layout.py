@@ -35,8 +35,8 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from dsconv.quant.integer import WHOLE_ROW, Quantized, Scheme
-from dsconv.quant.scale_min import QuantizedScaleMin, ScaleMin
+from dsconv.quant.integer import WHOLE_ROW, IntegerMatrix, IntegerScheme
+from dsconv.quant.scale_min import ScaleMin, ScaleMinMatrix
 
 BLOCK_ROWS = 16
 ALIGNMENT = 64
@@ -56,7 +56,7 @@ KINDS = {
 
 Bytes = NDArray[np.uint8]
 Array = NDArray[Any]
-Packable = Quantized | QuantizedScaleMin | NDArray[np.float16] | NDArray[ml_dtypes.bfloat16]
+Packable = IntegerMatrix | ScaleMinMatrix | NDArray[np.float16] | NDArray[ml_dtypes.bfloat16]
 
 
 @dataclass(frozen=True)
@@ -76,13 +76,13 @@ class LinearLayout:
 
     @classmethod
     def of(cls, matrix: Packable) -> LinearLayout:
-        if isinstance(matrix, Quantized):
+        if isinstance(matrix, IntegerMatrix):
             scheme = matrix.scheme
             group_size = 0 if scheme.group_size == WHOLE_ROW else scheme.group_size
             zeros = matrix.zeros is not None
             rows, cols = matrix.codes.shape
             return cls(f"int{scheme.bits}", rows, cols, group_size, zeros)
-        if isinstance(matrix, QuantizedScaleMin):
+        if isinstance(matrix, ScaleMinMatrix):
             rows, cols = matrix.codes.shape
             return cls(f"scale_min{matrix.scheme.bits}", rows, cols)
         rows, cols = matrix.shape
@@ -126,9 +126,9 @@ def pack_linear(matrix: Packable) -> Bytes:
     one another.
     """
     layout = LinearLayout.of(matrix)
-    if isinstance(matrix, Quantized):
+    if isinstance(matrix, IntegerMatrix):
         content = _integer_content(matrix, layout)
-    elif isinstance(matrix, QuantizedScaleMin):
+    elif isinstance(matrix, ScaleMinMatrix):
         content = _scale_min_content(matrix)
     else:
         blocks = _blocks(matrix.view(np.uint16))  # [blocks, 16, cols]
@@ -151,7 +151,7 @@ def unpack_linear(data: Bytes, layout: LinearLayout) -> Packable:
     return _read_integer(content, layout)
 
 
-def _integer_content(matrix: Quantized, layout: LinearLayout) -> Bytes:
+def _integer_content(matrix: IntegerMatrix, layout: LinearLayout) -> Bytes:
     """-> [blocks, bytes]"""
     codes, scales = _blocks(matrix.codes), _blocks(matrix.scales)
     zeros = None if matrix.zeros is None else _blocks(matrix.zeros)
@@ -174,7 +174,7 @@ def _integer_content(matrix: Quantized, layout: LinearLayout) -> Bytes:
     return np.concatenate(parts, axis=1)
 
 
-def _read_integer(content: _Reader, layout: LinearLayout) -> Quantized:
+def _read_integer(content: _Reader, layout: LinearLayout) -> IntegerMatrix:
     bits = int(layout.kind[-1])
     size = layout.group_size or layout.cols
     full, rest = divmod(layout.cols, size)
@@ -187,8 +187,8 @@ def _read_integer(content: _Reader, layout: LinearLayout) -> Quantized:
         if layout.zero_points:
             taken = content.take(BLOCK_ROWS * bits // 8)
             zeros.append(_read_nibbles(taken) if bits == 4 else taken)
-    scheme = Scheme(bits, layout.group_size or WHOLE_ROW, not layout.zero_points)
-    return Quantized(
+    scheme = IntegerScheme(bits, layout.group_size or WHOLE_ROW, not layout.zero_points)
+    return IntegerMatrix(
         _rows(np.concatenate(codes, axis=-1), layout.rows),
         _rows(np.stack(scales, axis=-1), layout.rows),
         _rows(np.stack(zeros, axis=-1), layout.rows) if zeros else None,
@@ -196,7 +196,7 @@ def _read_integer(content: _Reader, layout: LinearLayout) -> Quantized:
     )
 
 
-def _scale_min_content(matrix: QuantizedScaleMin) -> Bytes:
+def _scale_min_content(matrix: ScaleMinMatrix) -> Bytes:
     """-> [blocks, bytes]"""
     scheme = matrix.scheme
     codes = _pad_inputs(_blocks(matrix.codes), scheme.group_size)
@@ -224,7 +224,7 @@ def _scale_min_content(matrix: QuantizedScaleMin) -> Bytes:
     return np.concatenate(parts, axis=1)
 
 
-def _read_scale_min(content: _Reader, layout: LinearLayout) -> QuantizedScaleMin:
+def _read_scale_min(content: _Reader, layout: LinearLayout) -> ScaleMinMatrix:
     scheme = ScaleMin(int(layout.kind[-1]))
     groups, size = scheme.groups(layout.cols), scheme.super_size(layout.cols)
     codes, scale_steps, minimum_steps, scale_units, minimum_units = [], [], [], [], []
@@ -239,7 +239,7 @@ def _read_scale_min(content: _Reader, layout: LinearLayout) -> QuantizedScaleMin
         scale_steps.append(low & 63)
         minimum_steps.append(low >> 6 | high << 2)
     rows = layout.rows
-    return QuantizedScaleMin(
+    return ScaleMinMatrix(
         _rows(np.concatenate(codes, axis=-1)[..., : layout.cols], rows),
         _rows(np.stack(scale_steps, axis=-1), rows),
         _rows(np.stack(minimum_steps, axis=-1), rows),

@@ -18,7 +18,7 @@ from dsconv.convert.checkpoint.tensors import SafetensorsSource
 from dsconv.convert.files.safetensors import TensorInfo
 from dsconv.errors import UnsupportedError
 from dsconv.quant.int8_rows import Int8Rows
-from dsconv.quant.integer import WHOLE_ROW, Scheme
+from dsconv.quant.integer import WHOLE_ROW, IntegerScheme
 from dsconv.quant.packing import pack_rows, unpack_rows
 from dsconv.quant.scale_min import ScaleMin
 
@@ -80,7 +80,7 @@ class GraphWeights:
         self._graph = graph
         self._data = data
 
-    def scheme(self, name: str) -> Scheme | None:
+    def scheme(self, name: str) -> IntegerScheme | None:
         """How the parameter is quantized; None for float.
 
         Raises:
@@ -225,7 +225,7 @@ class GraphWeights:
         whole_row = self._scheme(name).group_size == WHOLE_ROW
         return zeros[:, 0] if whole_row else np.ascontiguousarray(zeros.T)
 
-    def _scheme(self, name: str) -> Scheme:
+    def _scheme(self, name: str) -> IntegerScheme:
         scheme = self.scheme(name)
         if scheme is None:
             raise RuntimeError(f"{name} is not quantized")

@@ -16,7 +16,7 @@ from dsconv.convert.checkpoint.jobs import Job, chunks_of
 from dsconv.convert.families.base import Linear, Norm
 from dsconv.convert.files.safetensors import DTYPES
 from dsconv.convert.quantize.run import QuantizedWriter
-from dsconv.quant.int8_rows import Int8Rows, QuantizedRows
+from dsconv.quant.int8_rows import Int8Rows, Int8RowsMatrix
 from dsconv.quant.smoothing import column_squares, fold_into_gain, search_smoothing
 
 SAMPLED_ROWS = 512  # of each matrix: its outputs stand for all of them
@@ -82,7 +82,7 @@ class Smoother:
         parts = []
         for start, stop in chunks_of(job.parameter):
             rows = self.writer.read_quantized(job, start, stop)
-            if not isinstance(rows, QuantizedRows):
+            if not isinstance(rows, Int8RowsMatrix):
                 raise RuntimeError(f"{job.module}: its rows share scales")
             parts.append(rows.scales / scales[start:stop, None])
         self.writer.rewrite(f"{job.module}.weight_scale", np.concatenate(parts))

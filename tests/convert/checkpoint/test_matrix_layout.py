@@ -25,7 +25,7 @@ from dsconv.convert.files.safetensors import DTYPES
 from dsconv.convert.formats.onnx.export import ExportOptions, export_onnx
 from dsconv.convert.forward.torch_ops import TorchModel
 from dsconv.errors import InputError, UnsupportedError
-from dsconv.quant.integer import Scheme
+from dsconv.quant.integer import IntegerScheme
 from dsconv.quant.rounding import METHODS, AnyScheme, dequantize
 from dsconv.quant.scale_min import ScaleMin
 
@@ -52,7 +52,12 @@ def even(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(
     "scheme",
-    [*map(ScaleMin, (3, 4, 5, 6)), Scheme(4, 32), Scheme(8, -1), Scheme(4, 32, False)],
+    [
+        *map(ScaleMin, (3, 4, 5, 6)),
+        IntegerScheme(4, 32),
+        IntegerScheme(8, -1),
+        IntegerScheme(4, 32, False),
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("columns", [32, 70, 256, 896])
@@ -66,7 +71,7 @@ def test_the_plan_is_what_is_written(scheme: AnyScheme, columns: int) -> None:
         if isinstance(scheme, ScaleMin):
             assert array.shape == tensor.shape
             assert array.dtype == DTYPES[tensor.dtype]
-    assert has_shape_tensor(scheme) == isinstance(scheme, Scheme)
+    assert has_shape_tensor(scheme) == isinstance(scheme, IntegerScheme)
 
 
 def test_bytes_of_a_small_matrix() -> None:
@@ -114,8 +119,8 @@ def test_what_was_written_is_read(
 def test_scale_and_minimum_beside_the_integer_scheme(even: Path, tmp_path: Path) -> None:
     options = {"scheme_name": "scale-min", "bits": 3, "head_bits": 8, "embedding_bits": 8}
     checkpoint = quantized(even, tmp_path / "q", **options)
-    assert checkpoint.scheme("lm_head.weight") == Scheme(8, 32)
-    assert checkpoint.scheme("model.embed_tokens.weight") == Scheme(8, 32)
+    assert checkpoint.scheme("lm_head.weight") == IntegerScheme(8, 32)
+    assert checkpoint.scheme("model.embed_tokens.weight") == IntegerScheme(8, 32)
     assert checkpoint.scheme("model.layers.1.mlp.up_proj.weight") == ScaleMin(3)
     config = json.loads((tmp_path / "q" / "config.json").read_text())
     assert config["quantization_config"]["quant_method"] == "dsconv"

@@ -22,7 +22,7 @@ from dsconv.convert.formats.compressed_tensors.export import export_compressed_t
 from dsconv.convert.formats.repack import RepackResult
 from dsconv.convert.forward.torch_ops import TorchModel
 from dsconv.errors import OutputError, UnsupportedError
-from dsconv.quant.integer import Scheme
+from dsconv.quant.integer import IntegerScheme
 
 VOCABULARY = 161  # odd: packed zero points are padded
 TABLE, HEAD = "model.embed_tokens", "lm_head"
@@ -171,8 +171,8 @@ def test_a_choice_of_bits_with_zero_points_loads(
     assert set(weights_moved(before, after)) == {
         f"model.layers.{layer}.mlp.down_proj.weight" for layer in range(2)
     }
-    assert set(labels(after).values()) == {Scheme(4, 32, False), None}
-    assert after.scheme(f"{HEAD}.weight") == Scheme(4, 32, False)
+    assert set(labels(after).values()) == {IntegerScheme(4, 32, False), None}
+    assert after.scheme(f"{HEAD}.weight") == IntegerScheme(4, 32, False)
     old = load_file(tmp_path / "q" / "model.safetensors")
     new = load_file(tmp_path / "out" / "model.safetensors")
     name = "model.layers.0.self_attn.q_proj"
@@ -195,7 +195,7 @@ def test_zero_points_are_folded_in_where_that_is_smallest(
     after = open_checkpoint(str(tmp_path / "out"))
     assert difference_in_transformers(tmp_path / "out") <= 1e-5
     assert weights_moved(before, after) == {}
-    assert after.scheme(f"{HEAD}.weight") == Scheme(8, 32)
+    assert after.scheme(f"{HEAD}.weight") == IntegerScheme(8, 32)
     assert len(result.notes) == 1
     assert result.notes[0].startswith("lm_head: int8-g32 instead of int4-g32-zero: ")
 

@@ -37,9 +37,9 @@ from dsconv.convert.formats.gguf.export import GgufResult, export_gguf
 from dsconv.convert.formats.gguf.write_tokenizer import TextSettings, tokenizer_keys
 from dsconv.errors import InputError, OutputError, UnsupportedError
 from dsconv.quant.int8_rows import round_weights
-from dsconv.quant.integer import WHOLE_ROW, Quantized, Scheme
+from dsconv.quant.integer import WHOLE_ROW, IntegerMatrix, IntegerScheme
 from dsconv.quant.rounding import METHODS, AnyQuantized, AnyScheme, dequantize
-from dsconv.quant.scale_min import QuantizedScaleMin, ScaleMin
+from dsconv.quant.scale_min import ScaleMin, ScaleMinMatrix
 from dsconv.runtime.sessions.torch_reference import TorchSession
 
 SETTINGS = TextSettings(BOS, (EOS,), None, True, "{{ bos_token }}")
@@ -58,13 +58,13 @@ def random_quantized(scheme: AnyScheme, rows: int, columns: int) -> AnyQuantized
         steps = rng.integers(0, 64, (2, rows, groups), np.uint8)
         steps[:, 0], steps[:, 1] = 0, 63
         units = rng.uniform(0, 0.01, (2, rows, scheme.super_blocks(columns))).astype(np.float16)
-        return QuantizedScaleMin(codes, steps[0], steps[1], units[0], units[1], scheme)
-    assert isinstance(scheme, Scheme)
+        return ScaleMinMatrix(codes, steps[0], steps[1], units[0], units[1], scheme)
+    assert isinstance(scheme, IntegerScheme)
     scales = rng.normal(0, 0.1, (rows, groups)).astype(np.float16)
     zeros = None
     if not scheme.symmetric:
         zeros = rng.integers(0, scheme.max_code + 1, (rows, groups), np.uint8)
-    return Quantized(codes, scales, zeros, scheme)
+    return IntegerMatrix(codes, scales, zeros, scheme)
 
 
 def as_gguf_reads(quantized: AnyQuantized) -> tuple[NDArray[np.float32], float]:
@@ -77,12 +77,12 @@ def as_gguf_reads(quantized: AnyQuantized) -> tuple[NDArray[np.float32], float]:
 @pytest.mark.parametrize(
     ("scheme", "columns", "name"),
     [
-        (Scheme(4, 32), 96, "Q4_0"),
-        (Scheme(4, 64), 576, "Q4_0"),
-        (Scheme(4, 128), 256, "Q4_0"),
-        (Scheme(4, WHOLE_ROW), 160, "Q4_0"),
-        (Scheme(8, 32), 96, "Q8_0"),
-        (Scheme(8, WHOLE_ROW), 64, "Q8_0"),
+        (IntegerScheme(4, 32), 96, "Q4_0"),
+        (IntegerScheme(4, 64), 576, "Q4_0"),
+        (IntegerScheme(4, 128), 256, "Q4_0"),
+        (IntegerScheme(4, WHOLE_ROW), 160, "Q4_0"),
+        (IntegerScheme(8, 32), 96, "Q8_0"),
+        (IntegerScheme(8, WHOLE_ROW), 64, "Q8_0"),
         (ScaleMin(3), 512, "Q4_K"),
         (ScaleMin(4), 256, "Q4_K"),
         (ScaleMin(5), 768, "Q5_K"),
@@ -103,7 +103,7 @@ def test_blocks_hold_the_very_weights(scheme: AnyScheme, columns: int, name: str
         (ScaleMin(3), 896, "Q4_1"),
         (ScaleMin(4), 576, "Q4_1"),
         (ScaleMin(5), 96, "Q5_1"),
-        (Scheme(4, 64, symmetric=False), 192, "Q4_1"),
+        (IntegerScheme(4, 64, symmetric=False), 192, "Q4_1"),
     ],
 )
 def test_blocks_with_float16_minima(
@@ -126,8 +126,8 @@ def test_blocks_with_float16_minima(
     [
         (ScaleMin(6), 256, "6 bits"),
         (ScaleMin(4), 80, "no multiple of 32"),
-        (Scheme(4, 16), 48, "no multiple of 32"),
-        (Scheme(8, 32, symmetric=False), 64, "8 bits with zero points"),
+        (IntegerScheme(4, 16), 48, "no multiple of 32"),
+        (IntegerScheme(8, 32, symmetric=False), 64, "8 bits with zero points"),
     ],
 )
 def test_float16_is_the_last_resort(scheme: AnyScheme, columns: int, words: str) -> None:
@@ -152,10 +152,10 @@ def test_rows_of_int8_keep_their_codes() -> None:
 
 
 def test_what_float16_cannot_hold_is_refused() -> None:
-    scheme = Scheme(4, 32, symmetric=False)
+    scheme = IntegerScheme(4, 32, symmetric=False)
     codes, zeros = np.zeros((1, 32), np.uint8), np.full((1, 1), 15, np.uint8)
     with pytest.raises(UnsupportedError, match="float16"):
-        pack(Quantized(codes, np.full((1, 1), 6e4, np.float16), zeros, scheme))
+        pack(IntegerMatrix(codes, np.full((1, 1), 6e4, np.float16), zeros, scheme))
 
 
 def test_reasons_are_given_where_bits_suggest_another_type() -> None:

@@ -34,7 +34,7 @@ from dsconv.convert.quantize.plan import QuantizeOptions
 from dsconv.convert.quantize.run import MatrixReport, quantize_checkpoint
 from dsconv.errors import InputError, OutputError
 from dsconv.quant.gptq import factorize, gptq
-from dsconv.quant.integer import Scheme
+from dsconv.quant.integer import IntegerScheme
 from dsconv.quant.rounding import AnyScheme, dequantize
 from dsconv.quant.scale_min import ScaleMin
 from dsconv.runtime.calibration.text_windows import (
@@ -203,10 +203,10 @@ def textbook(
 @pytest.mark.parametrize(
     ("family", "scheme", "strength"),
     [
-        ("llama", Scheme(4, 32), 0.5),
+        ("llama", IntegerScheme(4, 32), 0.5),
         ("qwen3", ScaleMin(4), 1.0),
         ("llama", ScaleMin(4), 0.0),
-        ("qwen3", Scheme(4, 32), 0.0),
+        ("qwen3", IntegerScheme(4, 32), 0.0),
     ],
     ids=str,
 )

@@ -28,7 +28,7 @@ from dsconv.convert.quantize import run as quantized_module
 from dsconv.convert.quantize.plan import QuantizeOptions
 from dsconv.convert.quantize.run import quantize_checkpoint
 from dsconv.errors import InputError, OutputError, UnsupportedError, UsageError
-from dsconv.quant.integer import Scheme
+from dsconv.quant.integer import IntegerScheme
 from dsconv.quant.rounding import METHODS, dequantize
 
 VOCABULARY = 160
@@ -112,7 +112,7 @@ def test_the_files_hold_what_rounding_gave(
             continue
         # A tied head has no tensor of its own, and an untied head takes the bits of the body.
         bits = 8 if parameter.role is Role.EMBEDDING else 4
-        wanted = dequantize(METHODS[method](source.rows(name), Scheme(bits, 32, False)))
+        wanted = dequantize(METHODS[method](source.rows(name), IntegerScheme(bits, 32, False)))
         np.testing.assert_array_equal(checkpoint.rows(name), wanted)
         np.testing.assert_array_equal(checkpoint.rows(name, 13, 51), wanted[13:51])
 
@@ -133,7 +133,7 @@ def test_groups_fall_back_where_they_do_not_divide(
     checkpoint = quantized(tmp_path / "m", tmp_path / "q", group_size=128)
     for name, parameter in checkpoint.parameters.items():
         if parameter.role in (Role.LINEAR, Role.HEAD) and parameter.shape[1] in groups:
-            assert checkpoint.scheme(name) == Scheme(4, groups[parameter.shape[1]])
+            assert checkpoint.scheme(name) == IntegerScheme(4, groups[parameter.shape[1]])
     tokens = random_tokens(32, 161)
     assert largest_difference(ours(checkpoint, tokens), theirs(tmp_path / "q", tokens)) <= 1e-5
 
@@ -145,7 +145,7 @@ def test_a_tied_embedding_is_stored_once(tied: Path, tmp_path: Path) -> None:
     parted = quantized(tied, tmp_path / "parted")
     assert not parted.decoder.config.tie_word_embeddings
     assert parted.scheme("model.embed_tokens.weight") is None
-    assert parted.scheme("lm_head.weight") == Scheme(4, 32)
+    assert parted.scheme("lm_head.weight") == IntegerScheme(4, 32)
     kept = quantized(tied, tmp_path / "kept", head_bits=16)
     assert kept.decoder.config.tie_word_embeddings
     assert kept.scheme("model.embed_tokens.weight") is None

@@ -16,25 +16,25 @@ from dsconv.convert.forward.workers import Workers, single_threaded_libraries
 from dsconv.convert.quantize.plan import QuantizeOptions
 from dsconv.convert.quantize.run import quantize_checkpoint
 from dsconv.convert.quantize.tune import TuningOptions, _Matrix, tune
-from dsconv.quant.integer import Quantized, Scheme
+from dsconv.quant.integer import IntegerMatrix, IntegerScheme
 from dsconv.quant.rounding import AnyScheme, dequantize, search
-from dsconv.quant.scale_min import QuantizedScaleMin, ScaleMin
+from dsconv.quant.scale_min import ScaleMin, ScaleMinMatrix
 
 WINDOWS = [random_tokens(48, 160, seed) for seed in range(24)]
 SCHEMES: list[AnyScheme] = [
-    Scheme(4, 32),
-    Scheme(4, 32, False),
-    Scheme(4, -1),
-    Scheme(8, 128),
+    IntegerScheme(4, 32),
+    IntegerScheme(4, 32, False),
+    IntegerScheme(4, -1),
+    IntegerScheme(8, 128),
     ScaleMin(3),
     ScaleMin(4),
 ]
 
 
-def quantized_matrix(scheme: AnyScheme, columns: int) -> Quantized | QuantizedScaleMin:
+def quantized_matrix(scheme: AnyScheme, columns: int) -> IntegerMatrix | ScaleMinMatrix:
     weights = np.random.default_rng(1).normal(0, 0.1, (6, columns)).astype(np.float32)
     result = search(weights, scheme)
-    assert isinstance(result, Quantized | QuantizedScaleMin)
+    assert isinstance(result, IntegerMatrix | ScaleMinMatrix)
     return result
 
 
@@ -83,7 +83,7 @@ def run(checkpoint: Checkpoint, scheme: AnyScheme, threads: int, rate: float) ->
         )
 
 
-@pytest.mark.parametrize("scheme", [Scheme(4, 32), ScaleMin(3)], ids=str)
+@pytest.mark.parametrize("scheme", [IntegerScheme(4, 32), ScaleMin(3)], ids=str)
 def test_tuning_lowers_the_held_out_kl_and_threads_do_not_show(
     scheme: AnyScheme, tmp_path: Path
 ) -> None:
@@ -98,7 +98,7 @@ def test_tuning_lowers_the_held_out_kl_and_threads_do_not_show(
 
 def test_tuning_never_ends_worse_than_it_began(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(str(tiny_checkpoint(tmp_path / "model", "llama")))
-    result = run(checkpoint, Scheme(4, 32), 1, 3.0)
+    result = run(checkpoint, IntegerScheme(4, 32), 1, 3.0)
     assert result.kl_after <= result.kl_before  # type: ignore[attr-defined]
 
 

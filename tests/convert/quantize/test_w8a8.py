@@ -34,7 +34,7 @@ from dsconv.errors import UnsupportedError, UsageError
 from dsconv.quant.gptq import factorize, gptq
 from dsconv.quant.int8_rows import (
     Int8Rows,
-    QuantizedRows,
+    Int8RowsMatrix,
     dequantize_rows,
     round_weights,
     simulate_rows,
@@ -96,7 +96,7 @@ def test_gptq_of_uncorrelated_inputs_rounds_to_nearest() -> None:
     weights[3] = 0
     factor = factorize([np.diag(np.linspace(1, 5, 300)).astype(np.float32)], Int8Rows())
     found = gptq(weights, factor, Int8Rows())
-    assert isinstance(found, QuantizedRows)
+    assert isinstance(found, Int8RowsMatrix)
     wanted = round_weights(weights)
     np.testing.assert_array_equal(found.scales, wanted.scales)
     np.testing.assert_array_equal(found.codes, wanted.codes)
@@ -111,7 +111,7 @@ def test_gptq_loses_less_than_rounding() -> None:
     losses = []
     for blocks in ([moment], [moment[:80, :80], moment[80:, 80:]]):
         found = gptq(weights, factorize(blocks, Int8Rows()), Int8Rows())
-        assert isinstance(found, QuantizedRows)
+        assert isinstance(found, Int8RowsMatrix)
         losses.append(np.square(inputs @ (dequantize_rows(found) - weights).T).sum())
     rounded = np.square(inputs @ (dequantize_rows(round_weights(weights)) - weights).T).sum()
     assert losses[0] < losses[1] < 0.5 * rounded
@@ -215,7 +215,7 @@ def test_smoothing_leaves_the_function_as_it_was(
                 assert_close_after(before, after, f"{prefix}.{reader}.weight", scales)
         up, down = f"{prefix}.mlp.up_proj", f"{prefix}.mlp.down_proj.weight"
         codes = after.quantized_rows(f"{up}.weight", 0, 96)
-        assert isinstance(codes, QuantizedRows)
+        assert isinstance(codes, Int8RowsMatrix)
         norm_scales = before.rows(f"{prefix}.post_attention_layernorm.weight")
         norm_scales /= after.rows(f"{prefix}.post_attention_layernorm.weight")
         plain = round_weights(before.rows(f"{up}.weight") * norm_scales)
@@ -232,7 +232,7 @@ def assert_close_after(before: Checkpoint, after: Checkpoint, name: str, scales:
     """Every row within a few steps: error feedback moves weights by more than half a step."""
     wanted = before.rows(name) * scales
     found = after.quantized_rows(name, 0, len(wanted))
-    assert isinstance(found, QuantizedRows)
+    assert isinstance(found, Int8RowsMatrix)
     np.testing.assert_allclose(found.scales[:, 0] * 127, np.abs(wanted).max(1), rtol=1e-5)
     steps = (dequantize_rows(found) - wanted) / found.scales
     assert np.square(steps).mean() < 1

@@ -19,9 +19,9 @@ from dsconv.convert.formats.native.linear_layout import (
     pack_linear,
     unpack_linear,
 )
-from dsconv.quant.integer import WHOLE_ROW, Quantized, Scheme
+from dsconv.quant.integer import WHOLE_ROW, IntegerMatrix, IntegerScheme
 from dsconv.quant.rounding import dequantize, round_to_nearest
-from dsconv.quant.scale_min import QuantizedScaleMin, ScaleMin
+from dsconv.quant.scale_min import ScaleMin, ScaleMinMatrix
 
 native = pytest.importorskip("dsconv.runtime._native", reason="the native engine is not built")
 
@@ -31,7 +31,7 @@ KERNELS = native.available_kernels()
 MANY = 19  # tokens of a prompt: some kernels treat more than 8 in another way
 SCHEMES = [
     *(
-        Scheme(bits, size, symmetric)
+        IntegerScheme(bits, size, symmetric)
         for bits in (4, 8)
         for size in (16, 32, 64, 128, WHOLE_ROW)
         for symmetric in (True, False)
@@ -149,7 +149,7 @@ def test_products(kernels: str, scheme: object, precision: str) -> None:
 @pytest.mark.parametrize("rows", [1, 40, 112])
 @pytest.mark.parametrize("kernels", KERNELS)
 @pytest.mark.parametrize("scheme", WIDE_SCHEMES, ids=str)
-def test_loud_channels_in_wide_groups(scheme: Scheme, kernels: str, rows: int) -> None:
+def test_loud_channels_in_wide_groups(scheme: IntegerScheme, kernels: str, rows: int) -> None:
     """Some units have two terms; blocks come by three, two and one; a last group is ragged."""
     random = np.random.default_rng(4)
     for columns in (256, 488, 72):
@@ -174,7 +174,7 @@ def test_numbers_of_tokens(kernels: str, scheme: object) -> None:
 @pytest.mark.parametrize("precision", ["int8", "int16"])
 @pytest.mark.parametrize("kernels", KERNELS)
 def test_a_token_does_not_depend_on_its_neighbours(kernels: str, precision: str) -> None:
-    matrix = made(Scheme(4, 32), 48, 320)
+    matrix = made(IntegerScheme(4, 32), 48, 320)
     random = np.random.default_rng(3)
     x = (random.standard_t(2, (21, 320))).astype(np.float32)
     together = multiply(kernels, matrix, x, precision)
@@ -184,7 +184,7 @@ def test_a_token_does_not_depend_on_its_neighbours(kernels: str, precision: str)
 
 @pytest.mark.parametrize("kernels", KERNELS)
 def test_a_split_of_blocks_changes_nothing(kernels: str) -> None:
-    for scheme in (Scheme(4, 64), ScaleMin(3), np.dtype(np.float16)):
+    for scheme in (IntegerScheme(4, 64), ScaleMin(3), np.dtype(np.float16)):
         matrix = made(scheme, 150, 96)
         for tokens in (5, MANY):
             x = random_weights(tokens, 96, seed=4)
@@ -194,7 +194,9 @@ def test_a_split_of_blocks_changes_nothing(kernels: str) -> None:
                 np.testing.assert_array_equal(whole.view(np.int32), cut.view(np.int32))
 
 
-@pytest.mark.parametrize("scheme", [Scheme(4, 128), Scheme(8, WHOLE_ROW), ScaleMin(4)], ids=str)
+@pytest.mark.parametrize(
+    "scheme", [IntegerScheme(4, 128), IntegerScheme(8, WHOLE_ROW), ScaleMin(4)], ids=str
+)
 @pytest.mark.parametrize("kernels", KERNELS)
 def test_a_long_prompt(kernels: str, scheme: object) -> None:
     """More tokens, inputs and blocks than kernels take at once, none of them a whole number."""
@@ -205,7 +207,7 @@ def test_a_long_prompt(kernels: str, scheme: object) -> None:
 @pytest.mark.parametrize("kernels", KERNELS)
 @pytest.mark.parametrize("tokens", [3, MANY])
 def test_bias_then_what_is_there(kernels: str, tokens: int) -> None:
-    matrix = made(Scheme(8, 32), 21, 64)
+    matrix = made(IntegerScheme(8, 32), 21, 64)
     x, there = random_weights(tokens, 64, seed=5), random_weights(tokens, 21, seed=6)
     bias = random_weights(1, 21, seed=7)[0]
     plain = multiply(kernels, matrix, x, "int16")
@@ -215,11 +217,11 @@ def test_bias_then_what_is_there(kernels: str, tokens: int) -> None:
 
 
 def extreme(bits: int, size: int, code: int, zero: int | None, columns: int) -> Packed:
-    rows, groups = 16, Scheme(bits, size).groups(columns)
-    scheme = Scheme(bits, size, zero is None)
+    rows, groups = 16, IntegerScheme(bits, size).groups(columns)
+    scheme = IntegerScheme(bits, size, zero is None)
     zeros = None if zero is None else np.full((rows, groups), zero, np.uint8)
     codes = np.full((rows, columns), code, np.uint8)
-    return packed(Quantized(codes, np.ones((rows, groups), np.float16), zeros, scheme))
+    return packed(IntegerMatrix(codes, np.ones((rows, groups), np.float16), zeros, scheme))
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -261,7 +263,7 @@ def test_low_terms_at_their_ends(kernels: str) -> None:
 
 @pytest.mark.parametrize("kernels", KERNELS)
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
-def test_zeros_stay_zero(kernels: str, scheme: Scheme | ScaleMin) -> None:
+def test_zeros_stay_zero(kernels: str, scheme: IntegerScheme | ScaleMin) -> None:
     matrix = packed(round_to_nearest(np.zeros((20, 96), np.float32), scheme))
     x = random_weights(4, 96, seed=8)
     assert not multiply(kernels, matrix, x, "int8").any()
@@ -274,7 +276,7 @@ def test_zeros_stay_zero(kernels: str, scheme: Scheme | ScaleMin) -> None:
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("kernels", KERNELS)
 def test_values_that_are_not_finite_are_not_hidden(kernels: str, precision: str) -> None:
-    matrix = made(Scheme(4, 32), 20, 96)
+    matrix = made(IntegerScheme(4, 32), 20, 96)
     for value in (np.nan, np.inf, -np.inf):
         x = random_weights(10, 96, seed=9)
         x[4, 50] = value
@@ -286,7 +288,7 @@ def test_values_that_are_not_finite_are_not_hidden(kernels: str, precision: str)
 @pytest.mark.parametrize("group_size", [32, 128, WHOLE_ROW])
 def test_two_terms_where_they_matter_lower_the_error(group_size: int) -> None:
     random = np.random.default_rng(10)
-    matrix = made(Scheme(4, group_size), 64, 512)
+    matrix = made(IntegerScheme(4, group_size), 64, 512)
     x = random.standard_normal((16, 512)).astype(np.float32)
     x[:, 100] *= 60  # one loud channel, as in real activations
     expected = x.astype(np.float64) @ matrix.weights.T
@@ -320,9 +322,9 @@ def test_rows_and_layout(scheme: object) -> None:
 
 def test_slices_of_rows_follow_one_another() -> None:
     quantized = round_to_nearest(random_weights(50, 70), ScaleMin(5))
-    assert isinstance(quantized, QuantizedScaleMin)
+    assert isinstance(quantized, ScaleMinMatrix)
 
-    def rows(part: slice) -> QuantizedScaleMin:
+    def rows(part: slice) -> ScaleMinMatrix:
         names = ("codes", "scale_steps", "minimum_steps", "super_scales", "super_minima")
         return replace(quantized, **{name: getattr(quantized, name)[part] for name in names})
 
@@ -351,6 +353,6 @@ def test_descriptions_that_are_no_matrix(fields: tuple[int, int, int, int, bool]
 
 
 def test_bytes_that_do_not_fit() -> None:
-    matrix = made(Scheme(4, 32), 16, 64)
+    matrix = made(IntegerScheme(4, 32), 16, 64)
     with pytest.raises(ValueError, match="bytes where"):
         native.dequantize_row(*matrix.fields, matrix.data[:-1], 0)

@@ -12,7 +12,7 @@ from outputs import quantized
 from reference_models import tiny_checkpoint
 
 from dsconv.convert.checkpoint.checkpoint import Checkpoint, open_checkpoint
-from dsconv.quant.integer import Scheme
+from dsconv.quant.integer import IntegerScheme
 from dsconv.runtime.sessions.packed_linear import (
     KernelMatrix,
     PackedMatrix,
@@ -123,17 +123,17 @@ def test_packed_and_kernel_products_are_those_of_the_dequantized_matrix(
 @pytest.mark.parametrize(
     ("scheme", "shape", "dtype", "device", "takes"),
     [
-        (Scheme(4, 128), (256, 256), torch.bfloat16, "cuda", True),
-        (Scheme(4, 128), (256, 256), torch.float16, "cuda", False),
-        (Scheme(4, 128), (250, 256), torch.bfloat16, "cuda", False),
-        (Scheme(4, 32), (256, 96), torch.bfloat16, "cuda", False),
-        (Scheme(4, -1), (256, 256), torch.bfloat16, "cuda", False),
-        (Scheme(8, 128), (256, 256), torch.bfloat16, "cuda", False),
-        (Scheme(4, 128), (256, 256), torch.bfloat16, "meta", False),
+        (IntegerScheme(4, 128), (256, 256), torch.bfloat16, "cuda", True),
+        (IntegerScheme(4, 128), (256, 256), torch.float16, "cuda", False),
+        (IntegerScheme(4, 128), (250, 256), torch.bfloat16, "cuda", False),
+        (IntegerScheme(4, 32), (256, 96), torch.bfloat16, "cuda", False),
+        (IntegerScheme(4, -1), (256, 256), torch.bfloat16, "cuda", False),
+        (IntegerScheme(8, 128), (256, 256), torch.bfloat16, "cuda", False),
+        (IntegerScheme(4, 128), (256, 256), torch.bfloat16, "meta", False),
     ],
 )
 def test_which_matrices_torchs_kernel_takes(
-    scheme: Scheme, shape: tuple[int, int], dtype: torch.dtype, device: str, takes: bool
+    scheme: IntegerScheme, shape: tuple[int, int], dtype: torch.dtype, device: str, takes: bool
 ) -> None:
     assert kernel_takes(scheme, shape, dtype, device) is takes
 
