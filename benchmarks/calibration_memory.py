@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dsconv.convert.checkpoint.checkpoint import open_checkpoint
+from dsconv.convert.open import open_checkpoint
 from dsconv.convert.quantize.plan import QuantizeOptions
 from dsconv.convert.quantize.run import MatrixReport, quantize_checkpoint
 from dsconv.runtime.memory import peak_rss_bytes

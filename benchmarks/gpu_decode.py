@@ -26,13 +26,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dsconv.convert.checkpoint.checkpoint import CONFIG, Checkpoint, open_checkpoint
+from dsconv.convert.checkpoint.checkpoint import CONFIG, Checkpoint
 from dsconv.convert.checkpoint.jobs import tensors_of
 from dsconv.convert.families import read_family
 from dsconv.convert.families.inventory import Role
 from dsconv.convert.files.json_file import ConfigReader
 from dsconv.convert.files.safetensors import DTYPES, PlannedTensor, SafetensorsWriter
 from dsconv.convert.formats.onnx.export import export_onnx
+from dsconv.convert.open import open_checkpoint
 from dsconv.convert.quantize.plan import QuantizeOptions, plan
 from dsconv.convert.targets.choice import choose_options
 from dsconv.convert.targets.table import TARGETS

@@ -10,13 +10,15 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from dsconv.convert.checkpoint.checkpoint import CONFIG, Checkpoint, open_checkpoint
+from dsconv.convert.checkpoint.checkpoint import CONFIG, Checkpoint
 from dsconv.convert.families.inventory import parameters_of
 from dsconv.convert.files.json_file import ConfigReader, read_json_object
 from dsconv.convert.files.safetensors import DTYPES
+from dsconv.convert.open import open_checkpoint
 
 from .families import read_family
-from .hub import config_folder, looks_like_hub_name
+from .hub.model_name import looks_like_hub_name
+from .hub.pull import config_folder
 
 STORED_AS = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 

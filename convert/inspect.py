@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dsconv.convert.checkpoint.checkpoint import CONFIG, Checkpoint, module_of, open_checkpoint
+from dsconv.convert.checkpoint.checkpoint import CONFIG, Checkpoint, module_of
 from dsconv.convert.checkpoint.matrix_layout import stored_tensors
 from dsconv.convert.families.inventory import Parameter, parameters_of
 from dsconv.convert.files.json_file import ConfigReader, read_json_object
@@ -15,6 +15,7 @@ from dsconv.convert.formats.native.file import open_native_file
 from dsconv.convert.formats.native.format import SUFFIX
 from dsconv.convert.formats.native.linear_layout import LinearLayout
 from dsconv.convert.formats.onnx.names import FIXED_SHAPES, GENAI_CONFIG
+from dsconv.convert.open import open_checkpoint
 from dsconv.errors import InputError
 from dsconv.quant.int8_rows import Int8Rows
 from dsconv.quant.integer import WHOLE_ROW

@@ -19,7 +19,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from dsconv.convert.checkpoint.checkpoint import Checkpoint, open_folder
+from dsconv.convert.checkpoint.checkpoint import Checkpoint
 from dsconv.convert.checkpoint.tensors import SafetensorsSource
 from dsconv.convert.files.hashes import FileHashes
 from dsconv.convert.files.safetensors import TensorInfo, read_rows
@@ -31,6 +31,7 @@ from dsconv.convert.hub.model_name import parse_reference
 from dsconv.convert.hub.pull import Job, Puller
 from dsconv.convert.hub.retry import Attempts
 from dsconv.convert.hub.stores import PlainFolder, Store
+from dsconv.convert.open import open_folder
 from dsconv.errors import DownloadError, OutputError, UnsupportedError, UsageError
 
 from .files import limits

@@ -11,9 +11,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from dsconv.convert.checkpoint.checkpoint import open_checkpoint
 from dsconv.convert.formats.onnx.export import ExportOptions, export_onnx
 from dsconv.convert.inspect import describe
+from dsconv.convert.open import open_checkpoint
 from dsconv.convert.quantize.plan import QuantizeOptions
 from dsconv.convert.quantize.run import quantize_checkpoint
 from dsconv.errors import InputError

@@ -7,14 +7,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from dsconv.convert.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from dsconv.convert.checkpoint.checkpoint import Checkpoint
+from dsconv.convert.hub.model_name import looks_like_hub_name
+from dsconv.convert.hub.pull import Puller, Watch, snapshot
+from dsconv.convert.open import open_checkpoint
+from dsconv.convert.streamed_checkpoint import streamed_checkpoint
 from dsconv.errors import UsageError
 
 from .console import progress, say
 
 
 def open_model(model: str) -> Checkpoint:
-    """`convert.checkpoint.open_checkpoint` with a progress bar for downloads."""
+    """`convert.open.open_checkpoint` with a progress bar for downloads."""
     return open_checkpoint(local_path(model))
 
 
@@ -22,11 +26,8 @@ def local_path(model: str) -> str:
     """Of a model of the hub, where it lies after downloading; of anything else, itself.
 
     Raises:
-        DownloadError, OutputError, UnsupportedError: as `convert.hub.snapshot`.
+        DownloadError, OutputError, UnsupportedError: as `convert.hub.pull.snapshot`.
     """
-    from dsconv.convert.hub import looks_like_hub_name, snapshot
-    from dsconv.convert.hub.pull import Watch
-
     if os.path.exists(Path(model).expanduser()) or not looks_like_hub_name(model):
         return model
     with resumable():
@@ -39,11 +40,8 @@ def streamed_model(model: str, output: Path) -> Iterator[Checkpoint]:
 
     Raises:
         UsageError: a model that lies on this machine.
-        others: as `convert.hub.streaming.streamed_checkpoint`.
+        others: as `convert.streamed_checkpoint`.
     """
-    from dsconv.convert.hub.pull import Puller, Watch
-    from dsconv.convert.streamed_checkpoint import streamed_checkpoint
-
     if os.path.exists(Path(model).expanduser()):
         raise UsageError(f"{model}: lies on this machine, and stays", "leave out --no-keep")
     final = output.absolute()

@@ -12,11 +12,10 @@ from typing import Any
 from dsconv.atomic import MANIFEST
 from dsconv.convert.files.hashes import HASH_PLACEHOLDER, FileHashes
 from dsconv.convert.files.json_file import read_json_object
-from dsconv.convert.formats.ascend.description import DESCRIPTION, INDEX_NAME
 from dsconv.errors import InputError
 
 from .checkpoint import CONFIG, SIDE_FILES, Checkpoint
-from .tensors import INDEX, HashedSource
+from .tensors import ASCEND_DESCRIPTION, ASCEND_INDEX, INDEX, HashedSource
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 HUB_FOLDER = "models--"  # of the hub's cache: models--ORG--NAME/snapshots/COMMIT
@@ -44,7 +43,7 @@ def files_beside(checkpoint: Checkpoint) -> list[Path]:
     """What decides, beside the weights, what is made from the model."""
     if not checkpoint.origin.is_dir():
         return []
-    names = (CONFIG, INDEX, DESCRIPTION, INDEX_NAME, *SIDE_FILES)
+    names = (CONFIG, INDEX, ASCEND_DESCRIPTION, ASCEND_INDEX, *SIDE_FILES)
     beside = (checkpoint.origin / name for name in names)
     return [path for path in beside if path.is_file()]
 

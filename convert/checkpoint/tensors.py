@@ -16,6 +16,9 @@ from dsconv.convert.files.safetensors import TensorInfo, read_rows, read_tensor_
 from dsconv.errors import InputError
 
 INDEX = "model.safetensors.index.json"
+# Of the layout AscendV1 (see `formats/ascend`): its index, and what tells the types of its tensors.
+ASCEND_INDEX = "quant_model_weights.safetensors.index.json"
+ASCEND_DESCRIPTION = "quant_model_description.json"
 # Formats that run code when they are opened, or (.npz) may.
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npz", ".npy")
 

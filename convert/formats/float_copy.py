@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from dsconv.atomic import link_or_copy
 from dsconv.convert.checkpoint.checkpoint import CONFIG, Checkpoint
-from dsconv.convert.files.safetensors import DTYPES, PlannedTensor, SafetensorsWriter
+from dsconv.convert.checkpoint.tensors import SafetensorsSource
+from dsconv.convert.files.safetensors import (
+    DTYPES,
+    PlannedTensor,
+    SafetensorsWriter,
+    read_tensor_infos,
+)
 
 WEIGHTS = "model.safetensors"
 CHUNK_WEIGHTS = 1 << 22
@@ -26,8 +33,8 @@ def planned_floats(checkpoint: Checkpoint) -> list[PlannedTensor]:
 
 def write_float_checkpoint(
     checkpoint: Checkpoint, folder: Path, advance: Callable[[int], None] = lambda count: None
-) -> int:
-    """Write config, tokenizer files and dequantized weights into `folder` -> weight bytes.
+) -> Checkpoint:
+    """Write config, tokenizer files and dequantized weights into `folder` -> what is there now.
 
     Quantized tensors are stored as float16, the others in their own dtype.
     """
@@ -45,7 +52,8 @@ def write_float_checkpoint(
     (folder / CONFIG).write_text(text, encoding="utf-8")
     for name, content in checkpoint.side_files.items():
         (folder / name).write_bytes(content)
-    return sum(tensor.nbytes for tensor in planned)
+    source = SafetensorsSource(read_tensor_infos(folder / WEIGHTS))
+    return replace(checkpoint, origin=folder, config=config, source=source, quantization=None)
 
 
 def place_side_files(checkpoint: Checkpoint, folder: Path, copy: bool) -> int:

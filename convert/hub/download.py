@@ -17,9 +17,10 @@ from functools import partial
 
 from dsconv.errors import DownloadError
 
+from .catalogue import Catalogue
 from .client import Client
 from .hashes import Digest, digest_for, kind_of
-from .listing import Catalogue, RemoteFile
+from .listing import RemoteFile
 from .messages import Stopped
 from .range_request import Advance, Bodies, Failed, RangesIgnored
 from .retry import Attempts, RetryPolicy

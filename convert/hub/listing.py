@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
-from .model_name import MODELSCOPE, ModelReference
+from .model_name import ModelReference
 from .name_checks import GIT_SHA1, SHA256, check_commit, check_hash, check_size, refuse_traversal
 
 
@@ -30,36 +30,6 @@ class Listing:
     reference: ModelReference
     commit: str
     files: tuple[RemoteFile, ...]
-
-
-class Catalogue(Protocol):
-    """One kind of endpoint."""
-
-    endpoint: str
-    token: str | None
-
-    def list(self, reference: ModelReference) -> Listing:
-        """Pin the commit and list its files.
-
-        Raises:
-            DownloadError: no such model or revision, no permission, a hostile answer.
-            Unreachable: no answer at all.
-        """
-        ...
-
-    def url(self, listing: Listing, file: RemoteFile) -> str:
-        """Where the body of a file of the pinned commit is."""
-        ...
-
-
-def catalogue_of(reference: ModelReference) -> Catalogue:
-    if reference.source == MODELSCOPE:
-        from .modelscope import ModelScope
-
-        return ModelScope()
-    from .hugging_face import HuggingFace
-
-    return HuggingFace()
 
 
 def checked_listing(

@@ -13,9 +13,10 @@ from dsconv.convert.files.cache_folder import default_folder
 from dsconv.convert.files.hashes import FileHashes
 from dsconv.errors import DownloadError, OutputError
 
+from .catalogue import Catalogue, catalogue_of
 from .download import Downloads
 from .file_choice import one_file, refuse_without_weights, side_files, weights
-from .listing import Catalogue, Listing, RemoteFile, catalogue_of
+from .listing import Listing, RemoteFile
 from .listing_cache import KeptListings, listing_of_snapshot
 from .messages import Unreachable
 from .model_name import ModelReference, parse_reference

@@ -18,12 +18,12 @@ from typing import Any
 
 from dsconv import __version__
 from dsconv.atomic import MANIFEST, link_or_copy, lock_path, output_error, output_folder
-from dsconv.convert.checkpoint.checkpoint import open_checkpoint
 from dsconv.convert.checkpoint.manifest import write_manifest
 from dsconv.convert.checkpoint.provenance import Provenance, input_files
 from dsconv.convert.files.hashes import FileHashes
 from dsconv.convert.files.json_file import read_json_object
 from dsconv.convert.inspect import describe
+from dsconv.convert.open import open_checkpoint
 from dsconv.errors import InputError, OutputError
 from dsconv.runtime.console import say
 from dsconv.runtime.outputs import check_output

@@ -42,7 +42,7 @@ def find_local(source: str) -> Pulled | None:
     Raises:
         InputError: neither there nor a hub name.
     """
-    from dsconv.convert.hub import looks_like_hub_name
+    from dsconv.convert.hub.model_name import looks_like_hub_name
 
     if source.startswith(PACKAGE):
         return _in_package(source)

@@ -21,8 +21,8 @@ from processes.small_disk import needs_unshare, on_small_disk
 from safetensors.numpy import load_file, save_file
 from small_models import write_checkpoint, write_json
 
-from dsconv.convert.checkpoint.checkpoint import open_checkpoint
 from dsconv.convert.formats.onnx.export import ExportOptions, export_onnx
+from dsconv.convert.open import open_checkpoint
 from dsconv.convert.quantize.plan import QuantizeOptions
 from dsconv.convert.quantize.run import quantize_checkpoint
 

@@ -16,10 +16,10 @@ from safetensors.numpy import save_file
 from small_models import write_json
 from wheels import dsconv_in, environment
 
-from dsconv.convert.checkpoint.checkpoint import open_checkpoint
 from dsconv.convert.families import read_family
 from dsconv.convert.families.inventory import parameters_of
 from dsconv.convert.files.json_file import ConfigReader
+from dsconv.convert.open import open_checkpoint
 
 pytestmark = pytest.mark.provider
 

@@ -12,9 +12,9 @@ import torch
 from logits import mean_divergence, random_tokens
 from reference_models import tiny_checkpoint
 
-from dsconv.convert.checkpoint.checkpoint import open_checkpoint
 from dsconv.convert.forward.torch_ops import KeyValueCache, TorchOps, load_parameter
 from dsconv.convert.forward.workers import Workers
+from dsconv.convert.open import open_checkpoint
 from dsconv.convert.quantize.choose_bits import choose_bits
 from dsconv.convert.quantize.plan import BitsTarget, QuantizeOptions, read_allocation
 from dsconv.convert.quantize.run import quantize_checkpoint

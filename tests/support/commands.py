@@ -9,7 +9,7 @@ from pathlib import Path
 from command_line import Outcome
 from small_models import gpt2_checkpoint
 
-from dsconv.convert.checkpoint.checkpoint import open_checkpoint
+from dsconv.convert.open import open_checkpoint
 from dsconv.convert.quantize.plan import QuantizeOptions
 from dsconv.convert.quantize.run import quantize_checkpoint
 

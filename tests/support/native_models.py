@@ -18,10 +18,11 @@ from small_models import (
     write_model,
 )
 
-from dsconv.convert.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from dsconv.convert.checkpoint.checkpoint import Checkpoint
 from dsconv.convert.formats.native.export import export_native
 from dsconv.convert.formats.native.file import NativeFile, open_native_file
 from dsconv.convert.forward.torch_ops import TorchModel
+from dsconv.convert.open import open_checkpoint
 
 Floats = NDArray[np.float32]
 

@@ -6,8 +6,9 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from dsconv.convert.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from dsconv.convert.checkpoint.checkpoint import Checkpoint
 from dsconv.convert.files.hashes import sha256_file
+from dsconv.convert.open import open_checkpoint
 from dsconv.convert.quantize.plan import QuantizeOptions
 from dsconv.convert.quantize.run import quantize_checkpoint
 

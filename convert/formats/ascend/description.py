@@ -17,14 +17,12 @@ import numpy as np
 
 from dsconv.convert.checkpoint.module_patterns import read_patterns
 from dsconv.convert.checkpoint.quantization_config import QuantizationConfig, Target
-from dsconv.convert.checkpoint.tensors import SafetensorsSource
+from dsconv.convert.checkpoint.tensors import ASCEND_DESCRIPTION, SafetensorsSource
 from dsconv.convert.files.json_file import read_json_object
 from dsconv.errors import InputError, UnsupportedError
 from dsconv.quant.int8_rows import Int8Rows
 
-DESCRIPTION = "quant_model_description.json"
 STEM = "quant_model_weights"
-INDEX_NAME = f"{STEM}.safetensors.index.json"
 INT8, FLOAT = "W8A8_DYNAMIC", "FLOAT"
 OFFSET = "weight_offset"
 VERSION = "1.0.0"
@@ -48,7 +46,7 @@ def describe_tensors(weight_map: Mapping[str, str], modules: frozenset[str]) -> 
 
 
 def is_ascend_folder(folder: Path) -> bool:
-    return (folder / DESCRIPTION).is_file()
+    return (folder / ASCEND_DESCRIPTION).is_file()
 
 
 def read_description(
@@ -60,7 +58,7 @@ def read_description(
         InputError: description and tensors do not belong together.
         UnsupportedError: types, rotations or offsets that dsconv does not know.
     """
-    path = folder / DESCRIPTION
+    path = folder / ASCEND_DESCRIPTION
     types = {}
     for name, value in read_json_object(path).items():
         if name in GENERAL or (name in ROTATIONS and not value):

@@ -14,7 +14,7 @@ import numpy as np
 from dsconv.atomic import output_folder
 from dsconv.convert.checkpoint.checkpoint import CONFIG, Checkpoint
 from dsconv.convert.checkpoint.jobs import Job
-from dsconv.convert.checkpoint.tensors import write_index
+from dsconv.convert.checkpoint.tensors import ASCEND_DESCRIPTION, ASCEND_INDEX, write_index
 from dsconv.convert.families.inventory import Role
 from dsconv.convert.files.json_file import write_json
 from dsconv.convert.files.safetensors import PlannedTensor, SafetensorsWriter
@@ -31,7 +31,7 @@ from dsconv.disk_space import require_space
 from dsconv.errors import UnsupportedError
 from dsconv.quant.int8_rows import Int8Rows
 
-from .description import DESCRIPTION, INDEX_NAME, OFFSET, STEM, describe_tensors
+from .description import OFFSET, STEM, describe_tensors
 
 WHY_FLOAT = "embedding and head are float there (--head-bits 16 keeps the original's)"
 
@@ -73,9 +73,9 @@ def export_ascend(
             for tensor in offsets:
                 writer.write(tensor.name, np.zeros(tensor.shape, np.float32))
         weight_map = placed.weight_map | {tensor.name: names[-1] for tensor in offsets}
-        write_index(folder / INDEX_NAME, weight_map, placed.tensor_bytes + zeros)
+        write_index(folder / ASCEND_INDEX, weight_map, placed.tensor_bytes + zeros)
         modules = frozenset(job.module for job in jobs if job.scheme is not None)
-        write_json(folder / DESCRIPTION, describe_tensors(weight_map, modules))
+        write_json(folder / ASCEND_DESCRIPTION, describe_tensors(weight_map, modules))
         write_json(folder / CONFIG, _without_quantization(checkpoint))
         notes = notes_on(checkpoint, jobs, placed.errors, WHY_FLOAT)
         return finish_folder(checkpoint, folder, "ascend", jobs, notes, linked)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dsconv.atomic import link_or_copy, output_folder
-from dsconv.convert.checkpoint.checkpoint import CONFIG, Checkpoint, open_folder
+from dsconv.convert.checkpoint.checkpoint import CONFIG, Checkpoint
 from dsconv.convert.checkpoint.manifest import write_manifest
 from dsconv.convert.checkpoint.provenance import provenance_of
 from dsconv.convert.checkpoint.tensors import INDEX, SafetensorsSource
@@ -143,8 +143,7 @@ def export_onnx(
     """
     require_space(output, _bytes_of_weights(checkpoint, output, options.copy))
     with output_folder(output, overwrite) as folder:
-        linked = _place_weights(checkpoint, folder, options.copy, advance)
-        local = open_folder(folder)
+        local, linked = _place_weights(checkpoint, folder, options.copy, advance)
         dialect = dialect_for(options.dialect, local)
         graph_options = options.graph_options(local.decoder.config.max_position_embeddings)
         if options.prefill_length is None:
@@ -173,20 +172,21 @@ def _bytes_of_weights(checkpoint: Checkpoint, output: Path, copy: bool) -> int:
 
 def _place_weights(
     checkpoint: Checkpoint, folder: Path, copy: bool, advance: Callable[[int], None]
-) -> int:
-    """Put config, tokenizer and weights into `folder` -> bytes that are links."""
-    if not isinstance(checkpoint.source, SafetensorsSource):
-        write_float_checkpoint(checkpoint, folder, advance)
-        return 0
+) -> tuple[Checkpoint, int]:
+    """Put config, tokenizer and weights into `folder` -> the same there, bytes that are links."""
+    source = checkpoint.source
+    if not isinstance(source, SafetensorsSource):
+        return write_float_checkpoint(checkpoint, folder, advance), 0
     linked = place_side_files(checkpoint, folder, copy)
-    for path in checkpoint.source.files():
+    for path in source.files():
         copied = link_or_copy(path, folder / path.name, copy)
         linked += 0 if copied else path.stat().st_size
     index = checkpoint.origin / INDEX
     if index.exists():
         (folder / INDEX).write_bytes(index.read_bytes())
     write_json(folder / CONFIG, dict(checkpoint.config))
-    return linked
+    infos = {n: replace(info, path=folder / info.path.name) for n, info in source.infos.items()}
+    return replace(checkpoint, origin=folder, source=SafetensorsSource(infos)), linked
 
 
 def dialect_for(name: str, checkpoint: Checkpoint) -> type[Dialect]:

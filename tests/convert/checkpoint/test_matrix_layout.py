@@ -18,12 +18,12 @@ from outputs import folder_hash, quantized
 from reference_models import tiny_checkpoint
 from safetensors.numpy import load_file, save_file
 
-from dsconv.convert.checkpoint.checkpoint import open_checkpoint
 from dsconv.convert.checkpoint.matrix_layout import encode, has_shape_tensor, stored_tensors
 from dsconv.convert.families.inventory import Role
 from dsconv.convert.files.safetensors import DTYPES
 from dsconv.convert.formats.onnx.export import ExportOptions, export_onnx
 from dsconv.convert.forward.torch_ops import TorchModel
+from dsconv.convert.open import open_checkpoint
 from dsconv.errors import InputError, UnsupportedError
 from dsconv.quant.integer import IntegerScheme
 from dsconv.quant.rounding import METHODS, AnyScheme, dequantize

@@ -15,7 +15,6 @@ from hostile.gguf_documents import Document, Tensor, Value
 from places import ROOT
 from small_models import small_config, write_checkpoint
 
-from dsconv.convert.checkpoint.checkpoint import open_checkpoint
 from dsconv.convert.families import read_family
 from dsconv.convert.files import limits
 from dsconv.convert.files.json_file import ConfigReader, parse_json, read_json_object
@@ -25,6 +24,7 @@ from dsconv.convert.formats.native.format import Metadata
 from dsconv.convert.formats.native.steps import Program
 from dsconv.convert.formats.onnx.export import ExportOptions, export_onnx
 from dsconv.convert.formats.onnx.external_data import read_model
+from dsconv.convert.open import open_checkpoint
 from dsconv.errors import InputError
 from dsconv.runtime.build.recipe import load_recipe
 from dsconv.runtime.sessions.onnx_fixed import FixedOnnxSession

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from small_models import write_checkpoint, write_json
 
-from dsconv.convert.checkpoint.checkpoint import open_checkpoint
 from dsconv.convert.files import limits
 from dsconv.convert.files.json_file import read_json_object
 from dsconv.convert.files.local_files import open_regular, read_limited, safe_join
 from dsconv.convert.files.safetensors import read_tensor_infos
+from dsconv.convert.open import open_checkpoint
 from dsconv.errors import DsconvError, InputError
 
 LEADING_OUT = (

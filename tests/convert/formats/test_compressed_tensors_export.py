@@ -17,10 +17,11 @@ from reference_models import tiny_checkpoint, tiny_model
 from safetensors.numpy import load_file, save_file
 
 from dsconv.convert.checkpoint import jobs as jobs_module
-from dsconv.convert.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from dsconv.convert.checkpoint.checkpoint import Checkpoint
 from dsconv.convert.formats.compressed_tensors.export import export_compressed_tensors
 from dsconv.convert.formats.repack import RepackResult
 from dsconv.convert.forward.torch_ops import TorchModel
+from dsconv.convert.open import open_checkpoint
 from dsconv.errors import OutputError, UnsupportedError
 from dsconv.quant.integer import IntegerScheme
 

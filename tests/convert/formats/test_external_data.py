@@ -17,10 +17,10 @@ from onnx import TensorProto, helper
 from safetensors.numpy import save_file
 from small_models import write_checkpoint
 
-from dsconv.convert.checkpoint.checkpoint import open_checkpoint
 from dsconv.convert.files.local_files import open_regular
 from dsconv.convert.formats.onnx.export import ExportOptions, export_onnx
 from dsconv.convert.formats.onnx.external_data import check_external_data, read_model
+from dsconv.convert.open import open_checkpoint
 from dsconv.convert.quantize.plan import QuantizeOptions
 from dsconv.convert.quantize.run import quantize_checkpoint
 from dsconv.convert.targets import graph_view

@@ -19,9 +19,10 @@ from outputs import quantized
 from places import SHARED_DATA, needs_shared_data
 from reference_models import tiny_checkpoint, tiny_model, write_tokenizer
 
-from dsconv.convert.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from dsconv.convert.checkpoint.checkpoint import Checkpoint
 from dsconv.convert.formats.onnx.export import DIALECTS, ExportOptions, export_onnx
 from dsconv.convert.forward.torch_ops import KeyValueCache, TorchModel
+from dsconv.convert.open import open_checkpoint
 from dsconv.convert.targets.choice import choose_options
 from dsconv.convert.targets.table import find_target
 from dsconv.runtime.sessions.onnx import OnnxSession

@@ -31,11 +31,12 @@ from places import data_file, smollm2_path
 from real_tokenizers import AWKWARD
 from tokenizers import Tokenizer
 
-from dsconv.convert.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from dsconv.convert.checkpoint.checkpoint import Checkpoint
 from dsconv.convert.families.rope import Llama3Scaling, Rope
 from dsconv.convert.formats.gguf.container import TYPES, read_header
 from dsconv.convert.formats.gguf.read import open_gguf
 from dsconv.convert.inspect import describe
+from dsconv.convert.open import open_checkpoint
 from dsconv.errors import InputError, UnsupportedError
 
 # ---------------------------------------------------------------- tensors

@@ -29,12 +29,13 @@ from small_models import (
 )
 from tokenizers import Tokenizer
 
-from dsconv.convert.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from dsconv.convert.checkpoint.checkpoint import Checkpoint
 from dsconv.convert.formats.gguf import export as gguf_export
 from dsconv.convert.formats.gguf.blocks import block_type, pack
 from dsconv.convert.formats.gguf.container import read_header
 from dsconv.convert.formats.gguf.export import GgufResult, export_gguf
 from dsconv.convert.formats.gguf.write_tokenizer import TextSettings, tokenizer_keys
+from dsconv.convert.open import open_checkpoint
 from dsconv.errors import InputError, OutputError, UnsupportedError
 from dsconv.quant.int8_rows import round_weights
 from dsconv.quant.integer import WHOLE_ROW, IntegerMatrix, IntegerScheme

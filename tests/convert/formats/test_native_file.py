@@ -12,12 +12,13 @@ import pytest
 from native_models import CASES, exported, native_checkpoint
 from safetensors import safe_open
 
-from dsconv.convert.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from dsconv.convert.checkpoint.checkpoint import Checkpoint
 from dsconv.convert.files.safetensors import read_rows
 from dsconv.convert.formats.native.export import export_native
 from dsconv.convert.formats.native.file import NativeFile, open_native_file
 from dsconv.convert.formats.native.linear_layout import unpack_linear
 from dsconv.convert.inspect import describe
+from dsconv.convert.open import open_checkpoint
 from dsconv.convert.quantize.plan import QuantizeOptions
 from dsconv.convert.quantize.run import quantize_checkpoint
 from dsconv.errors import InputError, OutputError, UnsupportedError, UsageError

@@ -20,10 +20,11 @@ from places import SHARED_DATA, needs_shared_data
 from reference_models import tiny_checkpoint, tiny_model
 
 from dsconv.convert.checkpoint import jobs as jobs_module
-from dsconv.convert.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from dsconv.convert.checkpoint.checkpoint import Checkpoint
 from dsconv.convert.formats.onnx.export import DIALECTS, ExportOptions, export_onnx
 from dsconv.convert.formats.onnx.names import DATA_FILE, GRAPH_FILE
 from dsconv.convert.forward.torch_ops import TorchModel
+from dsconv.convert.open import open_checkpoint
 from dsconv.errors import OutputError, UsageError
 
 TOLERANCE = 1e-4

@@ -11,9 +11,9 @@ import torch
 from logits import largest_difference, random_tokens
 from reference_models import tiny_checkpoint, tiny_model
 
-from dsconv.convert.checkpoint.checkpoint import open_checkpoint
 from dsconv.convert.forward.streamed_forward import StreamedForward, Window
 from dsconv.convert.forward.torch_ops import TorchModel
+from dsconv.convert.open import open_checkpoint
 
 
 def logits(forward: StreamedForward, index: int, positions: int = 5) -> Any:

@@ -15,8 +15,9 @@ from logits import largest_difference, mean_divergence, random_tokens
 from places import SHARED_DATA, needs_shared_data, smollm2_path
 from reference_models import tiny_checkpoint
 
-from dsconv.convert.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from dsconv.convert.checkpoint.checkpoint import Checkpoint
 from dsconv.convert.forward.torch_ops import KeyValueCache, TorchModel
+from dsconv.convert.open import open_checkpoint
 
 TOLERANCE = 1e-4
 LENGTH, VOCABULARY = 48, 160

@@ -10,7 +10,7 @@ from command_line import Outcome, assert_refused, dsconv
 from hub_server import COMMIT, OLD_COMMIT, HubServer, serving
 from small_models import write_checkpoint
 
-from dsconv.convert.hub import looks_like_hub_name
+from dsconv.convert.hub.model_name import looks_like_hub_name
 
 NOT_NEEDED = (
     "pytorch_model.bin",

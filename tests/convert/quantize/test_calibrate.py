@@ -21,11 +21,12 @@ from places import ROOT, SHARED_DATA, needs_shared_data
 from reference_models import tiny_checkpoint, tiny_model
 from safetensors.torch import load_file, save_file
 
-from dsconv.convert.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from dsconv.convert.checkpoint.checkpoint import Checkpoint
 from dsconv.convert.families.base import Linear, Table
 from dsconv.convert.forward.activation_store import ActivationStore
 from dsconv.convert.forward.torch_ops import KeyValueCache, TorchModel, TorchOps, load_parameter
 from dsconv.convert.forward.workers import single_threaded_libraries
+from dsconv.convert.open import open_checkpoint
 from dsconv.convert.quantize.calibration import calibrate as calibrated_module
 from dsconv.convert.quantize.calibration import memory_budget as calibration_budget
 from dsconv.convert.quantize.calibration.moments import InputStatistics, diagonal_blocks

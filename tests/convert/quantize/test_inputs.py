@@ -13,7 +13,7 @@ from logits import random_tokens
 from outputs import folder_hash
 from reference_models import tiny_checkpoint
 
-from dsconv.convert.checkpoint.checkpoint import open_checkpoint
+from dsconv.convert.open import open_checkpoint
 from dsconv.convert.quantize.inputs import PREPARED, GivenWindows, Prepared, prepared
 from dsconv.convert.quantize.plan import QuantizeOptions
 from dsconv.convert.quantize.run import MatrixReport, quantize_checkpoint

@@ -21,9 +21,10 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from dsconv.convert.checkpoint import jobs as jobs_module
-from dsconv.convert.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from dsconv.convert.checkpoint.checkpoint import Checkpoint
 from dsconv.convert.families.inventory import Role
 from dsconv.convert.forward.torch_ops import TorchModel
+from dsconv.convert.open import open_checkpoint
 from dsconv.convert.quantize import run as quantized_module
 from dsconv.convert.quantize.plan import QuantizeOptions
 from dsconv.convert.quantize.run import quantize_checkpoint

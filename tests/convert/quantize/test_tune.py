@@ -11,8 +11,9 @@ from logits import random_tokens
 from outputs import folder_hash
 from reference_models import tiny_checkpoint
 
-from dsconv.convert.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from dsconv.convert.checkpoint.checkpoint import Checkpoint
 from dsconv.convert.forward.workers import Workers, single_threaded_libraries
+from dsconv.convert.open import open_checkpoint
 from dsconv.convert.quantize.plan import QuantizeOptions
 from dsconv.convert.quantize.run import quantize_checkpoint
 from dsconv.convert.quantize.tune import TuningOptions, _Matrix, tune

@@ -16,12 +16,13 @@ from outputs import folder_hash
 from reference_models import tiny_checkpoint, tiny_model
 from safetensors.numpy import load_file
 
-from dsconv.convert.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from dsconv.convert.checkpoint.checkpoint import Checkpoint
 from dsconv.convert.checkpoint.quantization_config import read_quantization_config
 from dsconv.convert.files.json_file import ConfigReader
 from dsconv.convert.formats.onnx.export import ExportOptions, export_onnx
 from dsconv.convert.forward.torch_ops import TorchModel, round_tokens
 from dsconv.convert.inspect import describe
+from dsconv.convert.open import open_checkpoint
 from dsconv.convert.quantize.journal import Journal
 from dsconv.convert.quantize.plan import (
     QuantizeOptions,

@@ -20,11 +20,12 @@ from onnx.reference import ReferenceEvaluator
 from outputs import quantized
 from small_models import VOCABULARY, write_checkpoint
 
-from dsconv.convert.checkpoint.checkpoint import Checkpoint, open_checkpoint, open_folder
+from dsconv.convert.checkpoint.checkpoint import Checkpoint
 from dsconv.convert.formats.onnx.export import ExportOptions, export_onnx
 from dsconv.convert.formats.onnx.graph_check import check_graph
 from dsconv.convert.formats.onnx.names import FIXED_SHAPES, GRAPH_FILE, PREFILL_FILE
 from dsconv.convert.forward.torch_ops import TorchModel
+from dsconv.convert.open import open_checkpoint, open_folder
 from dsconv.convert.targets.choice import checker, choose_options
 from dsconv.convert.targets.lint import lint
 from dsconv.convert.targets.table import TARGETS

@@ -16,11 +16,12 @@ from reference_models import tiny_checkpoint
 from small_models import TEMPLATE, write_checkpoint, write_json
 from tokenizers import AddedToken, Tokenizer
 
-from dsconv.convert.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from dsconv.convert.checkpoint.checkpoint import Checkpoint
 from dsconv.convert.forward import batch_generation as generating_ops
 from dsconv.convert.forward.batch_generation import WeightPieces
 from dsconv.convert.forward.torch_ops import KeyValueCache, TorchModel
 from dsconv.convert.forward.workers import Workers
+from dsconv.convert.open import open_checkpoint
 from dsconv.errors import InputError
 from dsconv.runtime.calibration.self_written import (
     CONTINUATION,

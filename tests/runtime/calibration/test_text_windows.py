@@ -9,7 +9,8 @@ import pytest
 from command_line import assert_refused, call_main
 from reference_models import tiny_checkpoint
 
-from dsconv.convert.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from dsconv.convert.checkpoint.checkpoint import Checkpoint
+from dsconv.convert.open import open_checkpoint
 from dsconv.errors import InputError, UsageError
 from dsconv.runtime.calibration.text_windows import (
     CalibrationOptions,

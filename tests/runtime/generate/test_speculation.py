@@ -13,9 +13,9 @@ from command_line import call_main
 from numpy.typing import NDArray
 from small_models import write_checkpoint
 
-from dsconv.convert.checkpoint.checkpoint import open_checkpoint
 from dsconv.convert.formats.native.export import export_native
 from dsconv.convert.formats.onnx.export import ExportOptions, export_onnx
+from dsconv.convert.open import open_checkpoint
 from dsconv.convert.quantize.plan import QuantizeOptions
 from dsconv.convert.quantize.run import quantize_checkpoint
 from dsconv.errors import UsageError

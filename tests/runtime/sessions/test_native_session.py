@@ -15,8 +15,9 @@ from native_models import CASES, Floats, exported, native_checkpoint, reference_
 from places import SHARED_DATA, needs_shared_data, smollm2_path
 from small_models import LLAMA, QWEN3
 
-from dsconv.convert.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from dsconv.convert.checkpoint.checkpoint import Checkpoint
 from dsconv.convert.formats.native.file import NativeFile
+from dsconv.convert.open import open_checkpoint
 from dsconv.convert.quantize.plan import QuantizeOptions
 from dsconv.convert.quantize.run import quantize_checkpoint
 from dsconv.errors import UsageError

@@ -10,8 +10,8 @@ import pytest
 from numpy.typing import NDArray
 from small_models import VOCABULARY, write_checkpoint
 
-from dsconv.convert.checkpoint.checkpoint import open_checkpoint
 from dsconv.convert.formats.onnx.export import ExportOptions, export_onnx
+from dsconv.convert.open import open_checkpoint
 from dsconv.convert.quantize.plan import QuantizeOptions
 from dsconv.convert.quantize.run import quantize_checkpoint
 from dsconv.errors import InputError, ProviderError, UsageError

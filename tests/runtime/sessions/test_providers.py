@@ -16,8 +16,8 @@ import torch
 from command_line import Outcome, assert_refused, dsconv
 from small_models import write_checkpoint
 
-from dsconv.convert.checkpoint.checkpoint import open_checkpoint
 from dsconv.convert.formats.onnx.export import ExportOptions, export_onnx
+from dsconv.convert.open import open_checkpoint
 from dsconv.errors import OutputError, ProviderError, UsageError
 from dsconv.runtime.doctor.graphs import float16, int4_contrib, int4_standard
 from dsconv.runtime.sessions.load import load

@@ -22,8 +22,9 @@ from places import ROOT
 from reference_models import tiny_checkpoint
 from wheels import dsconv_in, python_in
 
-from dsconv.convert.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from dsconv.convert.checkpoint.checkpoint import Checkpoint
 from dsconv.convert.formats.onnx.export import export_onnx
+from dsconv.convert.open import open_checkpoint
 from dsconv.convert.targets.choice import choose_options
 from dsconv.convert.targets.lint import lint
 from dsconv.convert.targets.table import TARGETS

@@ -11,7 +11,8 @@ from logits import largest_difference, random_tokens
 from outputs import quantized
 from reference_models import tiny_checkpoint
 
-from dsconv.convert.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from dsconv.convert.checkpoint.checkpoint import Checkpoint
+from dsconv.convert.open import open_checkpoint
 from dsconv.quant.integer import IntegerScheme
 from dsconv.runtime.sessions.packed_linear import (
     KernelMatrix,

@@ -14,12 +14,12 @@ from build_recipe import FAST, RECIPE
 from command_line import Outcome, assert_refused, call_main
 from small_models import gpt2_checkpoint
 
-from dsconv.convert.checkpoint.checkpoint import open_checkpoint
 from dsconv.convert.checkpoint.provenance import name_and_commit
 from dsconv.convert.files.hashes import sha256_file
 from dsconv.convert.formats.gguf.export import export_gguf
 from dsconv.convert.formats.gguf.seal import KEY
 from dsconv.convert.formats.gguf.write_tokenizer import TextSettings
+from dsconv.convert.open import open_checkpoint
 from dsconv.convert.quantize.plan import QuantizeOptions
 from dsconv.convert.quantize.run import quantize_checkpoint
 from dsconv.runtime.build.build import build

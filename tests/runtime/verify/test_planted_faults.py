@@ -18,11 +18,12 @@ from places import SHARED_DATA, needs_shared_data
 from safetensors.numpy import load_file, save_file
 from small_models import LLAMA, QWEN3, TEMPLATE, VOCABULARY, write_checkpoint
 
-from dsconv.convert.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from dsconv.convert.checkpoint.checkpoint import Checkpoint
 from dsconv.convert.files.safetensors import PlannedTensor, encode_header, read_rows
 from dsconv.convert.formats.native.export import export_native
 from dsconv.convert.formats.native.file import open_native_file
 from dsconv.convert.formats.onnx.export import ExportOptions, export_onnx
+from dsconv.convert.open import open_checkpoint
 from dsconv.convert.quantize.plan import QuantizeOptions
 from dsconv.convert.quantize.run import quantize_checkpoint
 from dsconv.errors import ProviderError

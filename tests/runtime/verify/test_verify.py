@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 from places import smollm2_path
 from small_models import BOS, VOCABULARY, write_checkpoint
 
-from dsconv.convert.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from dsconv.convert.checkpoint.checkpoint import Checkpoint
 from dsconv.convert.files.hashes import FileHashes
 from dsconv.convert.formats.onnx.export import ExportOptions, export_onnx
+from dsconv.convert.open import open_checkpoint
 from dsconv.convert.quantize.plan import QuantizeOptions
 from dsconv.convert.quantize.run import quantize_checkpoint
 from dsconv.errors import InputError, UsageError

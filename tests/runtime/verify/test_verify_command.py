@@ -13,8 +13,8 @@ from command_line import Outcome, assert_refused, call_main, dsconv
 from outputs import quantized
 from small_models import write_checkpoint
 
-from dsconv.convert.checkpoint.checkpoint import open_checkpoint
 from dsconv.convert.formats.onnx.export import ExportOptions, export_onnx
+from dsconv.convert.open import open_checkpoint
 
 SHORT = ("--window", 64, "--max-tokens", 600, "--threads", 2)
 

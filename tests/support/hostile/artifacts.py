@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from small_models import TEMPLATE, write_checkpoint
 
-from dsconv.convert.checkpoint.checkpoint import open_checkpoint
 from dsconv.convert.files.json_file import parse_json
+from dsconv.convert.open import open_checkpoint
 
 from .gguf_documents import Document, mutate_gguf
 from .message_mutations import mutate_message

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from small_models import LLAMA, LLAMA3, QWEN3, write_checkpoint
 
-from dsconv.convert.checkpoint.checkpoint import open_checkpoint
-from dsconv.convert.formats.ascend.description import DESCRIPTION
+from dsconv.convert.checkpoint.tensors import ASCEND_DESCRIPTION
 from dsconv.convert.formats.ascend.export import export_ascend
+from dsconv.convert.open import open_checkpoint
 
 from .mutations import mutate_json, mutate_safetensors
 from .subjects import SIZES, JsonFiles, Subject, quantized, read_all
@@ -161,11 +161,11 @@ def descriptions(folder: Path) -> Subject:
             source = quantized(model, folder / "q", bits=8, activations="int8")
             self.folder = folder / "ascend"
             export_ascend(open_checkpoint(str(source)), self.folder)
-            self.text = (self.folder / DESCRIPTION).read_text()
+            self.text = (self.folder / ASCEND_DESCRIPTION).read_text()
 
         def prepare(self, rng: random.Random) -> int:
             data = mutate_json(rng, self.text)
-            (self.folder / DESCRIPTION).write_bytes(data)
+            (self.folder / ASCEND_DESCRIPTION).write_bytes(data)
             return len(data)
 
         def drive(self) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from small_models import TEMPLATE, write_checkpoint
 
-from dsconv.convert.checkpoint.checkpoint import open_checkpoint
+from dsconv.convert.open import open_checkpoint
 
 from .mutations import mutate_json, mutate_text
 from .subjects import SIZES
