@@ -1,0 +1,13 @@
+"""One file per command of `dsconv`: its options, its example, and what it prints.
+
+A command has the library do the work, and prints the result as JSON or by `show`. Heavy imports lie
+inside the functions, since help needs none of them. Only cli.py imports a command.
+
+pull, quantize, plan, export, lint, targets, run, verify, sign, bench, inspect, doctor, demo,
+build, recipes: the command of that name
+
+integrity   `verify` without a reference
+options     options that several commands share, and how JSON is printed
+exit_codes  from a command that fails to two lines on stderr and an exit code
+signals     Ctrl-C ends the process in time, whatever it is busy with
+"""

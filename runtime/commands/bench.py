@@ -1,105 +1,61 @@
-"""`dsconv bench`: the artifacts, and with --against other runtimes on the same checkpoint."""
+"""`dsconv bench`."""
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from dsconv.atomic import output_folder
-from dsconv.errors import InputError, UsageError
-from dsconv.runtime.bench.bench import BenchOptions, bench, planned_rounds
-from dsconv.runtime.bench.peers import Peer, find_peer
-from dsconv.runtime.bench.report import Report
-from dsconv.runtime.bench.worker import Subject
-from dsconv.runtime.console import progress, say
+import typer
 
-PEER_BITS = (4, 8)
+from .options import AllowFallback, Json, Kv, Provider, Threads, print_json, thread_count
 
-
-@dataclass(frozen=True)
-class Against:
-    """Which other runtimes to measure; the checkpoint and bits of their own quantization.
-
-    folder: where their models are kept and found again; None throws them away.
-
-    Raises:
-        UsageError: the checkpoint is missing, or the bits are not 4 or 8.
-        ProviderError: a runtime is not installed.
-    """
-
-    names: tuple[str, ...] = ()
-    checkpoint: str | None = None
-    bits: int = 4
-    folder: Path | None = None
-
-    def __post_init__(self) -> None:
-        if self.bits not in PEER_BITS:
-            raise UsageError(f"bits is {self.bits}, the peers have 4 and 8", "give --bits 4 or 8")
-        for name in self.names:
-            self._check(find_peer(name))
-
-    def _check(self, peer: Peer) -> None:
-        if self.checkpoint is None and not self.kept(peer):
-            raise UsageError(
-                f"{peer.name} needs the unquantized checkpoint to make its own model from",
-                "give it with --checkpoint MODEL",
-            )
-
-    def kept(self, peer: Peer) -> Path | None:
-        """The folder of the peer's model from an earlier run, if there is one."""
-        if self.folder is None or not self.place(self.folder, peer).is_dir():
-            return None
-        return self.place(self.folder, peer)
-
-    def place(self, folder: Path, peer: Peer) -> Path:
-        return folder / f"{peer.name}-int{self.bits}"
+EXAMPLE = (
+    "dsconv bench r1-onnx --against onnxruntime-genai --checkpoint "
+    "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B"
+)
 
 
-def bench_command(
-    artifacts: Sequence[str],
-    threads: int,
-    provider: str,
-    kv: str,
-    against: Against,
-    options: BenchOptions,
-    allow_fallback: bool = False,
-) -> Report:
-    """Measure `artifacts` and whatever they are compared with; kv: cache of the native engine.
+def bench(
+    artifacts: Annotated[list[str], typer.Argument(help="Exported folders, files, checkpoints")],
+    prefill: Annotated[int, typer.Option(help="Tokens of the prompt")] = 512,
+    decode: Annotated[int, typer.Option(help="Tokens of a burst of decoding")] = 64,
+    context: Annotated[
+        list[int] | None,
+        typer.Option(help="Tokens before the burst; several (default: 0, 2048, 8192 that fit)"),
+    ] = None,
+    rounds: Annotated[int, typer.Option(help="Rounds over all artifacts")] = 5,
+    max_foreign_load: Annotated[
+        float, typer.Option(help="Share of the machine that others may use in a round")
+    ] = 0.1,
+    against: Annotated[
+        list[str] | None, typer.Option(help="llama.cpp, onnxruntime-genai, openvino; several")
+    ] = None,
+    checkpoint: Annotated[
+        str | None, typer.Option(help="Unquantized model that --against quantizes for itself")
+    ] = None,
+    bits: Annotated[int, typer.Option(help="Bits of what --against makes: 4 or 8")] = 4,
+    peers: Annotated[
+        Path | None, typer.Option(help="Folder that keeps what --against makes, for the next time")
+    ] = None,
+    provider: Provider = "cpu",
+    allow_fallback: AllowFallback = False,
+    threads: Threads = 0,
+    kv: Kv = "fp16",
+    as_json: Json = False,
+) -> None:
+    """Measure speed, memory and load time of artifacts side by side, each in its own process."""
+    from dsconv.runtime.bench.against import Against, BenchRequest, bench_artifacts
+    from dsconv.runtime.bench.bench import BenchOptions
 
-    Raises:
-        DsconvError: what opening, building or running one of them raises.
-    """
-    for artifact in artifacts:
-        if not Path(artifact).expanduser().exists():
-            raise InputError(f"{artifact}: no such file or folder", "export it first")
-    ours = [
-        Subject(artifact, threads, provider=provider, kv=kv, allow_fallback=allow_fallback)
-        for artifact in artifacts
-    ]
-    with _folder(against) as folder:
-        theirs = [_peer_subject(against, name, folder, threads) for name in against.names]
-        with progress("bench", planned_rounds(options), "rounds") as advance:
-            return bench([*ours, *theirs], options, advance)
-
-
-@contextmanager
-def _folder(against: Against) -> Iterator[Path]:
-    if against.folder is not None:
-        yield against.folder
-        return
-    with tempfile.TemporaryDirectory(prefix="dsconv-peers-") as scratch:
-        yield Path(scratch)
-
-
-def _peer_subject(against: Against, name: str, folder: Path, threads: int) -> Subject:
-    peer = find_peer(name)
-    kept = against.kept(peer)
-    if kept is None:
-        kept = against.place(folder, peer)
-        say(f"{name} {peer.version}: building its own int{against.bits} of {against.checkpoint}")
-        with output_folder(kept) as built:
-            peer.build(str(against.checkpoint), against.bits, built)
-    return Subject(str(kept), threads, name)
+    contexts = {} if context is None else {"contexts": tuple(context)}
+    request = BenchRequest(
+        tuple(artifacts),
+        thread_count(threads),
+        BenchOptions(prefill, decode, rounds=rounds, max_foreign=max_foreign_load, **contexts),
+        Against(tuple(against or ()), checkpoint, bits, peers),
+        provider=provider,
+        allow_fallback=allow_fallback,
+        kv=kv,
+    )
+    report = bench_artifacts(request)
+    print_json(report.to_json()) if as_json else report.show()

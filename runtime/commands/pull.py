@@ -1,79 +1,49 @@
-"""What `dsconv pull` does between parsing and printing."""
+"""`dsconv pull`."""
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated
 
-from dsconv.errors import UsageError
-from dsconv.runtime.console import progress, say, size_text
-from dsconv.runtime.model_paths import resumable
+import typer
 
+from .options import Json, print_json
 
-@dataclass(frozen=True)
-class PullReport:
-    path: Path
-    source: str
-    name: str
-    revision: str | None
-    commit: str
-    files: tuple[dict[str, Any], ...]
-    size_bytes: int
-    fetched_bytes: int
-    seconds: float
+if TYPE_CHECKING:
+    from dsconv.runtime.pull import PullReport
 
-    def to_json(self) -> dict[str, Any]:
-        return {**vars(self), "path": str(self.path), "files": list(self.files)}
-
-    def show(self) -> None:
-        rate = f" ({size_text(self.fetched_bytes / max(self.seconds, 1e-9))}/s)"
-        fetched = size_text(self.fetched_bytes) + rate if self.fetched_bytes else "nothing"
-        say(
-            f"{self.name} at {self.commit[:12]}: {len(self.files)} files, "
-            f"{size_text(self.size_bytes)}, every byte verified; fetched {fetched}"
-        )
-        print(self.path)
+EXAMPLE = "dsconv pull deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B"
 
 
-def pull_command(
-    model: str, source: str | None, local_dir: Path | None, retries: int
-) -> PullReport:
-    """Download a model, unless it lies here already.
+def pull(
+    model: Annotated[
+        str, typer.Argument(help="org/model, org/model@revision, or hf://org/model/FILE.gguf")
+    ],
+    local_dir: Annotated[
+        Path | None, typer.Option(help="Plain files in this folder (default: the hub's cache)")
+    ] = None,
+    source: Annotated[
+        str | None, typer.Option(help="hub (HF_ENDPOINT chooses a mirror), or modelscope")
+    ] = None,
+    retries: Annotated[
+        int, typer.Option(help="Failures in a row before giving up", min=0, max=20)
+    ] = 6,
+    as_json: Json = False,
+) -> None:
+    """Download a model at a pinned commit: resumes, verifies every byte."""
+    from dsconv.runtime.pull import pull_model
 
-    Raises:
-        UsageError: a folder or file of this machine.
-        InputError, DownloadError, OutputError, UnsupportedError: as `hub.pull.Puller.pull`.
-    """
-    from dsconv.convert.hub.model_name import parse_reference
-    from dsconv.convert.hub.pull import Puller, Watch
-    from dsconv.convert.hub.retry import RetryPolicy
+    report = pull_model(model, source, local_dir, retries)
+    print_json(report.to_json()) if as_json else show(report)
 
-    path = Path(model).expanduser()
-    if path.exists() and source is None:
-        raise UsageError(f"{model}: lies on this machine", "give the name of a model to download")
-    reference = parse_reference(model, source)
-    puller = Puller(local_dir, RetryPolicy(limit=retries), Watch(progress, say))
-    start = time.perf_counter()
-    with resumable():
-        pulled = puller.pull(reference)
-    files = tuple(
-        {
-            "name": file.name,
-            "size_bytes": file.size,
-            "sha256" if file.has_sha256 else "git_sha1": file.digest,
-        }
-        for file in pulled.files
+
+def show(report: PullReport) -> None:
+    from dsconv.runtime.console import say, size_text
+
+    rate = f" ({size_text(report.fetched_bytes / max(report.seconds, 1e-9))}/s)"
+    fetched = size_text(report.fetched_bytes) + rate if report.fetched_bytes else "nothing"
+    say(
+        f"{report.name} at {report.commit[:12]}: {len(report.files)} files, "
+        f"{size_text(report.size_bytes)}, every byte verified; fetched {fetched}"
     )
-    return PullReport(
-        pulled.path,
-        reference.source,
-        reference.name,
-        reference.revision,
-        pulled.commit,
-        files,
-        sum(file.size for file in pulled.files),
-        pulled.fetched_bytes,
-        time.perf_counter() - start,
-    )
+    print(report.path)

@@ -13,7 +13,14 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from dsconv import __version__
-from dsconv.runtime.sessions.providers import FAMILY, PROVIDERS, TORCH, torch_device_name
+from dsconv.errors import UsageError
+from dsconv.runtime.sessions.providers import (
+    FAMILY,
+    PROVIDERS,
+    TORCH,
+    refuse_unknown,
+    torch_device_name,
+)
 from dsconv.runtime.sessions.torch_device import BACKENDS
 
 from .probe import NATIVE
@@ -118,6 +125,18 @@ def package_problems(versions: Mapping[str, str]) -> list[Problem]:
             )
         )
     return found
+
+
+def refuse_unknown_targets(names: Sequence[str]) -> None:
+    """
+    Raises:
+        UsageError: no such target, or one twice.
+    """
+    for name in names:
+        if name != NATIVE:
+            refuse_unknown(name)
+    if len(set(names)) != len(names):
+        raise UsageError("a target is named twice", "name each once")
 
 
 def diagnose(names: Sequence[str] = (), time_limit: float = TIME_LIMIT) -> Diagnosis:

@@ -12,9 +12,11 @@ from typing import Any
 
 import pytest
 from command_line import Outcome, assert_refused, call_main, dsconv
+from places import ROOT
 from small_models import TEMPLATE, small_config, write_checkpoint, write_json
 
 import dsconv as package
+from dsconv import cli
 
 COMMANDS = ("plan", "quantize", "export", "run", "verify", "inspect", "demo")
 HEAVY = ("torch", "onnxruntime", "onnx_ir", "onnx", "transformers", "numpy", "tokenizers", "rich")
@@ -128,6 +130,16 @@ def test_the_help_names_every_command() -> None:
     assert outcome.code == 0
     for command in COMMANDS:
         assert f"\n  {command} " in outcome.out
+
+
+def test_every_command_is_a_file_of_its_name() -> None:
+    files = {path.stem for path in (ROOT / "runtime" / "commands").glob("*.py")}
+    others = {"__init__", "integrity", "options", "exit_codes", "signals"}
+    found = [command.callback for command in cli.app.registered_commands]
+    names = [callback.__name__ for callback in found if callback is not None]
+    modules = [callback.__module__ for callback in found if callback is not None]
+    assert modules == [f"dsconv.runtime.commands.{name}" for name in names]
+    assert set(names) == files - others
 
 
 def test_help_is_quick() -> None:

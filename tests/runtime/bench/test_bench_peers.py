@@ -15,11 +15,11 @@ from reference_models import tiny_model, write_tokenizer
 from small_models import gpt2_tokenizer_json
 
 from dsconv.errors import InputError, UnsupportedError, UsageError
+from dsconv.runtime.bench.against import Against
 from dsconv.runtime.bench.peers import PEERS, Peer, find_peer
 from dsconv.runtime.bench.peers.building import run_tool
 from dsconv.runtime.bench.peers.openvino_peer import weight_bytes_per_token as openvino_bytes
 from dsconv.runtime.bench.worker import Subject, Worker, tokens_of
-from dsconv.runtime.commands.bench import Against
 
 SIZES = {"hidden_size": 128, "intermediate_size": 256, "vocab_size": 300}
 

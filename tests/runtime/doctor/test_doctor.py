@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from command_line import assert_refused, dsconv
 
-from dsconv.runtime.commands.doctor import DoctorReport
+from dsconv.runtime.commands import doctor
 from dsconv.runtime.doctor.diagnose import (
     Diagnosis,
     GraphResult,
@@ -46,7 +46,7 @@ def test_brackets_of_a_command_are_shown(capsys: pytest.CaptureFixture[str]) -> 
     cure = PROVIDERS["cuda"].prepare
     assert "[cuda,cudnn]" in cure
     state = TargetState("cuda", "broken", "1.31.1", detail="libcublasLt.so.13", cure=cure)
-    DoctorReport(Diagnosis((state,), ())).show()
+    doctor.show(Diagnosis((state,), ()))
     assert "[cuda,cudnn]" in "".join(capsys.readouterr().out.split())
 
 

@@ -1,4 +1,4 @@
-"""The commands for artifacts: run, verify, sign, bench. `cli.py` registers them."""
+"""`dsconv verify`."""
 
 from __future__ import annotations
 
@@ -8,52 +8,22 @@ from typing import Annotated
 import typer
 
 from dsconv.errors import VerdictFailed
-from dsconv.runtime.commands.options import (
+
+from .options import (
     AllowFallback,
     Json,
     Kv,
     NoReferenceCache,
-    Overwrite,
     Provider,
     ReferenceCache,
     Threads,
     print_json,
-    thread_count,
 )
 
-
-def run(
-    artifact: Annotated[
-        str, typer.Argument(help="Exported folder, .dsq file, or checkpoint (torch)")
-    ],
-    prompt: Annotated[str, typer.Option("--prompt", "-p", help="What to ask")],
-    system: Annotated[str | None, typer.Option(help="System prompt")] = None,
-    raw: Annotated[bool, typer.Option("--raw", help="No chat template")] = False,
-    max_tokens: Annotated[int, typer.Option(help="Tokens to generate at most")] = 1024,
-    temperature: Annotated[float | None, typer.Option(help="0 is greedy")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Nucleus sampling")] = None,
-    top_k: Annotated[int | None, typer.Option(help="Keep the k likeliest; 0 is off")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the sampling")] = 0,
-    speculate: Annotated[
-        int,
-        typer.Option(help="Tokens to guess ahead from the text so far; 0 is off", min=0, max=64),
-    ] = 0,
-    provider: Provider = "cpu",
-    allow_fallback: AllowFallback = False,
-    dtype: Annotated[str, typer.Option(help="Torch reference: float32 or bfloat16")] = "float32",
-    threads: Threads = 0,
-    kv: Kv = "fp16",
-    as_json: Json = False,
-) -> None:
-    """Generate text; thoughts go to stderr, the answer to stdout."""
-    from dsconv.runtime.commands.run import run_command
-    from dsconv.runtime.sessions.load import load
-
-    loaded = load(artifact, provider, threads, dtype, kv, allow_fallback)
-    overrides = (temperature, top_p, top_k, seed)
-    reply = run_command(loaded, prompt, system, raw, max_tokens, overrides, not as_json, speculate)
-    if as_json:
-        print_json(reply.to_json())
+EXAMPLE = (
+    "dsconv verify r1-onnx --reference deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B "
+    "--max-kl 0.03 --min-top1 0.93"
+)
 
 
 def verify(
@@ -185,62 +155,6 @@ def verify(
     print_json(result.to_json()) if as_json else result.show()
     if not result.verdict.passed:
         raise VerdictFailed("; ".join(result.failures), result.hint)
-
-
-def sign(
-    artifact: Annotated[str, typer.Argument(help="Folder or file that dsconv wrote")],
-    private_key: Annotated[Path, typer.Option(help="PEM file with an elliptic key")],
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Signature (default: ARTIFACT.sig)")
-    ] = None,
-    overwrite: Overwrite = False,
-    as_json: Json = False,
-) -> None:
-    """Sign an artifact in the format of OpenSSF model-signing, if it is whole."""
-    from dsconv.runtime.verify.findings.signature import sign_command
-
-    report = sign_command(artifact, private_key, output, overwrite)
-    print_json(report.to_json()) if as_json else report.show()
-
-
-def bench(
-    artifacts: Annotated[list[str], typer.Argument(help="Exported folders, files, checkpoints")],
-    prefill: Annotated[int, typer.Option(help="Tokens of the prompt")] = 512,
-    decode: Annotated[int, typer.Option(help="Tokens of a burst of decoding")] = 64,
-    context: Annotated[
-        list[int] | None,
-        typer.Option(help="Tokens before the burst; several (default: 0, 2048, 8192 that fit)"),
-    ] = None,
-    rounds: Annotated[int, typer.Option(help="Rounds over all artifacts")] = 5,
-    max_foreign_load: Annotated[
-        float, typer.Option(help="Share of the machine that others may use in a round")
-    ] = 0.1,
-    against: Annotated[
-        list[str] | None, typer.Option(help="llama.cpp, onnxruntime-genai, openvino; several")
-    ] = None,
-    checkpoint: Annotated[
-        str | None, typer.Option(help="Unquantized model that --against quantizes for itself")
-    ] = None,
-    bits: Annotated[int, typer.Option(help="Bits of what --against makes: 4 or 8")] = 4,
-    peers: Annotated[
-        Path | None, typer.Option(help="Folder that keeps what --against makes, for the next time")
-    ] = None,
-    provider: Provider = "cpu",
-    allow_fallback: AllowFallback = False,
-    threads: Threads = 0,
-    kv: Kv = "fp16",
-    as_json: Json = False,
-) -> None:
-    """Measure speed, memory and load time of artifacts side by side, each in its own process."""
-    from dsconv.runtime.bench.bench import BenchOptions
-    from dsconv.runtime.commands.bench import Against, bench_command
-
-    contexts = {} if context is None else {"contexts": tuple(context)}
-    chosen = BenchOptions(prefill, decode, rounds=rounds, max_foreign=max_foreign_load, **contexts)
-    others = Against(tuple(against or ()), checkpoint, bits, peers)
-    chosen_threads = thread_count(threads)
-    report = bench_command(artifacts, chosen_threads, provider, kv, others, chosen, allow_fallback)
-    print_json(report.to_json()) if as_json else report.show()
 
 
 def _given(context: typer.Context) -> list[str]:

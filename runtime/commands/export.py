@@ -1,0 +1,60 @@
+"""`dsconv export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import Json, Model, Overwrite, print_json
+
+EXAMPLE = "dsconv export r1-int4 --format onnx --target cpu -o r1-onnx"
+
+
+def export(
+    model: Model,
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output", "-o", help="Folder to write; gguf also FILE.gguf; native FILE.dsq"
+        ),
+    ],
+    format: Annotated[
+        str | None,
+        typer.Option(
+            help="onnx, native, gguf (llama.cpp), compressed-tensors (transformers, vLLM), ascend "
+            "(vllm-ascend, MindIE) (default: what the target takes)"
+        ),
+    ] = None,
+    target: Annotated[
+        str, typer.Option(help="cpu, cuda, openvino, qnn, cann, … (dsconv targets)")
+    ] = "cpu",
+    dialect: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a graph for --target cpu: contrib (ONNX Runtime's operators), std24, std21, "
+            "std17 (standard) or std17-nbits"
+        ),
+    ] = None,
+    accuracy_level: Annotated[
+        int, typer.Option(help="4: int8 products, fast; 0: float32, exact")
+    ] = 4,
+    context_length: Annotated[
+        int | None, typer.Option(help="Positions the graph allows (default: the model's)")
+    ] = None,
+    prefill_length: Annotated[
+        int | None, typer.Option(help="Tokens per run of a prompt, for targets with fixed shapes")
+    ] = None,
+    copy: Annotated[bool, typer.Option("--copy", help="Copy weights instead of linking")] = False,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Export a checkpoint: for ONNX Runtime, llama.cpp, transformers, or the native engine."""
+    from dsconv.runtime.export import ExportRequest, export_command
+
+    request = ExportRequest(
+        format, target, dialect, accuracy_level, context_length, prefill_length, copy
+    )
+    report = export_command(model, request, output, overwrite)
+    print_json(report.to_json()) if as_json else report.show()

@@ -1,0 +1,58 @@
+"""`dsconv recipes`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from .options import Json, print_json
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from dsconv.runtime.build.recipe import Recipe
+
+EXAMPLE = "dsconv recipes --json"
+
+
+def recipes(as_json: Json = False) -> None:
+    """List the recipes that come with dsconv."""
+    from dsconv.runtime.build.recipe import all_recipes
+
+    found = all_recipes()
+    if as_json:
+        print_json({"recipes": [_to_json(recipe) for recipe in found]})
+    else:
+        show(found)
+
+
+def _to_json(recipe: Recipe) -> dict[str, Any]:
+    return {key: value for key, value in asdict(recipe).items() if key != "file"}
+
+
+def show(recipes: Sequence[Recipe]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 1, 0, 0))
+    for column in ("recipe", "weights", "format", "KL ≤", "top-1 ≥"):
+        table.add_column(column, no_wrap=True)
+    for recipe in recipes:
+        limits = (recipe.verify.max_kl, recipe.verify.min_top1)
+        shown = ("" if limit is None else f"{limit:g}" for limit in limits)
+        table.add_row(recipe.name, _weights(recipe), recipe.export.format, *shown)
+    Console().print(table)
+
+
+def _weights(recipe: Recipe) -> str:
+    """`int4 g32`, `scale-min 4`, `w8a8` (int8 weights and inputs)."""
+    part = recipe.quantize
+    if part is None:
+        return "as they are"
+    if part.scheme == "scale-min":
+        label = f"scale-min {part.bits}"
+    elif part.activations == "int8":
+        label = "w8a8"
+    else:
+        label = f"int{part.bits} g{part.group_size}"
+    return label if part.target_bpw is None else f"{label}, {part.target_bpw:g} bits in all"

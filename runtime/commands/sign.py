@@ -1,0 +1,28 @@
+"""`dsconv sign`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import Json, Overwrite, print_json
+
+EXAMPLE = "dsconv sign r1-onnx --private-key key.pem"
+
+
+def sign(
+    artifact: Annotated[str, typer.Argument(help="Folder or file that dsconv wrote")],
+    private_key: Annotated[Path, typer.Option(help="PEM file with an elliptic key")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Signature (default: ARTIFACT.sig)")
+    ] = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Sign an artifact in the format of OpenSSF model-signing, if it is whole."""
+    from dsconv.runtime.verify.findings.signature import sign_command
+
+    report = sign_command(artifact, private_key, output, overwrite)
+    print_json(report.to_json()) if as_json else report.show()
