@@ -1,6 +1,6 @@
 """Puts outputs in place: nothing stands under its final name before it is complete.
 
-The only module that does so.
+The only module that does so. It also answers whether there is room for an output, before any work.
 
 An output folder is built as a sibling `NAME.partial`, every file and folder in it is fsynced, and
 one rename makes it visible. An exception on the way removes the partial folder, unless the work can
@@ -11,11 +11,12 @@ the system can exchange two names, so that a reader finds the old one or the new
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -235,8 +236,6 @@ def _put_in_place(partial: Path, final: Path) -> None:
 
 def _exchange(one: Path, other: Path) -> bool:
     """Let two names change places in one step; False where the system cannot."""
-    import ctypes
-
     at_current_folder, exchange = -100, 2  # of Linux
     try:
         rename = ctypes.CDLL(None).renameat2
@@ -303,3 +302,43 @@ def link_or_copy(source: Path, target: Path, copy: bool = False) -> int:
                 raise
     shutil.copyfile(source, target)
     return target.stat().st_size
+
+
+def existing_folder(path: Path) -> Path:
+    """The folder on whose disk `path` lies or would lie."""
+    place = path.absolute().parent
+    while not os.path.isdir(place) and place != place.parent:
+        place = place.parent
+    return place
+
+
+def free_bytes(output: Path) -> int:
+    """Where `output` would lie; what an unfinished run has left there is ours."""
+    partial = partial_of(output)
+    left = [*partial.glob("*")] if os.path.isdir(partial) else [partial]
+    # In blocks: files of an unfinished run have holes.
+    ours = sum(512 * path.stat().st_blocks for path in left if os.path.isfile(path))
+    return shutil.disk_usage(existing_folder(output)).free + ours
+
+
+def require_space(output: Path, needed: int) -> None:
+    """
+    Raises:
+        OutputError: fewer bytes than `needed` are free; or the disk does not answer.
+    """
+    try:
+        free = free_bytes(output)
+    except OSError as error:
+        raise output_error(error, output) from error
+    if needed > free:
+        raise OutputError(
+            f"{output}: needs {needed:,} bytes of disk, {free:,} are free",
+            "free some space, or choose another disk with -o",
+        )
+
+
+def bytes_to_copy(paths: Iterable[Path], output: Path, copy: bool) -> int:
+    """Of files that are linked where they lie on the disk of `output`, unless `copy`."""
+    here = existing_folder(output).stat().st_dev
+    found = [path.stat() for path in paths]
+    return sum(stat.st_size for stat in found if copy or stat.st_dev != here)

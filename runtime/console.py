@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -21,8 +21,7 @@ from rich.progress import (
 from rich.text import Text
 
 from dsconv.errors import UsageError
-
-Advance = Callable[[int], None]
+from dsconv.progress import Advance
 
 PREFIXES = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -17,6 +16,7 @@ from dsconv.convert.open import open_checkpoint
 from dsconv.convert.quantize.plan import QuantizeOptions
 from dsconv.convert.quantize.run import quantize_checkpoint
 from dsconv.errors import InputError
+from dsconv.progress import Progress
 from dsconv.runtime.generate.answer import Answer, answer
 from dsconv.runtime.generate.sampling import Sampling
 from dsconv.runtime.sessions.load import Loaded, load
@@ -33,9 +33,6 @@ MAX_TOKENS = 48
 # Mean KL allowed per width. A model of 135M parameters loses much more from 4 bits without
 # calibration than a large one.
 MAX_KL = {4: 0.5, 8: 0.02}
-
-Advance = Callable[[int], None]
-Progress = Callable[[str, int, str], AbstractContextManager[Advance]]
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from dsconv.atomic import free_bytes
 from dsconv.convert.checkpoint.checkpoint import Checkpoint
 from dsconv.convert.config_only import open_for_planning
 from dsconv.convert.quantize.cost import Cost, Step, Windows, Work, Workload, cost_of
 from dsconv.convert.quantize.plan import CALIBRATED, BitsTarget, QuantizeOptions
 from dsconv.convert.quantize.run import refuse_quantized
 from dsconv.convert.quantize.work_rates import Rates, measure
-from dsconv.disk_space import free_bytes
 from dsconv.errors import DsconvError, OutputError, UnsupportedError
 from dsconv.runtime.calibration.text_windows import CalibrationOptions, shares
 

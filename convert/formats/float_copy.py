@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from dsconv.convert.files.safetensors import (
     SafetensorsWriter,
     read_tensor_infos,
 )
+from dsconv.progress import Advance
 
 WEIGHTS = "model.safetensors"
 CHUNK_WEIGHTS = 1 << 22
@@ -32,7 +32,7 @@ def planned_floats(checkpoint: Checkpoint) -> list[PlannedTensor]:
 
 
 def write_float_checkpoint(
-    checkpoint: Checkpoint, folder: Path, advance: Callable[[int], None] = lambda count: None
+    checkpoint: Checkpoint, folder: Path, advance: Advance = lambda count: None
 ) -> Checkpoint:
     """Write config, tokenizer files and dequantized weights into `folder` -> what is there now.
 

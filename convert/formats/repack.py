@@ -7,13 +7,13 @@ does not grow with the model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from dsconv.atomic import link_or_copy
+from dsconv.atomic import bytes_to_copy, link_or_copy
 from dsconv.convert.checkpoint.checkpoint import Checkpoint, module_of
 from dsconv.convert.checkpoint.jobs import Job, chunks_of, tensors_of
 from dsconv.convert.checkpoint.manifest import write_manifest
@@ -28,8 +28,8 @@ from dsconv.convert.files.safetensors import (
     TensorInfo,
     read_rows,
 )
-from dsconv.disk_space import bytes_to_copy
 from dsconv.errors import UnsupportedError
+from dsconv.progress import Advance
 from dsconv.quant.integer import IntegerMatrix, IntegerScheme
 from dsconv.quant.recoding import recode
 from dsconv.quant.rounding import AnyScheme
@@ -102,7 +102,7 @@ class Repacking:
         folder: Path,
         names: dict[Path, str],
         copy: bool,
-        advance: Callable[[int], None] = lambda count: None,
+        advance: Advance = lambda count: None,
     ) -> Placed:
         """Put all files into `folder`, under the given names.
 

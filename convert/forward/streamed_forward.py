@@ -18,14 +18,13 @@ from numpy.typing import NDArray
 
 from dsconv.convert.checkpoint.checkpoint import Checkpoint
 from dsconv.convert.families.base import Linear, Table
+from dsconv.progress import Advance
 
 from .activation_store import ActivationStore, StoredWindows
 from .torch_ops import CHUNK_WEIGHTS, DTYPES, KeyValueCache, TorchOps, load_parameter
 
 STATE_BYTES = 512 << 20  # of hidden states in memory
 POSITIONS = 256  # logits at a time: 256 * 152k * 4 bytes = 156 MB
-
-Advance = Callable[[int], None]
 
 
 @dataclass(frozen=True)

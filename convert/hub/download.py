@@ -16,13 +16,14 @@ from contextlib import suppress
 from functools import partial
 
 from dsconv.errors import DownloadError
+from dsconv.progress import Advance
 
 from .catalogue import Catalogue
 from .client import Client
 from .hashes import Digest, digest_for, kind_of
 from .listing import RemoteFile
 from .messages import Stopped
-from .range_request import Advance, Bodies, Failed, RangesIgnored
+from .range_request import Bodies, Failed, RangesIgnored
 from .retry import Attempts, RetryPolicy
 from .stores import Store, disk_error
 from .transfer import Buffers, Transfer

@@ -5,13 +5,13 @@ from __future__ import annotations
 import shutil
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from dsconv.convert.files.cache_folder import default_folder
 from dsconv.convert.files.hashes import FileHashes
 from dsconv.errors import DownloadError, OutputError
+from dsconv.progress import Progress, no_progress
 
 from .catalogue import Catalogue, catalogue_of
 from .download import Downloads
@@ -20,17 +20,10 @@ from .listing import Listing, RemoteFile
 from .listing_cache import KeptListings, listing_of_snapshot
 from .messages import Unreachable
 from .model_name import ModelReference, parse_reference
-from .range_request import Advance
 from .retry import Attempts, RetryPolicy
 from .stores import HubCache, PlainFolder, Store, cache_root, disk_error
 
 SPARE = 16 << 20  # bytes that a disk should have left
-
-Progress = Callable[[str, int, str], AbstractContextManager[Advance]]
-
-
-def no_progress(title: str, total: int, unit: str) -> AbstractContextManager[Advance]:
-    return nullcontext(lambda count: None)
 
 
 @dataclass(frozen=True)

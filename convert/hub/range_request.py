@@ -7,7 +7,8 @@ import re
 import ssl
 import threading
 import time
-from collections.abc import Callable
+
+from dsconv.progress import Advance
 
 from .client import TRANSIENT, Client, Response
 from .messages import Refused, Stopped, refusal
@@ -18,8 +19,6 @@ READ = 256 << 10  # bytes at a time, as the progress bar sees them
 SLOWEST = 1024  # bytes per second; below it a connection counts as stuck
 CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 EXPIRED = (401, 403, 404, 410)  # what a signed address of a redirect says when its time is over
-
-Advance = Callable[[int], None]
 
 
 class RangesIgnored(Exception):

@@ -7,7 +7,7 @@ them; a tied embedding and head are one matrix.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from dsconv.convert.checkpoint.checkpoint import Checkpoint
@@ -17,6 +17,7 @@ from dsconv.convert.families.inventory import Role
 from dsconv.convert.forward.workers import Workers, single_threaded_libraries
 from dsconv.convert.quantize.calibration.calibrate import forward_dtype
 from dsconv.errors import UsageError
+from dsconv.progress import Advance
 from dsconv.quant.allocation import Option, allocate, smallest_within
 from dsconv.quant.integer import IntegerScheme
 from dsconv.quant.rounding import AnyScheme
@@ -46,7 +47,7 @@ def choose_bits(
     options: QuantizeOptions,
     target: BitsTarget,
     windows: Sequence[Sequence[int]],
-    advance: Callable[[int], None] = lambda tokens: None,
+    advance: Advance = lambda tokens: None,
 ) -> Allocation:
     """Give every matrix the scheme with which the target is met at the least estimated loss.
 

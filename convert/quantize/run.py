@@ -41,6 +41,7 @@ from dsconv.convert.files.safetensors import (
 )
 from dsconv.convert.forward.workers import Workers
 from dsconv.errors import InputError, UnsupportedError, UsageError
+from dsconv.progress import Advance
 from dsconv.quant.int8_rows import Int8RowsMatrix
 from dsconv.quant.integer import IntegerMatrix
 from dsconv.quant.rounding import METHODS, AnyQuantized, AnyScheme, ScaleOverflow
@@ -49,8 +50,6 @@ from dsconv.quant.scale_min import Grid, ScaleMinMatrix
 from .inputs import GivenWindows, Preparation, prepared
 from .journal import Journal
 from .plan import CALIBRATED, QuantizeOptions, plan
-
-Advance = Callable[[int], None]
 
 DOUBTFUL_SQNR = 6.0  # dB: a quarter of the signal's power is error
 DOUBTFUL_LOSS = 1.0  # dB below plain rounding

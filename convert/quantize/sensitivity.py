@@ -20,6 +20,7 @@ from dsconv.convert.families.base import Linear, Table
 from dsconv.convert.families.inventory import Role
 from dsconv.convert.forward.torch_ops import KeyValueCache, TorchOps, load_parameter
 from dsconv.convert.forward.workers import Workers
+from dsconv.progress import Advance
 from dsconv.quant.rounding import AnyScheme, dequantize, search
 
 # Inputs louder than this many medians count as such: the few of a massive activation would count
@@ -83,7 +84,7 @@ def sensitivities(
     windows: Sequence[Sequence[int]],
     dtype: torch.dtype,
     workers: Workers,
-    advance: Callable[[int], None] = lambda tokens: None,
+    advance: Advance = lambda tokens: None,
 ) -> dict[str, Sensitivity]:
     """-> per module. Holds the whole model in memory, as `dtype`; one window per thread."""
     weights = {name: load_parameter(checkpoint, name, dtype) for name in checkpoint.parameters}

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from dsconv.errors import UsageError
+from dsconv.progress import Advance
 
 from .cpu_load import machine_time
 from .report import Artifact, Decode, Figures, Report
@@ -24,7 +25,6 @@ ATTEMPTS = 2  # rounds tried per round wanted
 SHORTEST_WALL = 0.2  # seconds of a round below which the kernel's ticks say nothing of others
 
 T = TypeVar("T")
-Advance = Callable[[int], None]
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ whole number of windows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from itertools import cycle, zip_longest
@@ -26,6 +26,7 @@ from dsconv.convert.forward.batch_generation import GeneratingOps, SlotCache, We
 from dsconv.convert.forward.workers import Workers, single_threaded_libraries
 from dsconv.convert.quantize.calibration.calibrate import forward_dtype
 from dsconv.errors import DsconvError, InputError
+from dsconv.progress import Advance
 from dsconv.runtime.generate.sampling import Sampling
 from dsconv.runtime.text.chat_template import Message, chat_template, render_chats
 from dsconv.runtime.text.thinking import CLOSE, OPEN, opens_thinking
@@ -43,8 +44,6 @@ SAMPLED_TOGETHER = 8  # slots, by one thread
 MAX_CACHE_BYTES = 2**30
 MAX_HELD_BYTES = 2**30  # of weights; those of larger models are read again for every step
 MAX_WRITER_BYTES = 9 * 2**30  # of weights; larger models would write for hours
-
-Advance = Callable[[int], None]
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,13 @@ import importlib
 import importlib.util
 import os
 import re
-import sys
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout, suppress
+from collections.abc import Mapping
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
 from dsconv.errors import OutputError, ProviderError
+from dsconv.runtime.captured_output import Captured, captured_output
 
 from .compiled_graphs import compiled_folder
 from .providers import PROVIDERS, Provider, ProviderChoice
@@ -164,11 +163,11 @@ def create_session(
     except Exception as error:  # ONNX Runtime raises a class of its own per status code
         if choice.is_cpu:
             raise
-        if said.provider_failure():
-            raise _unusable(choice, said.provider_failure()) from error
+        if _failure_in(said):
+            raise _unusable(choice, _failure_in(said)) from error
         raise _refusal(where, choice, " ".join(str(error).split())) from error
-    if not choice.is_cpu and said.provider_failure():  # a plugin is listed all the same
-        raise _unusable(choice, said.provider_failure())
+    if not choice.is_cpu and _failure_in(said):  # a plugin is listed all the same
+        raise _unusable(choice, _failure_in(said))
     if choice.provider.name not in session.get_providers():
         raise _refusal(where, choice, said.last_line() or "ONNX Runtime went on without it")
     return session
@@ -227,39 +226,7 @@ def _refusal(where: str, choice: ProviderChoice, reason: str) -> ProviderError:
     )
 
 
-class Captured:
-    """What was written to stdout and stderr, also by C++."""
-
-    def __init__(self) -> None:
-        self.text = ""
-
-    def provider_failure(self) -> str:
-        """Why a provider, or its device, could not be started: ONNX Runtime only logs it."""
-        found = (re.search(pattern, self.text) for pattern in PROVIDER_FAILURES)
-        return next((" ".join(match.group(1).split()) for match in found if match), "")
-
-    def last_line(self) -> str:
-        lines = [line.strip() for line in self.text.splitlines() if line.strip()]
-        return lines[-1] if lines else ""
-
-
-@contextmanager
-def captured_output() -> Iterator[Captured]:
-    """Keep what libraries print while a session is made from coming between our own lines."""
-    captured = Captured()
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
-    with tempfile.TemporaryFile("w+", errors="replace") as file:
-        saved = [(number, os.dup(number)) for number in (1, 2)]
-        try:
-            for number, _ in saved:
-                os.dup2(file.fileno(), number)
-            yield captured
-        finally:
-            for stream in (sys.stdout, sys.stderr):
-                stream.flush()
-            for number, copy in saved:
-                os.dup2(copy, number)
-                os.close(copy)
-            file.seek(0)
-            captured.text = file.read()
+def _failure_in(said: Captured) -> str:
+    """Why a provider, or its device, could not be started: ONNX Runtime only logs it."""
+    found = (re.search(pattern, said.text) for pattern in PROVIDER_FAILURES)
+    return next((" ".join(match.group(1).split()) for match in found if match), "")

@@ -6,10 +6,11 @@ Teacher-forced figures do not see where an error leads to: other words, loops, t
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 
+from dsconv.progress import Advance
 from dsconv.runtime.generate.answer import prepare
 from dsconv.runtime.generate.generate import complete
 from dsconv.runtime.generate.sampling import Sampler, Sampling
@@ -23,8 +24,6 @@ PROMPTS = "calibration_prompts.jsonl"
 MAX_PERIOD = 64  # tokens of the longest block that may be repeated
 MIN_REPEATS = 3
 MIN_LOOP = 24  # tokens: "ha ha ha" is no loop
-
-Advance = Callable[[int], None]
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ piece at a time, so memory is bounded by a piece of logits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from itertools import pairwise
@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsconv.errors import InputError, UsageError
+from dsconv.progress import Advance
 from dsconv.runtime.sessions.load import Loaded
 from dsconv.runtime.text.text_file import read_text_file
 from dsconv.runtime.text.tokenizer import TextTokenizer
@@ -24,8 +25,6 @@ from dsconv.runtime.text.tokenizer import TextTokenizer
 from .metrics import TokenScores, join, summarize
 from .reference import Predictions, Reference, Tokens, score_in_pieces
 from .verdict import Bucket, Provenance, Verdict, WorstToken
-
-Advance = Callable[[int], None]
 
 POSITION_EDGES = (0, 256, 1024)
 CONFIDENCE_EDGES = (0.0, 0.5, 0.9, 0.99, 1.0)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from dsconv.convert.checkpoint.checkpoint import Checkpoint
 from dsconv.errors import ProviderError
+from dsconv.progress import Advance
 from dsconv.runtime.sessions.load import Loaded
 from dsconv.runtime.sessions.session import Session
 from dsconv.runtime.sessions.torch_device import import_torch
@@ -30,7 +31,6 @@ POSITIONS = 256  # logits at a time
 NOISE_WINDOWS, NOISE_TOKENS = 2, 512  # enough to tell the order of magnitude of the noise
 SEED = 0
 
-Advance = Callable[[int], None]
 Tokens = Sequence[Sequence[int]]  # windows of token ids
 Pieces = Iterable[NDArray[np.float32]]  # logits after every token of a window, POSITIONS at a time
 

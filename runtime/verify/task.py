@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
@@ -18,6 +18,7 @@ import numpy as np
 
 from dsconv.convert.files.json_file import ConfigReader, parse_json
 from dsconv.errors import InputError, UsageError
+from dsconv.progress import Advance
 from dsconv.runtime.generate.answer import prepare
 from dsconv.runtime.generate.generate import complete
 from dsconv.runtime.generate.sampling import Sampler, Sampling
@@ -32,8 +33,6 @@ INSTRUCTION = "\nPlease reason step by step, and put your final answer within \\
 NUMBER = re.compile(r"-?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
 MARK = "####"
 SEED_STRIDE = 1_000_003  # every question and seed draws its own random numbers
-
-Advance = Callable[[int], None]
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,11 @@ msModelSlim writes them and vllm-ascend takes them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from dsconv.atomic import output_folder
+from dsconv.atomic import output_folder, require_space
 from dsconv.convert.checkpoint.checkpoint import CONFIG, Checkpoint
 from dsconv.convert.checkpoint.jobs import Job
 from dsconv.convert.checkpoint.tensors import ASCEND_DESCRIPTION, ASCEND_INDEX, write_index
@@ -27,8 +26,8 @@ from dsconv.convert.formats.repack import (
     finish_folder,
     float_dtype,
 )
-from dsconv.disk_space import require_space
 from dsconv.errors import UnsupportedError
+from dsconv.progress import Advance
 from dsconv.quant.int8_rows import Int8Rows
 
 from .description import OFFSET, STEM, describe_tensors
@@ -41,7 +40,7 @@ def export_ascend(
     output: Path,
     copy: bool = False,
     overwrite: bool = False,
-    advance: Callable[[int], None] = lambda count: None,
+    advance: Advance = lambda count: None,
 ) -> RepackResult:
     """Write the folder `output`.
 

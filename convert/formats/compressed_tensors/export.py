@@ -5,11 +5,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dsconv.atomic import output_folder
+from dsconv.atomic import output_folder, require_space
 from dsconv.convert.checkpoint.checkpoint import CONFIG, Checkpoint, module_of
 from dsconv.convert.checkpoint.jobs import Job
 from dsconv.convert.checkpoint.quantization_config import build_quantization_config
@@ -20,7 +19,7 @@ from dsconv.convert.files.json_file import ConfigReader, write_json
 from dsconv.convert.formats.float_copy import place_side_files
 from dsconv.convert.formats.notes import notes_on
 from dsconv.convert.formats.repack import Repacking, RepackResult, finish_folder, float_dtype
-from dsconv.disk_space import require_space
+from dsconv.progress import Advance
 
 from .portable_schemes import readable_schemes
 
@@ -30,7 +29,7 @@ def export_compressed_tensors(
     output: Path,
     copy: bool = False,
     overwrite: bool = False,
-    advance: Callable[[int], None] = lambda count: None,
+    advance: Advance = lambda count: None,
 ) -> RepackResult:
     """Write the folder `output`.
 

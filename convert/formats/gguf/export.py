@@ -7,7 +7,7 @@ the model.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsconv import __version__
-from dsconv.atomic import output_file, output_folder
+from dsconv.atomic import output_file, output_folder, require_space
 from dsconv.convert.checkpoint.checkpoint import Checkpoint
 from dsconv.convert.checkpoint.manifest import write_manifest
 from dsconv.convert.checkpoint.provenance import Provenance, announced_provenance, provenance_of
 from dsconv.convert.families.inventory import Parameter, Role
-from dsconv.disk_space import require_space
 from dsconv.errors import UnsupportedError
+from dsconv.progress import Advance
 
 from .blocks import BlockType, Packed, block_type, pack
 from .container import TYPES
@@ -89,7 +89,7 @@ def export_gguf(
     settings: TextSettings,
     output: Path,
     overwrite: bool = False,
-    advance: Callable[[int], None] = lambda count: None,
+    advance: Advance = lambda count: None,
 ) -> GgufResult:
     """Write `output`: the file itself if its name ends in .gguf, else a folder with a manifest.
 
@@ -152,9 +152,7 @@ class _GgufFile:
             keys["general.quantized_by"] = f"dsconv {__version__}"
         return keys
 
-    def write(
-        self, path: Path, source: Future[Provenance], advance: Callable[[int], None]
-    ) -> GgufResult:
+    def write(self, path: Path, source: Future[Provenance], advance: Advance) -> GgufResult:
         self._write_header(path)
         notes = _Notes()
         with path.open("ab") as stream:

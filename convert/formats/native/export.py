@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,15 +20,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsconv import __version__
-from dsconv.atomic import output_file
+from dsconv.atomic import output_file, require_space
 from dsconv.convert.checkpoint.checkpoint import Checkpoint
 from dsconv.convert.checkpoint.provenance import Provenance, announced_provenance, provenance_of
 from dsconv.convert.families.inventory import Role
 from dsconv.convert.files.hashes import HASH_PLACEHOLDER
 from dsconv.convert.files.safetensors import PlannedTensor, SafetensorsWriter, encode_header
 from dsconv.convert.forward.workers import Workers
-from dsconv.disk_space import require_space
 from dsconv.errors import UnsupportedError, UsageError
+from dsconv.progress import Advance
 from dsconv.quant.int8_rows import Int8Rows, Int8RowsMatrix
 from dsconv.quant.integer import WHOLE_ROW
 from dsconv.quant.scale_min import ScaleMin
@@ -58,7 +58,7 @@ def export_native(
     checkpoint: Checkpoint,
     output: Path,
     overwrite: bool = False,
-    advance: Callable[[int], None] = lambda count: None,
+    advance: Advance = lambda count: None,
     threads: int = 0,
 ) -> NativeResult:
     """Write `output`, whose name ends in .dsq.
@@ -115,7 +115,7 @@ class _NativeFile:
         ]
         self._planned = planned
 
-    def write(self, path: Path, advance: Callable[[int], None], threads: int) -> None:
+    def write(self, path: Path, advance: Advance, threads: int) -> None:
         hashes = {tensor.name: HASH_PLACEHOLDER for tensor in self._planned}
         blank = self._metadata(hashes, announced_provenance(self._checkpoint))
         with (
@@ -160,7 +160,7 @@ class _NativeFile:
         ).encode()
 
     def _contents(
-        self, threads: int, advance: Callable[[int], None]
+        self, threads: int, advance: Advance
     ) -> Iterator[tuple[str, Iterator[NDArray[Any]]]]:
         """Every tensor with its bytes in pieces, in the order of the file."""
         with Workers(threads) as workers:
@@ -175,9 +175,7 @@ class _NativeFile:
         for name, content in self._large.items():
             yield f"{SIDE_FILE_PREFIX}{name}", iter([np.frombuffer(content, np.uint8)])
 
-    def _packed(
-        self, name: str, workers: Workers, advance: Callable[[int], None]
-    ) -> Iterator[NDArray[np.uint8]]:
+    def _packed(self, name: str, workers: Workers, advance: Advance) -> Iterator[NDArray[np.uint8]]:
         rows, columns = self._checkpoint.parameters[name].shape
         step = max(1, CHUNK_WEIGHTS // columns // BLOCK_ROWS) * BLOCK_ROWS
         for piece, count in workers.in_order(

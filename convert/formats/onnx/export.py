@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dsconv.atomic import link_or_copy, output_folder
+from dsconv.atomic import bytes_to_copy, link_or_copy, output_folder, require_space
 from dsconv.convert.checkpoint.checkpoint import CONFIG, Checkpoint
 from dsconv.convert.checkpoint.manifest import write_manifest
 from dsconv.convert.checkpoint.provenance import provenance_of
@@ -22,8 +22,8 @@ from dsconv.convert.formats.float_copy import (
     planned_floats,
     write_float_checkpoint,
 )
-from dsconv.disk_space import bytes_to_copy, require_space
 from dsconv.errors import UnsupportedError, UsageError
+from dsconv.progress import Advance
 
 from .contrib import Contrib, contrib_for
 from .dialect import Dialect, GraphOptions
@@ -128,7 +128,7 @@ def export_onnx(
     options: ExportOptions,
     output: Path,
     overwrite: bool = False,
-    advance: Callable[[int], None] = lambda count: None,
+    advance: Advance = lambda count: None,
     check: Callable[[Path], None] = lambda folder: None,
 ) -> ExportResult:
     """Write the ONNX artifact to the folder `output`.
@@ -171,7 +171,7 @@ def _bytes_of_weights(checkpoint: Checkpoint, output: Path, copy: bool) -> int:
 
 
 def _place_weights(
-    checkpoint: Checkpoint, folder: Path, copy: bool, advance: Callable[[int], None]
+    checkpoint: Checkpoint, folder: Path, copy: bool, advance: Advance
 ) -> tuple[Checkpoint, int]:
     """Put config, tokenizer and weights into `folder` -> the same there, bytes that are links."""
     source = checkpoint.source

@@ -28,7 +28,6 @@ from dsconv.convert.forward.workers import Workers, single_threaded_libraries
 from dsconv.convert.quantize.journal import Journal
 from dsconv.convert.quantize.plan import QuantizeOptions
 from dsconv.convert.quantize.run import (
-    Advance,
     MatrixReport,
     QuantizedWriter,
     Report,
@@ -36,6 +35,7 @@ from dsconv.convert.quantize.run import (
     round_in_blocks,
 )
 from dsconv.errors import InputError
+from dsconv.progress import Advance
 from dsconv.quant.gptq import (
     Factor,
     NotPositiveDefinite,

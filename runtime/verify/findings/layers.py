@@ -19,6 +19,7 @@ from dsconv.convert.families.base import Linear, Table
 from dsconv.convert.families.inventory import Role
 from dsconv.convert.forward.torch_ops import KeyValueCache, TorchOps
 from dsconv.errors import InputError
+from dsconv.progress import Advance
 from dsconv.quant.sqnr import decibels
 from dsconv.runtime.verify.verdict import Finding, LayerError
 
@@ -38,7 +39,6 @@ from .vectors import undo_smoothing, vector_findings
 SAMPLED_TOKENS = 512
 CHUNK_WEIGHTS = 1 << 22  # of embedding and head, compared at a time
 
-Advance = Callable[[int], None]
 Floats = NDArray[np.float32]
 
 
