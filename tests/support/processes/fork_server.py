@@ -11,13 +11,16 @@ import json
 import os
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
+from pkgutil import walk_packages
 from typing import Any
 
-import onnx  # noqa: F401 (the rest: imported once, here, and never used before the fork)
-import torch  # noqa: F401
-
 from dsconv import atomic, cli
+
+# What commands import when they need it, imported once, here, and never used before the fork.
+# (onnxruntime is not: it starts threads.)
+OF_OTHERS = ("torch", "onnx", "onnx_ir", "gguf", "tokenizers", "typer._adapters")
 
 CHANGES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.truncate"}
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
@@ -116,7 +119,17 @@ def run(request: dict[str, Any]) -> None:
     os._exit(code if isinstance(code, int) else 0)
 
 
+def import_everything() -> None:
+    for name in OF_OTHERS:
+        import_module(name)
+    for part in ("dsconv.quant", "dsconv.convert", "dsconv.runtime"):
+        for module in walk_packages(import_module(part).__path__, f"{part}."):
+            if ".peers." not in module.name:  # which need what may not be installed
+                import_module(module.name)
+
+
 def main() -> None:
+    import_everything()
     answers = os.fdopen(os.dup(1), "w")
     print(len(os.listdir("/proc/self/task")) if LINUX else 1, file=answers, flush=True)
     for line in iter(sys.stdin.readline, ""):
