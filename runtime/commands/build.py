@@ -1,7 +1,5 @@
 """`dsconv build`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -45,7 +43,7 @@ def build(
         raise VerdictFailed("; ".join(report.failures) or "verdict: failed", report.hint)
 
 
-def show(report: BuildReport) -> None:
+def show(report: "BuildReport") -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -75,7 +73,7 @@ def show(report: BuildReport) -> None:
     print("verdict: passed" if report.passed else "verdict: failed")
 
 
-def _why(step: Step) -> str:
+def _why(step: "Step") -> str:
     from dsconv.runtime.build.build import PULL
 
     if step.reason is not None:

@@ -1,7 +1,5 @@
 """`dsconv demo`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -34,7 +32,7 @@ def demo(
         raise VerdictFailed("; ".join(result.failures), "please report this with dsconv --version")
 
 
-def show(result: DemoResult) -> None:
+def show(result: "DemoResult") -> None:
     from rich.console import Console
     from rich.table import Table
 

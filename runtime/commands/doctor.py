@@ -1,7 +1,5 @@
 """`dsconv doctor`."""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -32,7 +30,7 @@ def doctor(
     print_json(diagnosis.to_json()) if as_json else show(diagnosis)
 
 
-def show(diagnosis: Diagnosis) -> None:
+def show(diagnosis: "Diagnosis") -> None:
     """What works first; then what to do for the rest."""
     from rich.console import Console
     from rich.table import Table
@@ -52,7 +50,7 @@ def show(diagnosis: Diagnosis) -> None:
         print(f"problem: {problem.what}\n    fix: {problem.cure}")
 
 
-def _words(result: GraphResult | None) -> str:
+def _words(result: "GraphResult | None") -> str:
     if result is None:
         return ""
     if result.error is None:
@@ -60,7 +58,7 @@ def _words(result: GraphResult | None) -> str:
     return f"{result.error:.1e}" if result.passed else f"WRONG {result.error:.1e}"
 
 
-def _remark(target: TargetState) -> str:
+def _remark(target: "TargetState") -> str:
     if target.kernels:
         return "kernels: " + ", ".join(target.kernels)
     if target.state == "missing":

@@ -1,7 +1,5 @@
 """`dsconv inspect`."""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING
 
 from .options import Json, Model, print_json
@@ -20,7 +18,7 @@ def inspect(model: Model, as_json: Json = False) -> None:
     print_json(description.to_json()) if as_json else show(description)
 
 
-def show(description: Description) -> None:
+def show(description: "Description") -> None:
     from rich.console import Console
     from rich.table import Table
 

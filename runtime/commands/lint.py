@@ -1,8 +1,6 @@
 """`dsconv lint`."""
 
-from __future__ import annotations
-
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,62 +25,46 @@ def lint(
     from dsconv.convert.targets.lint import lint
     from dsconv.convert.targets.table import find_target
 
-    found = LintReport(artifact, lint(artifact, find_target(target)))
-    print_json(found.to_json()) if as_json else show(found)
-    if not found.passed:
-        raise VerdictFailed(found.summary, found.hint)
+    result = lint(artifact, find_target(target))
+    print_json(_to_json(artifact, result)) if as_json else show(artifact, result)
+    if result.findings:
+        fixes = [finding.fix for finding in result.findings]
+        most = max(dict.fromkeys(fixes), key=fixes.count)  # the cure that most findings name
+        raise VerdictFailed(_summary(artifact, result), most)
 
 
-@dataclass(frozen=True)
-class LintReport:
-    artifact: Path
-    result: LintResult
-
-    @property
-    def passed(self) -> bool:
-        return not self.result.findings
-
-    @property
-    def summary(self) -> str:
-        count = len(self.result.findings)
-        things = "1 finding" if count == 1 else f"{count} findings"
-        return f"{self.artifact}: {things} for target {self.result.target}"
-
-    @property
-    def hint(self) -> str:
-        """The cure that most findings name."""
-        fixes = [finding.fix for finding in self.result.findings]
-        return max(dict.fromkeys(fixes), key=fixes.count)
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "artifact": str(self.artifact),
-            "target": self.result.target,
-            "passed": self.passed,
-            "files": list(self.result.files),
-            "nodes": self.result.nodes,
-            "findings": [asdict(finding) for finding in self.result.findings],
-        }
+def _summary(artifact: Path, result: "LintResult") -> str:
+    count = len(result.findings)
+    things = "1 finding" if count == 1 else f"{count} findings"
+    return f"{artifact}: {things} for target {result.target}"
 
 
-def show(report: LintReport) -> None:
+def _to_json(artifact: Path, result: "LintResult") -> dict[str, Any]:
+    return {
+        "artifact": str(artifact),
+        "target": result.target,
+        "passed": not result.findings,
+        "files": list(result.files),
+        "nodes": result.nodes,
+        "findings": [asdict(finding) for finding in result.findings],
+    }
+
+
+def show(artifact: Path, result: "LintResult") -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     from dsconv.runtime.console import say
 
-    if report.passed:
-        say(
-            f"{report.artifact}: {report.result.nodes} nodes, nothing found for target "
-            f"{report.result.target}"
-        )
+    if not result.findings:
+        say(f"{artifact}: {result.nodes} nodes, nothing found for target {result.target}")
         return
-    table = Table(title=report.summary, title_justify="left")
+    table = Table(title=_summary(artifact, result), title_justify="left")
     for column in ("node", "operator", "finding", "fix"):
         table.add_column(column, overflow="fold")
-    many = len(report.result.files) > 1
-    for f in report.result.findings:
+    many = len(result.files) > 1
+    for f in result.findings:
         node = f"{f.file}: {f.node}" if many else f.node
         table.add_row(*map(Text, (node, f.operator, f.message, f.fix)))
     Console().print(table)

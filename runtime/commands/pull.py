@@ -1,7 +1,5 @@
 """`dsconv pull`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -37,7 +35,7 @@ def pull(
     print_json(report.to_json()) if as_json else show(report)
 
 
-def show(report: PullReport) -> None:
+def show(report: "PullReport") -> None:
     from dsconv.runtime.console import say, size_text
 
     rate = f" ({size_text(report.fetched_bytes / max(report.seconds, 1e-9))}/s)"

@@ -1,7 +1,5 @@
 """`dsconv recipes`."""
 
-from __future__ import annotations
-
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -26,11 +24,11 @@ def recipes(as_json: Json = False) -> None:
         show(found)
 
 
-def _to_json(recipe: Recipe) -> dict[str, Any]:
+def _to_json(recipe: "Recipe") -> dict[str, Any]:
     return {key: value for key, value in asdict(recipe).items() if key != "file"}
 
 
-def show(recipes: Sequence[Recipe]) -> None:
+def show(recipes: "Sequence[Recipe]") -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -44,7 +42,7 @@ def show(recipes: Sequence[Recipe]) -> None:
     Console().print(table)
 
 
-def _weights(recipe: Recipe) -> str:
+def _weights(recipe: "Recipe") -> str:
     """`int4 g32`, `scale-min 4`, `w8a8` (int8 weights and inputs)."""
     part = recipe.quantize
     if part is None:

@@ -1,7 +1,5 @@
 """`dsconv run`."""
 
-from __future__ import annotations
-
 import sys
 from typing import TYPE_CHECKING, Annotated
 
@@ -53,18 +51,18 @@ def run(
     print_json(reply.to_json()) if as_json else show(reply)
 
 
-def _ignore(kind: Kind, text: str) -> None:
+def _ignore(kind: "Kind", text: str) -> None:
     """With --json everything comes at the end."""
 
 
-def _emit(kind: Kind, text: str) -> None:
+def _emit(kind: "Kind", text: str) -> None:
     """Thoughts go to stderr and the answer to stdout as they come."""
     file = sys.stderr if kind == "think" else sys.stdout
     dim = kind == "think" and file.isatty()
     print(f"\x1b[2m{text}\x1b[0m" if dim else text, end="", file=file, flush=True)
 
 
-def show(reply: Answer) -> None:
+def show(reply: "Answer") -> None:
     """What comes after the text."""
     from dsconv.runtime.console import say
 

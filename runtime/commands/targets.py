@@ -1,7 +1,5 @@
 """`dsconv targets`."""
 
-from __future__ import annotations
-
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +24,7 @@ def targets(as_json: Json = False) -> None:
         show(found)
 
 
-def show(targets: Iterable[Target]) -> None:
+def show(targets: "Iterable[Target]") -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -39,7 +37,7 @@ def show(targets: Iterable[Target]) -> None:
     Console().print(table)
 
 
-def _graph_text(target: Target) -> str:
+def _graph_text(target: "Target") -> str:
     recipe = target.recipe
     if recipe is None:
         return ""
@@ -47,7 +45,7 @@ def _graph_text(target: Target) -> str:
     return f"{recipe.dialect}, {recipe.precision}, {shapes}"
 
 
-def _to_json(target: Target) -> dict[str, Any]:
+def _to_json(target: "Target") -> dict[str, Any]:
     recipe, rules = target.recipe, target.rules
     return {
         "name": target.name,

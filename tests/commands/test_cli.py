@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import resource
 import subprocess
@@ -140,6 +141,15 @@ def test_every_command_is_a_file_of_its_name() -> None:
     modules = [callback.__module__ for callback in found if callback is not None]
     assert modules == [f"dsconv.runtime.commands.{name}" for name in names]
     assert set(names) == files - others
+
+
+def test_options_are_compiled_with_their_file() -> None:
+    """As strings they would be compiled at every start, which takes as long as all imports."""
+    callbacks = [command.callback for command in cli.app.registered_commands]
+    for callback in callbacks:
+        assert callback is not None
+        options = inspect.signature(callback).parameters.values()
+        assert not [option.name for option in options if isinstance(option.annotation, str)]
 
 
 def test_help_is_quick() -> None:
