@@ -107,6 +107,7 @@ class Decoder:
 
     architecture: ClassVar[str]
     model_type: ClassVar[str]
+    layers_name: ClassVar[str] = "model.layers"  # of the list of layers
 
     def __init__(self, config: DecoderConfig) -> None:
         self.config = config
@@ -129,6 +130,12 @@ class Decoder:
     def head_linear(self) -> Linear:
         return Linear("lm_head", self.config.vocab_size, self.config.hidden_size)
 
+    def layer_name(self, index: int) -> str:
+        return f"{self.layers_name}.{index}"
+
+    def attention_name(self, index: int) -> str:
+        return f"{self.layer_name(index)}.self_attn"
+
     def forward(self, ops: Ops[V]) -> V:
         """-> logits."""
         x = ops.embedding(self.table)
@@ -137,9 +144,9 @@ class Decoder:
         return self.head(ops, x)
 
     def layer(self, ops: Ops[V], index: int, x: V) -> V:
-        c, prefix = self.config, f"model.layers.{index}"
+        c, prefix = self.config, self.layer_name(index)
         h = ops.rms_norm(x, self._norm(f"{prefix}.input_layernorm"))
-        x = ops.add(x, self._attention(ops, index, f"{prefix}.self_attn", h))
+        x = ops.add(x, self._attention(ops, index, h))
         h = ops.rms_norm(x, self._norm(f"{prefix}.post_attention_layernorm"))
         gate, up = ops.linears(
             h,
@@ -156,8 +163,8 @@ class Decoder:
         tied_to = self.table if self.config.tie_word_embeddings else None
         return ops.head(normed, self.head_linear, tied_to)
 
-    def _attention(self, ops: Ops[V], index: int, prefix: str, h: V) -> V:
-        c = self.config
+    def _attention(self, ops: Ops[V], index: int, h: V) -> V:
+        c, prefix = self.config, self.attention_name(index)
         width, kv_width = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
         query, key, value = ops.linears(
             h,

@@ -59,7 +59,7 @@ class LayerError:
     """
 
     layer: int
-    name: str  # "model.layers.3"
+    name: str  # of the module
     sqnr_db: float
     cosine: float
     matrices: Mapping[str, float | None] = field(default_factory=dict)
@@ -108,7 +108,7 @@ class Speed:
 class Finding:
     """Something that is wrong apart from the figures: a file, a tensor, a provider."""
 
-    place: str  # "tokenizer.json", "model.layers.3.mlp.up_proj", "provider"
+    place: str  # a file, a tensor, a module, "provider"
     message: str
     hint: str = ""
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from dsconv.atomic import MANIFEST
 from dsconv.convert.checkpoint.checkpoint import Checkpoint
+from dsconv.convert.families.base import Decoder
 from dsconv.convert.files.json_file import ConfigReader, read_json_object
 from dsconv.convert.files.local_files import safe_join
 from dsconv.errors import DsconvError, InputError
@@ -31,7 +32,6 @@ from .graph import MICROSOFT
 from .names import DATA_FILE, FIXED_SHAPES, GENAI_CONFIG
 from .weights import DataFile
 
-LAYER = re.compile(r"(?:model\.layers|past_key_values)\.(\d+)\.")
 # What a user may set in genai_config.json without changing the model.
 NODE_FACTS = ("operator", "inputs", "outputs")
 FREE_KEYS = ("session_options", "pad_token_id")
@@ -198,7 +198,7 @@ def _compare(found: ir.Graph, expected: ir.Graph, checkpoint: Checkpoint) -> Ite
     theirs = {node.name: node for node in expected}
     layer = ""
     for name, node in theirs.items():
-        layer = _layer_of(node) or layer
+        layer = _layer_of(node, checkpoint.decoder) or layer
         place = f"{name} ({layer or 'model'})"
         if name not in mine:
             yield Difference(place, "the graph lacks this node")
@@ -220,10 +220,11 @@ def _value(value: ir.Value) -> tuple[str | None, str, str]:
     return value.name, str(value.type), str(value.shape)
 
 
-def _layer_of(node: ir.Node) -> str:
+def _layer_of(node: ir.Node, decoder: Decoder) -> str:
     names = [node.name or "", *(value.name or "" for value in node.inputs if value is not None)]
-    found = next((match for name in names if (match := LAYER.search(name))), None)
-    return f"model.layers.{found[1]}" if found else ""
+    layer = re.compile(rf"(?:{re.escape(decoder.layers_name)}|past_key_values)\.(\d+)\.")
+    found = next((match for name in names if (match := layer.search(name))), None)
+    return decoder.layer_name(int(found[1])) if found else ""
 
 
 def _facts(node: ir.Node) -> dict[str, object]:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from dsconv.convert.families.base import Linear, Table
 from dsconv.convert.families.inventory import Role
+from dsconv.convert.families.wiring import Wiring, wiring_of
 from dsconv.convert.forward.torch_ops import KeyValueCache, TorchOps
 from dsconv.errors import InputError
 from dsconv.progress import Advance
@@ -180,8 +181,8 @@ class _Comparison:
 
     def _layer(self, index: int, hidden: list[torch.Tensor]) -> LayerError:
         """Compare a layer, and take the original's activations through it, in place."""
-        prefix = f"model.layers.{index}."
-        original, mine = (_load(weights, prefix) for weights in self._both)
+        name = self._reference.decoder.layer_name(index)
+        original, mine = (_load(weights, f"{name}.") for weights in self._both)
         inputs: dict[str, list[Floats]] = {}
         ratio = _Ratio()
         for window, (tokens, x) in enumerate(zip(self._tokens, hidden, strict=True)):
@@ -193,8 +194,8 @@ class _Comparison:
             received = self._artifact.decoder.layer(other, index, x)
             ratio.add((expected - x)[0], (received - x)[0])
             hidden[window] = expected
-        matrices = self._compare_layer(prefix, original, mine, inputs)
-        return ratio.error(index, prefix[:-1], matrices)
+        matrices = self._compare_layer(index, original, mine, inputs)
+        return ratio.error(index, name, matrices)
 
     def _head(self, hidden: Sequence[torch.Tensor]) -> LayerError:
         """Logits, in blocks of the vocabulary."""
@@ -242,37 +243,37 @@ class _Comparison:
 
     def _compare_layer(
         self,
-        prefix: str,
+        index: int,
         original: Mapping[str, Floats],
         mine: Mapping[str, Floats],
         inputs: Mapping[str, list[Floats]],
     ) -> dict[str, float | None]:
         """SQNR of each matrix, what smoothing has moved put back."""
-        matched, found = undo_smoothing(original, mine, self._artifact, prefix)
+        wiring = wiring_of(self._artifact.decoder, index)
+        matched, found = undo_smoothing(original, mine, self._artifact, wiring)
         vectors = [name for name in self._vectors() if name in mine]
         self._vector_findings += found
         self._vector_findings += vector_findings(original, matched, vectors, inputs)
         sqnr = {}
         for name in (name for name in mine if name not in vectors):
-            swaps = self._head_swaps(name, original[name], matched[name])
-            samples = np.concatenate(inputs[name.removesuffix(".weight")])
+            module = name.removesuffix(".weight")
+            swaps = _swapped_heads(wiring, module, original[name], matched[name])
+            samples = np.concatenate(inputs[module])
             lost = lost_rows(original[name], matched[name], samples)
             error = matrix_error(name, RowSums.of(original[name], matched[name]), swaps, lost)
             self._errors[name] = error
             sqnr[name] = error.sqnr_db
         return sqnr
 
-    def _head_swaps(
-        self, name: str, original: Floats, artifact: Floats
-    ) -> tuple[tuple[int, int | None], ...]:
-        config = self._artifact.decoder.config
-        heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
-        count = {"q_proj": heads, "k_proj": kv_heads, "v_proj": kv_heads}.get(name.split(".")[-2])
-        if count is not None:
-            return head_swaps(original, artifact, count)
-        if name.endswith("o_proj.weight"):
-            return head_swaps(original.T, artifact.T, heads)
-        return ()
+
+def _swapped_heads(
+    wiring: Wiring, module: str, original: Floats, artifact: Floats
+) -> tuple[tuple[int, int | None], ...]:
+    if module in wiring.row_heads:
+        return head_swaps(original, artifact, wiring.row_heads[module])
+    if module in wiring.column_heads:
+        return head_swaps(original.T, artifact.T, wiring.column_heads[module])
+    return ()
 
 
 def _load(weights: Weights, prefix: str) -> dict[str, Floats]:

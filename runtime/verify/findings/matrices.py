@@ -205,8 +205,8 @@ def _row_text(rows: Sequence[tuple[int, float]]) -> str:
 
 
 def _layer_and_kind(name: str) -> tuple[str, str]:
-    """`model.layers.3.mlp.up_proj.weight` -> (`model.layers.3`, `mlp.up_proj.weight`); what lies
-    in no layer is one by itself."""
+    """`a.layers.3.b.c.weight` -> (`a.layers.3`, `b.c.weight`); what lies in no layer is one by
+    itself."""
     match = LAYER.match(name)
     return (match[1], match[2]) if match else (name, name)
 

@@ -89,9 +89,11 @@ def program_findings(file: NativeFile, decoder: Decoder) -> Iterator[Finding]:
         yield Finding("program", what, CURE)
     for mine, theirs in zip(found.steps, program.steps, strict=False):
         for key, left, right in _differences(mine, theirs, ""):
-            yield Finding(_place(theirs), f"{key} is {left}, the config gives {right}", CURE)
+            what = f"{key} is {left}, the config gives {right}"
+            yield Finding(_place(theirs, decoder), what, CURE)
         if mine.op != theirs.op:
-            yield Finding(_place(theirs), f"is a step {mine.op!r}, not {theirs.op!r}", CURE)
+            what = f"is a step {mine.op!r}, not {theirs.op!r}"
+            yield Finding(_place(theirs, decoder), what, CURE)
     for name, rope in ropes.items():
         info = file.tensors.get(name)
         if info is None or not np.array_equal(read_rows(info), rope.frequencies()):
@@ -102,9 +104,9 @@ def program_findings(file: NativeFile, decoder: Decoder) -> Iterator[Finding]:
         yield Finding("context_length", f"is {length}, the config gives {expected}", CURE)
 
 
-def _place(step: Step) -> str:
+def _place(step: Step, decoder: Decoder) -> str:
     if isinstance(step, AttentionStep):
-        return f"model.layers.{step.layer}.self_attn"
+        return decoder.attention_name(step.layer)
     if isinstance(step, LinearStep):
         return ", ".join(matrix.weight.removesuffix(".weight") for matrix in step.matrices)
     if isinstance(step, NormStep):

@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from dsconv.convert.families.base import Linear, Norm
+from dsconv.convert.families.wiring import Wiring
 from dsconv.runtime.verify.verdict import Finding
 
 from .artifact_weights import Weights
@@ -25,12 +27,6 @@ COLUMN_TOLERANCE = 0.3  # calibration moves columns whose input is quiet
 DEVIATIONS = 8.0
 MAX_NAMED = 4
 CURE = "export again; if it comes back, the conversion of this tensor is wrong"
-# Within a layer: what is divided, and who reads it.
-NORMS = {
-    "input_layernorm": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    "post_attention_layernorm": ("mlp.gate_proj", "mlp.up_proj"),
-}
-LINEARS = {"self_attn.v_proj": "self_attn.o_proj", "mlp.up_proj": "mlp.down_proj"}
 
 
 def vector_findings(
@@ -72,7 +68,7 @@ def _text(wrong: NDArray[np.intp], mine: Floats, theirs: Floats) -> str:
 
 
 def undo_smoothing(
-    original: Tensors, artifact: Tensors, weights: Weights, prefix: str
+    original: Tensors, artifact: Tensors, weights: Weights, wiring: Wiring
 ) -> tuple[dict[str, Floats], list[Finding]]:
     """-> (the artifact's tensors of a layer as they were before smoothing, norms that do not fit).
 
@@ -80,28 +76,38 @@ def undo_smoothing(
     """
     matched = dict(artifact)
     found = []
-    for source, readers in NORMS.items():
-        names = [f"{prefix}{reader}.weight" for reader in readers]
-        if not all(map(weights.rounds_inputs, names)):
-            continue
-        gain = f"{prefix}{source}.weight"
-        scales = np.ones_like(original[gain])
-        np.divide(original[gain], artifact[gain], out=scales, where=artifact[gain] != 0)
-        estimated, deviations = _column_scales([(original[name], matched[name]) for name in names])
-        allowed = scales * COLUMN_TOLERANCE + DEVIATIONS * deviations
-        off = np.flatnonzero(~(np.abs(estimated - scales) <= allowed))
-        if off.size:
-            text = _text(off, artifact[gain], original[gain] / estimated)
-            found.append(Finding(gain, f"does not fit the columns that read it: {text}", CURE))
-            scales[off] = estimated[off]
-        for name in names:
-            matched[name] = matched[name] / scales
-        matched[gain] = original[gain]
     size = weights.decoder.config.head_dim
-    for source, reader in LINEARS.items():
-        if weights.rounds_inputs(f"{prefix}{reader}.weight"):
-            _undo_between(original, matched, prefix + source, f"{prefix}{reader}.weight", size)
+    for group in wiring.groups:
+        readers = [f"{linear.name}.weight" for linear in group.linears]
+        if not all(map(weights.rounds_inputs, readers)):
+            continue
+        if isinstance(group.source, Norm):
+            found += _undo_in_norm(original, matched, f"{group.source.name}.weight", readers)
+        elif isinstance(group.source, Linear):
+            for reader in readers:
+                _undo_between(original, matched, group.source.name, reader, size)
     return matched, found
+
+
+def _undo_in_norm(
+    original: Tensors, matched: dict[str, Floats], gain: str, readers: Sequence[str]
+) -> list[Finding]:
+    """Scales between a norm and its readers are known twice: from its gain and their columns."""
+    found = []
+    divided = matched[gain]
+    scales = np.ones_like(original[gain])
+    np.divide(original[gain], divided, out=scales, where=divided != 0)
+    estimated, deviations = _column_scales([(original[name], matched[name]) for name in readers])
+    allowed = scales * COLUMN_TOLERANCE + DEVIATIONS * deviations
+    off = np.flatnonzero(~(np.abs(estimated - scales) <= allowed))
+    if off.size:
+        text = _text(off, divided, original[gain] / estimated)
+        found.append(Finding(gain, f"does not fit the columns that read it: {text}", CURE))
+        scales[off] = estimated[off]
+    for name in readers:
+        matched[name] = matched[name] / scales
+    matched[gain] = original[gain]
+    return found
 
 
 def _undo_between(

@@ -21,6 +21,7 @@ from dsconv.convert.families import read_family
 from dsconv.convert.families.base import Decoder
 from dsconv.convert.families.inventory import Role, parameters_of
 from dsconv.convert.families.rope import Rope, read_rope
+from dsconv.convert.families.wiring import wiring_of
 from dsconv.convert.files.json_file import ConfigReader, parse_json, read_json_object
 from dsconv.errors import DsconvError, InputError, UnsupportedError
 
@@ -101,6 +102,28 @@ def test_linears_of_one_input_share_a_group() -> None:
             groups.setdefault(parameter.group, []).append(parameter.name.split(".")[-2])
     expected = [["q_proj", "k_proj", "v_proj"], ["o_proj"], ["gate_proj", "up_proj"], ["down_proj"]]
     assert list(groups.values()) == expected * SIZES["num_hidden_layers"]
+
+
+@pytest.mark.parametrize("family", ARCHITECTURES)
+def test_every_input_is_traced_to_the_norm_or_linear_map_that_gives_it(family: str) -> None:
+    decoder = read(config(family))
+    wiring = wiring_of(decoder, 1)
+    sources = {}
+    for group in wiring.groups:
+        names = tuple(linear.name.removeprefix("model.layers.1.") for linear in group.linears)
+        assert group.source is not None
+        sources[names] = group.source.name.removeprefix("model.layers.1.")
+    assert sources == {
+        ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"): "input_layernorm",
+        ("self_attn.o_proj",): "self_attn.v_proj",
+        ("mlp.gate_proj", "mlp.up_proj"): "post_attention_layernorm",
+        ("mlp.down_proj",): "mlp.up_proj",
+    }
+    heads, kv_heads = decoder.config.num_attention_heads, decoder.config.num_key_value_heads
+    attention = decoder.attention_name(1)
+    rows = {"q_proj": heads, "k_proj": kv_heads, "v_proj": kv_heads}
+    assert wiring.row_heads == {f"{attention}.{name}": count for name, count in rows.items()}
+    assert wiring.column_heads == {f"{attention}.o_proj": heads}
 
 
 def test_model_type_stands_in_for_missing_architectures() -> None:
