@@ -28,7 +28,7 @@ from dsconv.convert.hub.file_choice import refuse_without_weights, side_files, w
 from dsconv.convert.hub.listing import RemoteFile
 from dsconv.convert.hub.messages import Stopped, refusal
 from dsconv.convert.hub.model_name import parse_reference
-from dsconv.convert.hub.pull import Job, Puller
+from dsconv.convert.hub.pull import Fetcher, Puller
 from dsconv.convert.hub.retry import Attempts
 from dsconv.convert.hub.stores import PlainFolder, Store
 from dsconv.convert.open import open_folder
@@ -42,15 +42,19 @@ LENGTH_BYTES = 8  # of a safetensors header
 
 
 class Shards:
-    """Shards on demand, the next one ahead, at most `SHARDS_HELD` in `job.store` at a time.
+    """Shards on demand, the next one ahead, at most `SHARDS_HELD` in `fetcher.store` at a time.
 
     shared: where a shard may lie already, to be read and left alone.
     """
 
     def __init__(
-        self, job: Job, files: Sequence[RemoteFile], shared: Store, headers: Mapping[str, str]
+        self,
+        fetcher: Fetcher,
+        files: Sequence[RemoteFile],
+        shared: Store,
+        headers: Mapping[str, str],
     ) -> None:
-        self._job = job
+        self._fetcher = fetcher
         self._files = {file.name: file for file in files}
         self._order = list(self._files)
         self._headers = headers  # name -> sha256 of the header that was read ahead
@@ -63,7 +67,7 @@ class Shards:
         self._current = ""
         self._failures: dict[str, BaseException] = {}
         for name in self._order:
-            path = job.store.find(self._files[name])
+            path = fetcher.store.find(self._files[name])
             if path is not None:
                 self._held[name] = path
         self._thread = threading.Thread(target=self._run, name="shards", daemon=True)
@@ -73,7 +77,7 @@ class Shards:
 
     def stop(self) -> None:
         """End a fetch under way; what has come of it stays."""
-        self._job.stopping.set()
+        self._fetcher.stopping.set()
         with self._changed:
             self._changed.notify_all()
         self._thread.join()
@@ -96,7 +100,7 @@ class Shards:
                     raise self._failures[name]
                 if name not in self._wanted:
                     self._wanted.append(name)
-                if self._job.stopping.is_set():
+                if self._fetcher.stopping.is_set():
                     raise Stopped
                 self._changed.notify_all()
                 self._changed.wait(POLL)
@@ -114,8 +118,8 @@ class Shards:
     def _run(self) -> None:
         while (name := self._next()) is not None:
             try:
-                self._job.fetch([self._files[name]])
-                path = self._job.store.folder / name
+                self._fetcher.fetch([self._files[name]])
+                path = self._fetcher.store.folder / name
                 self._check_header(name, path)
             except Stopped:
                 return
@@ -135,7 +139,7 @@ class Shards:
     def _next(self) -> str | None:
         """Wait for a shard to fetch, and make room for it."""
         with self._changed:
-            while not self._job.stopping.is_set():
+            while not self._fetcher.stopping.is_set():
                 name = self._wanted[0] if self._wanted else self._ahead()
                 if name is not None and self._make_room(name):
                     return name
@@ -165,8 +169,8 @@ class Shards:
             prefix += file.read(int.from_bytes(prefix, "little"))
         if hashlib.sha256(prefix).hexdigest() != self._headers[name]:
             raise DownloadError(
-                f"{self._job.listing.reference}: {name}: its header was another one when it was "
-                "read by itself",
+                f"{self._fetcher.listing.reference}: {name}: its header was another one when it "
+                "was read by itself",
                 "the endpoint, or a proxy on the way, sends damaged data; run the same command "
                 "again with --overwrite",
             )
@@ -205,23 +209,23 @@ def streamed_checkpoint(model: str, folder: Path, puller: Puller) -> Iterator[Ch
     reference = parse_reference(model)
     if reference.file is not None:
         raise UsageError(f"{model}: one file cannot be streamed", "leave out --no-keep")
-    cached = puller.job(reference)
+    cached = puller.fetcher(reference)
     refuse_without_weights(cached.listing)
     cached.fetch(side_files(cached.listing))
     files = weights(cached.listing, cached.store.folder)
     cached.store.finish()
     if not all(file.has_sha256 for file in files):
         raise UnsupportedError(f"{model}: shards without sha256", "leave out --no-keep")
-    job = replace(cached, store=PlainFolder(folder, FileHashes()), stopping=threading.Event())
+    fetcher = replace(cached, store=PlainFolder(folder, FileHashes()), stopping=threading.Event())
     with ExitStack() as stack:
-        stack.callback(job.stopping.set)
-        stack.enter_context(_stopped_by_signals(job.stopping))
-        headers = _write_headers(cached, job.store, files, folder / "headers")
+        stack.callback(fetcher.stopping.set)
+        stack.enter_context(_stopped_by_signals(fetcher.stopping))
+        headers = _write_headers(cached, fetcher.store, files, folder / "headers")
         hashes = {name: hashlib.sha256(text).hexdigest() for name, text in headers.items()}
         opened = open_folder(folder / "headers")
         assert isinstance(opened.source, SafetensorsSource)
         shutil.rmtree(folder / "headers")
-        shards = Shards(job, files, cached.store, hashes)
+        shards = Shards(fetcher, files, cached.store, hashes)
         infos = {
             name: replace(info, path=folder / info.path.name)
             for name, info in opened.source.infos.items()
@@ -267,7 +271,7 @@ def _stopped_by_signals(stopping: threading.Event) -> Iterator[None]:
 
 
 def _write_headers(
-    job: Job, held: Store, files: Sequence[RemoteFile], folder: Path
+    fetcher: Fetcher, held: Store, files: Sequence[RemoteFile], folder: Path
 ) -> dict[str, bytes]:
     """Make a folder that looks like the checkpoint, with holes where the tensors are.
 
@@ -276,28 +280,30 @@ def _write_headers(
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    for path in job.store.folder.iterdir():
+    for path in fetcher.store.folder.iterdir():
         if path.is_file() and not path.name.endswith(".safetensors"):
             shutil.copyfile(path, folder / path.name)
     headers = {}
     for file in files:
-        here = job.store.find(file) or held.find(file)
-        headers[file.name] = _read_header(job, file, here)
+        here = fetcher.store.find(file) or held.find(file)
+        headers[file.name] = _read_header(fetcher, file, here)
         with (folder / file.name).open("wb") as sparse:
             sparse.write(headers[file.name])
             sparse.truncate(file.size)
     return headers
 
 
-def _read_header(job: Job, file: RemoteFile, path: Path | None) -> bytes:
+def _read_header(fetcher: Fetcher, file: RemoteFile, path: Path | None) -> bytes:
     """Length and text of a safetensors header."""
-    prefix = _read_range(job, file, path, 0, min(LENGTH_BYTES, file.size))
+    prefix = _read_range(fetcher, file, path, 0, min(LENGTH_BYTES, file.size))
     length = int.from_bytes(prefix, "little")
     stop = min(file.size, LENGTH_BYTES + min(length, limits.HEADER_BYTES))
-    return prefix + _read_range(job, file, path, LENGTH_BYTES, stop)
+    return prefix + _read_range(fetcher, file, path, LENGTH_BYTES, stop)
 
 
-def _read_range(job: Job, file: RemoteFile, path: Path | None, start: int, stop: int) -> bytes:
+def _read_range(
+    fetcher: Fetcher, file: RemoteFile, path: Path | None, start: int, stop: int
+) -> bytes:
     """A few bytes of a file, which may lie here."""
     if stop <= start:
         return b""
@@ -305,12 +311,12 @@ def _read_range(job: Job, file: RemoteFile, path: Path | None, start: int, stop:
         with path.open("rb") as content:
             content.seek(start)
             return content.read(stop - start)
-    model = str(job.listing.reference)
-    attempts = Attempts(job.policy, f"{model}: {file.name}: its header", job.stopping)
-    client = Client(job.catalogue.endpoint, job.catalogue.token, job.policy.timeout)
+    model = str(fetcher.listing.reference)
+    attempts = Attempts(fetcher.policy, f"{model}: {file.name}: its header", fetcher.stopping)
+    client = Client(fetcher.catalogue.endpoint, fetcher.catalogue.token, fetcher.policy.timeout)
     while True:
         try:
-            url = job.catalogue.url(job.listing, file)
+            url = fetcher.catalogue.url(fetcher.listing, file)
             response = client.get(url, {"Range": f"bytes={start}-{stop - 1}"})
             if response.status in (200, 206):
                 skipped = start if response.status == 200 else 0  # no ranges: from the beginning

@@ -9,6 +9,7 @@ file_choice    which of the files are worth fetching
 client         HTTP with resumable bodies: redirects, tokens
 retry          when to try again, and how long to wait before
 download       many files and ranges at once, hashed while they arrive
+file_writer    what has arrived of one file, put on the disk in order
 transfer       one file of them: what has come of it, and its hash
 range_request  one body of them
 hashes         of what has arrived: sha256, or git's sha1 of a blob

@@ -8,19 +8,16 @@ nothing else. A piece is asked for only within a window after that, the most tha
 from __future__ import annotations
 
 import math
-import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from functools import partial
 
-from dsconv.errors import DownloadError
 from dsconv.progress import Advance
 
 from .catalogue import Catalogue
 from .client import Client
-from .hashes import Digest, digest_for, kind_of
+from .file_writer import FileWriter
 from .listing import RemoteFile
 from .messages import Stopped
 from .range_request import Bodies, Failed, RangesIgnored
@@ -34,7 +31,6 @@ WINDOW = 16 << 20  # bytes of one file under way beyond what is on the disk
 CONNECTIONS = 8
 FILES = 4  # at a time
 GRACE = 3.0  # seconds for the other threads to end after a failure
-WRONG_HASHES = 2  # of the same file: the second time it is not the network's doing
 
 Task = Callable[[], None]
 
@@ -69,6 +65,9 @@ class Downloads:
         self._advance_lock = threading.Lock()
         self._buffers = Buffers(PIECE)
         self._bodies = Bodies(self._client, model, policy, self._stopping, self._move)
+        self._writer = FileWriter(
+            store, model, self._changed, self._stopping, self._move, self._end
+        )
 
     def fetch(self, files: Sequence[tuple[RemoteFile, str]]) -> None:
         """Fetch (file, URL) pairs; what an earlier process has begun goes on.
@@ -106,8 +105,6 @@ class Downloads:
         if self._active or self._waiting:
             raise Stopped
 
-    # ---------------------------------------------------------------- tasks
-
     def _work(self) -> None:
         try:
             while (task := self._next()) is not None:
@@ -139,7 +136,7 @@ class Downloads:
                 if self._waiting and len(self._active) < FILES:
                     transfer = self._waiting.pop(0)
                     self._active.append(transfer)
-                    return partial(self._begin, transfer)
+                    return partial(self._writer.begin, transfer)
                 if not self._active and not self._waiting:
                     return None
                 self._changed.wait()
@@ -164,42 +161,6 @@ class Downloads:
         transfer.outstanding += 1
         return partial(self._fetch_piece, transfer, start, stop)
 
-    def _begin(self, transfer: Transfer) -> None:
-        """Wait for the file's lock, then go on after what lies there."""
-        file = transfer.file
-        transfer.lock = self._store.lock(file, self._stopping)
-        if self._store.find(file) is not None:  # another process was faster
-            self._move(file.size)
-            return self._end(transfer)
-        path = self._store.partial(file)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
-        output = os.open(path, flags, 0o644)
-        written = os.fstat(output).st_size
-        if written > file.size:
-            os.ftruncate(output, 0)
-            written = 0
-        transfer.digest = digest_for(file)
-        self._hash_beginning(output, written, transfer.digest)
-        self._move(written)
-        with self._changed:
-            transfer.rewind(written)
-            transfer.output = output
-            self._changed.notify_all()
-        if written == file.size:
-            self._finish(transfer)
-
-    def _hash_beginning(self, output: int, length: int, digest: Digest) -> None:
-        position = 0
-        while position < length:
-            piece = os.read(output, 1 << 20)
-            if not piece or self._stopping.is_set():
-                raise Stopped
-            digest.update(piece)
-            position += len(piece)
-
-    # ---------------------------------------------------------------- network
-
     def _fetch_piece(self, transfer: Transfer, start: int, stop: int) -> None:
         buffer = self._buffers.take(stop - start)
         try:
@@ -217,7 +178,7 @@ class Downloads:
             if transfer.is_writing:
                 return
             transfer.is_writing = True
-        self._write_arrived(transfer)
+        self._writer.write_arrived(transfer, self._buffers)
 
     def _read(self, transfer: Transfer, start: int, buffer: memoryview) -> None:
         """Fill the buffer, in as many requests as it takes."""
@@ -253,80 +214,16 @@ class Downloads:
                     count = self._bodies.receive(response, view, 0 if skipping else 1)
                     position += count
                     if not skipping:
-                        self._write(transfer, view)
+                        self._writer.write(transfer, view)
             except Failed as failed:
                 attempts.progress(transfer.written - before)
                 attempts.failed(failed.reason, failed.retry_after)
         with self._changed:
             transfer.outstanding -= 1
-        self._finish(transfer)
+        self._writer.finish(transfer)
 
     def _attempts(self, transfer: Transfer) -> Attempts:
         return Attempts(self._policy, f"{self._model}: {transfer.file.name}", self._stopping)
-
-    # ---------------------------------------------------------------- disk
-
-    def _write_arrived(self, transfer: Transfer) -> None:
-        """Whoever brings the next piece writes it, and all that follow on it."""
-        while True:
-            with self._changed:
-                view = transfer.arrived.pop(transfer.written, None)
-                if view is None:
-                    transfer.is_writing = False
-                    is_complete = transfer.written == transfer.file.size
-                    to_sync = transfer.output_to_sync()
-                    self._changed.notify_all()
-                    break
-            self._write(transfer, view)
-            self._buffers.give(view)
-        if is_complete:
-            self._finish(transfer)
-        if to_sync is not None:  # so that the disk works meanwhile, not only at the end
-            try:
-                os.fsync(to_sync)
-            finally:
-                os.close(to_sync)
-
-    def _write(self, transfer: Transfer, view: memoryview) -> None:
-        assert transfer.digest is not None
-        done = 0
-        while done < len(view):
-            done += os.pwrite(transfer.output, view[done:], transfer.written + done)
-        transfer.digest.update(view)
-        with self._changed:
-            transfer.written += len(view)
-            self._changed.notify_all()
-
-    def _finish(self, transfer: Transfer) -> None:
-        assert transfer.digest is not None
-        file, found = transfer.file, transfer.digest.hexdigest()
-        if found != file.digest:
-            return self._start_over(transfer, found)
-        os.fsync(transfer.output)
-        path = self._store.place(file)
-        if file.has_sha256:
-            self._store.hashes.remember(path, found)
-        self._end(transfer)
-
-    def _start_over(self, transfer: Transfer, found: str) -> None:
-        """Once: the fault may lie in what an earlier process has left, or in one bad answer."""
-        transfer.wrong_hashes += 1
-        file = transfer.file
-        if transfer.wrong_hashes >= WRONG_HASHES:
-            with suppress(OSError):
-                self._store.partial(file).unlink()
-            raise DownloadError(
-                f"{self._model}: {file.name}: {kind_of(file)} is {found}, expected {file.digest}",
-                "the endpoint, or a proxy on the way, sends damaged data; try again later, or "
-                "another endpoint (HF_ENDPOINT)",
-            )
-        os.ftruncate(transfer.output, 0)
-        self._move(-file.size)
-        with self._changed:
-            transfer.digest = digest_for(file)
-            transfer.resolved = None
-            transfer.rewind(0)
-            self._changed.notify_all()
 
     def _end(self, transfer: Transfer) -> None:
         with self._changed:

@@ -62,23 +62,23 @@ class Puller:
             OutputError: the disk is full, or refuses.
             UnsupportedError: the model has no safetensors files.
         """
-        job = self.job(reference)
+        fetcher = self.fetcher(reference)
         if reference.file is not None:
-            wanted = [one_file(job.listing, reference.file)]
-            fetched = job.fetch(wanted)
-            path = job.store.folder / reference.file
+            wanted = [one_file(fetcher.listing, reference.file)]
+            fetched = fetcher.fetch(wanted)
+            path = fetcher.store.folder / reference.file
         else:
-            refuse_without_weights(job.listing)
-            wanted = list(side_files(job.listing))
-            fetched = job.fetch(wanted)
-            path = job.store.folder
-            shards = weights(job.listing, path)
-            fetched += job.fetch(shards)
+            refuse_without_weights(fetcher.listing)
+            wanted = list(side_files(fetcher.listing))
+            fetched = fetcher.fetch(wanted)
+            path = fetcher.store.folder
+            shards = weights(fetcher.listing, path)
+            fetched += fetcher.fetch(shards)
             wanted += shards
-        job.store.finish()
-        return Pulled(reference, path, job.listing.commit, tuple(wanted), fetched)
+        fetcher.store.finish()
+        return Pulled(reference, path, fetcher.listing.commit, tuple(wanted), fetched)
 
-    def job(self, reference: ModelReference) -> Job:
+    def fetcher(self, reference: ModelReference) -> Fetcher:
         """The files of a model, and where they will lie."""
         catalogue = catalogue_of(reference)
         listing = self._list(reference, catalogue)
@@ -88,7 +88,7 @@ class Puller:
             store = PlainFolder(self.local_dir.expanduser().absolute(), hashes)
         else:
             store = HubCache(listing, cache_root(reference), hashes)
-        return Job(catalogue, listing, store, self.policy, self.watch)
+        return Fetcher(catalogue, listing, store, self.policy, self.watch)
 
     def _list(self, reference: ModelReference, catalogue: Catalogue) -> Listing:
         """Asks the endpoint, except about a commit that it has listed before.
@@ -122,7 +122,7 @@ class Puller:
 
 
 @dataclass(frozen=True)
-class Job:
+class Fetcher:
     """Fetches files of one listing into one store."""
 
     catalogue: Catalogue
@@ -185,8 +185,8 @@ def snapshot(model: str, watch: Watch | None = None) -> Path:
 
 def config_folder(model: str) -> Path:
     """Download nothing but config.json -> local folder, which may hold more from before."""
-    job = Puller().job(parse_reference(model))
-    refuse_without_weights(job.listing)
-    job.fetch([one_file(job.listing, "config.json")])
-    job.store.finish()
-    return job.store.folder
+    fetcher = Puller().fetcher(parse_reference(model))
+    refuse_without_weights(fetcher.listing)
+    fetcher.fetch([one_file(fetcher.listing, "config.json")])
+    fetcher.store.finish()
+    return fetcher.store.folder

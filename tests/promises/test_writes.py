@@ -24,7 +24,7 @@ ALLOWED = {
     "convert/files/hashes.py": GIVEN,
     "convert/formats/gguf/export.py": IN_SCRATCH,
     "convert/formats/gguf/seal.py": IN_SCRATCH,
-    "convert/hub/download.py": DOWNLOAD,
+    "convert/hub/file_writer.py": DOWNLOAD,
     "convert/hub/listing_cache.py": GIVEN,
     "convert/hub/stores.py": DOWNLOAD,
     "convert/streamed_checkpoint.py": "shards that come and go again, beside the scratch folder",
