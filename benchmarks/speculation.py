@@ -12,7 +12,7 @@ import argparse
 import statistics
 import time
 
-from dsconv.runtime.generate.answer import prepare
+from dsconv.runtime.generate.answer import UserPrompt, prepare
 from dsconv.runtime.generate.generate import complete
 from dsconv.runtime.generate.sampling import Sampler, Sampling
 from dsconv.runtime.generate.speculation import SpeculativeSession
@@ -73,7 +73,7 @@ def main() -> None:
     print("| cost of a pass | " + " | ".join(f"{costs[count]:.2f}" for count in COUNTS) + " |")
     tokenizer = TextTokenizer(loaded.side_files, loaded.config)
     for name, text in TEXTS.items():
-        prompt, _ = prepare(tokenizer, loaded, text, None, False)
+        prompt, _ = prepare(tokenizer, loaded, UserPrompt(text))
         speeds: dict[int, list[float]] = {count: [] for count in COUNTS}
         guesses, texts = {}, {}
         for _ in range(a.rounds):

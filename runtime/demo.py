@@ -17,7 +17,7 @@ from dsconv.convert.quantize.plan import QuantizeOptions
 from dsconv.convert.quantize.run import quantize_checkpoint
 from dsconv.errors import InputError
 from dsconv.progress import Progress
-from dsconv.runtime.generate.answer import Answer, answer
+from dsconv.runtime.generate.answer import Answer, UserPrompt, answer
 from dsconv.runtime.generate.sampling import Sampling
 from dsconv.runtime.sessions.load import Loaded, load
 from dsconv.runtime.verify.judge import failures
@@ -182,4 +182,4 @@ class _Steps:
 
 def _ask(loaded: Loaded) -> Answer:
     loaded.session.reset()
-    return answer(loaded, QUESTION, Sampling(), MAX_TOKENS)
+    return answer(loaded, UserPrompt(QUESTION), Sampling(), MAX_TOKENS)

@@ -16,9 +16,8 @@ import numpy as np
 from dsconv.atomic import bytes_to_copy, link_or_copy
 from dsconv.convert.checkpoint.checkpoint import Checkpoint, module_of
 from dsconv.convert.checkpoint.jobs import Job, chunks_of, tensors_of
-from dsconv.convert.checkpoint.manifest import write_manifest
+from dsconv.convert.checkpoint.manifest import hash_files, provenance_of, write_manifest
 from dsconv.convert.checkpoint.matrix_layout import SHAPE, encode, has_shape_tensor, stored_tensors
-from dsconv.convert.checkpoint.provenance import provenance_of
 from dsconv.convert.checkpoint.tensors import SafetensorsSource
 from dsconv.convert.files.hashes import FileHashes
 from dsconv.convert.files.safetensors import (
@@ -231,7 +230,7 @@ def finish_folder(
     hashes = FileHashes()
     source = provenance_of(checkpoint, hashes)
     facts = {"parameters": sum(job.parameter.size for job in jobs), "notes": list(notes)}
-    write_manifest(folder, kind, source, {}, facts, hashes=hashes)
+    write_manifest(folder, kind, source, {}, facts, hash_files(folder, hashes))
     names = sorted(path.name for path in folder.iterdir())
     total = sum((folder / name).stat().st_size for name in names)
     return RepackResult(total - linked_bytes, linked_bytes, tuple(names), notes)

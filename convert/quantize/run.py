@@ -21,9 +21,8 @@ from dsconv import __version__
 from dsconv.atomic import MANIFEST, output_folder
 from dsconv.convert.checkpoint.checkpoint import CONFIG, Checkpoint
 from dsconv.convert.checkpoint.jobs import Job, chunks_of, shards_of, tensors_of
-from dsconv.convert.checkpoint.manifest import write_manifest
+from dsconv.convert.checkpoint.manifest import provenance_of, write_manifest
 from dsconv.convert.checkpoint.matrix_layout import SHAPE, encode, has_shape_tensor, read_quantized
-from dsconv.convert.checkpoint.provenance import provenance_of
 from dsconv.convert.checkpoint.tensors import (
     INDEX,
     HashedSource,
@@ -32,6 +31,7 @@ from dsconv.convert.checkpoint.tensors import (
     write_index,
 )
 from dsconv.convert.families import read_family
+from dsconv.convert.files.hashes import FileHashes
 from dsconv.convert.files.json_file import ConfigReader, write_json
 from dsconv.convert.files.safetensors import (
     DTYPES,
@@ -215,7 +215,14 @@ def quantize_checkpoint(
             facts["matrices"] = {entry.module: entry.facts() for entry in reports}
         kind, source, recipe = "quantized-checkpoint", inputs.result(), options.recipe()
         written = [*shards, CONFIG, *checkpoint.side_files, *([INDEX] if len(shards) > 1 else [])]
-        write_manifest(folder, kind, source, recipe, facts, written)
+        write_manifest(
+            folder,
+            kind,
+            source,
+            recipe,
+            facts,
+            FileHashes().by_name(folder / name for name in written),
+        )
         journal.finish({*written, MANIFEST})
     return result
 

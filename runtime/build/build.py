@@ -18,8 +18,7 @@ from typing import Any
 
 from dsconv import __version__
 from dsconv.atomic import MANIFEST, link_or_copy, lock_path, output_error, output_folder
-from dsconv.convert.checkpoint.manifest import write_manifest
-from dsconv.convert.checkpoint.provenance import Provenance, input_files
+from dsconv.convert.checkpoint.manifest import Provenance, input_files, write_manifest
 from dsconv.convert.files.hashes import FileHashes
 from dsconv.convert.files.json_file import read_json_object
 from dsconv.convert.inspect import describe

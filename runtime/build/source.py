@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from dsconv.convert.checkpoint.provenance import COMMIT
+from dsconv.convert.checkpoint.manifest import COMMIT
 from dsconv.errors import InputError
 from dsconv.runtime.model_paths import local_path
 

@@ -55,6 +55,14 @@ class Prompt:
 
 
 @dataclass(frozen=True)
+class WriterLimits:
+    """Bytes of weights: up to `held` stay in memory, above `written` the model writes nothing."""
+
+    held: int = MAX_HELD_BYTES
+    written: int = MAX_WRITER_BYTES
+
+
+@dataclass(frozen=True)
 class Layout:
     """How many documents grow at once, and how many tokens each slot and document gets at most."""
 
@@ -69,30 +77,28 @@ def self_windows(
     size: int,
     threads: int,
     advance: Advance = lambda tokens: None,
-    max_held_bytes: int = MAX_HELD_BYTES,
-    max_writer_bytes: int = MAX_WRITER_BYTES,
+    limits: WriterLimits = WriterLimits(),
 ) -> list[list[int]]:
     """`count` windows of `size` tokens.
 
-    Models above `max_writer_bytes` write nothing: the built-in texts and conversations stand alone,
-    which may be fewer windows.
+    Where the model is too large to write, the built-in texts and conversations stand alone, which
+    may be fewer windows.
 
-    They do not depend on the number of threads nor on `max_held_bytes`, but on the machine.
+    They do not depend on the number of threads nor on what is held, but on the machine.
 
     Args:
         advance: told the number of tokens written.
-        max_held_bytes: weights up to this size are kept in memory.
 
     Raises:
         InputError: the tokenizer belongs to another model, or the model gives NaN.
     """
     tokenizer = TextTokenizer(checkpoint.side_files, checkpoint.config)
     dtype = forward_dtype()
-    if checkpoint.parameter_count * dtype.itemsize > max_writer_bytes:
+    if checkpoint.parameter_count * dtype.itemsize > limits.written:
         return built_in_windows(checkpoint, tokenizer, count, size)
     token_bytes = SlotCache.bytes_per_token(checkpoint.decoder.config, dtype)
     layout = plan_layout(checkpoint.decoder.config, count, size, token_bytes)
-    hold = checkpoint.parameter_count * dtype.itemsize <= max_held_bytes
+    hold = checkpoint.parameter_count * dtype.itemsize <= limits.held
     streams = write_streams(
         Writer(checkpoint, WeightPieces(checkpoint, dtype, hold), layout, tokenizer.stop_ids),
         prompts_of(checkpoint, tokenizer),

@@ -39,7 +39,7 @@ def run(
 ) -> None:
     """Generate text; thoughts go to stderr, the answer to stdout."""
     from dsconv.convert.checkpoint.checkpoint import generation_config
-    from dsconv.runtime.generate.answer import answer
+    from dsconv.runtime.generate.answer import UserPrompt, answer
     from dsconv.runtime.generate.sampling import from_generation_config
     from dsconv.runtime.sessions.load import load
 
@@ -47,7 +47,8 @@ def run(
     defaults = from_generation_config(generation_config(loaded.side_files))
     sampling = defaults.with_overrides(temperature, top_p, top_k, seed)
     emit = _ignore if as_json else _emit
-    reply = answer(loaded, prompt, sampling, max_tokens, system, raw, emit, speculate)
+    asked = UserPrompt(prompt, system, raw)
+    reply = answer(loaded, asked, sampling, max_tokens, emit, speculate)
     print_json(reply.to_json()) if as_json else show(reply)
 
 

@@ -21,6 +21,15 @@ Emit = Callable[[Kind, str], None]
 
 
 @dataclass(frozen=True)
+class UserPrompt:
+    """What is asked, and how: with `raw` as plain text, else by the model's chat template."""
+
+    text: str
+    system: str | None = None
+    raw: bool = False
+
+
+@dataclass(frozen=True)
 class Speculation:
     """How many tokens were guessed, and how many of them were right."""
 
@@ -58,36 +67,32 @@ class Answer:
         }
 
 
-def prepare(
-    tokenizer: TextTokenizer, loaded: Loaded, prompt: str, system: str | None, raw: bool
-) -> tuple[list[int], bool]:
+def prepare(tokenizer: TextTokenizer, loaded: Loaded, prompt: UserPrompt) -> tuple[list[int], bool]:
     """-> (prompt tokens, whether the template has opened `<think>`).
 
-    With `raw`, or when the model has no chat template, the prompt is plain text.
+    When the model has no chat template, the prompt is plain text.
 
     Raises:
         UsageError: an empty prompt, or a system prompt without a template to put it in.
     """
-    if not prompt.strip():
+    if not prompt.text.strip():
         raise UsageError("the prompt is empty", 'give it with -p "your question"')
-    template = None if raw else chat_template(loaded.side_files)
+    template = None if prompt.raw else chat_template(loaded.side_files)
     if template is None:
-        if system is not None:
+        if prompt.system is not None:
             raise UsageError("a system prompt needs a chat template", "leave out --system")
-        return tokenizer.encode_prompt(prompt), opens_thinking(prompt)
-    messages = [Message("system", system)] if system is not None else []
-    messages.append(Message("user", prompt))
+        return tokenizer.encode_prompt(prompt.text), opens_thinking(prompt.text)
+    messages = [Message("system", prompt.system)] if prompt.system is not None else []
+    messages.append(Message("user", prompt.text))
     rendered = render_chat(template, messages, tokenizer.special_tokens)
     return tokenizer.encode_chat(rendered), opens_thinking(rendered)
 
 
 def answer(
     loaded: Loaded,
-    prompt: str,
+    prompt: UserPrompt,
     sampling: Sampling,
     max_tokens: int,
-    system: str | None = None,
-    raw: bool = False,
     emit: Emit = lambda kind, text: None,
     speculate: int = 0,
 ) -> Answer:
@@ -98,7 +103,7 @@ def answer(
         speculate: tokens to guess ahead at most; 0 guesses none.
     """
     tokenizer = TextTokenizer(loaded.side_files, loaded.config)
-    tokens, inside = prepare(tokenizer, loaded, prompt, system, raw)
+    tokens, inside = prepare(tokenizer, loaded, prompt)
     decoder, splitter = StreamDecoder(tokenizer, tokens), ThinkSplitter(inside)
     texts: dict[Kind, list[str]] = {"think": [], "answer": []}
 

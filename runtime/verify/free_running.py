@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from importlib import resources
 
 from dsconv.progress import Advance
-from dsconv.runtime.generate.answer import prepare
+from dsconv.runtime.generate.answer import UserPrompt, prepare
 from dsconv.runtime.generate.generate import complete
 from dsconv.runtime.generate.sampling import Sampler, Sampling
 from dsconv.runtime.sessions.load import Loaded
@@ -64,7 +64,7 @@ def write_texts(
     """
     found = []
     for prompt in prompts:
-        tokens, inside = prepare(tokenizer, loaded, prompt, None, False)
+        tokens, inside = prepare(tokenizer, loaded, UserPrompt(prompt))
         loaded.session.reset()
         greedy = Sampler(Sampling())
         written = complete(loaded.session, tokens, greedy, tokenizer.stop_ids, max_tokens).tokens

@@ -19,7 +19,7 @@ import numpy as np
 from dsconv.convert.files.json_file import ConfigReader, parse_json
 from dsconv.errors import InputError, UsageError
 from dsconv.progress import Advance
-from dsconv.runtime.generate.answer import prepare
+from dsconv.runtime.generate.answer import UserPrompt, prepare
 from dsconv.runtime.generate.generate import complete
 from dsconv.runtime.generate.sampling import Sampler, Sampling
 from dsconv.runtime.sessions.load import Loaded
@@ -180,7 +180,7 @@ def ask(
 
     A model that has a token for `<think>` is made to think, also where its template does not.
     """
-    tokens, inside = prepare(tokenizer, loaded, prompt, None, False)
+    tokens, inside = prepare(tokenizer, loaded, UserPrompt(prompt))
     if not inside and len(tokenizer.encode(OPEN)) == 1:
         tokens, inside = [*tokens, *tokenizer.encode(f"{OPEN}\n")], True
     loaded.session.reset()

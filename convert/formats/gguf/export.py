@@ -19,8 +19,12 @@ from numpy.typing import NDArray
 from dsconv import __version__
 from dsconv.atomic import output_file, output_folder, require_space
 from dsconv.convert.checkpoint.checkpoint import Checkpoint
-from dsconv.convert.checkpoint.manifest import write_manifest
-from dsconv.convert.checkpoint.provenance import Provenance, announced_provenance, provenance_of
+from dsconv.convert.checkpoint.manifest import (
+    Provenance,
+    announced_provenance,
+    provenance_of,
+    write_manifest,
+)
 from dsconv.convert.families.inventory import Parameter, Role
 from dsconv.errors import UnsupportedError
 from dsconv.progress import Advance

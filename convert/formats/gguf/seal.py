@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from dsconv import __version__
-from dsconv.convert.checkpoint.provenance import Provenance
+from dsconv.convert.checkpoint.manifest import Provenance
 from dsconv.convert.files.hashes import HASH_PLACEHOLDER
 from dsconv.convert.files.json_file import parse_json
 

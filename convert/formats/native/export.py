@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from dsconv import __version__
 from dsconv.atomic import output_file, require_space
 from dsconv.convert.checkpoint.checkpoint import Checkpoint
-from dsconv.convert.checkpoint.provenance import Provenance, announced_provenance, provenance_of
+from dsconv.convert.checkpoint.manifest import Provenance, announced_provenance, provenance_of
 from dsconv.convert.families.inventory import Role
 from dsconv.convert.files.hashes import HASH_PLACEHOLDER
 from dsconv.convert.files.safetensors import PlannedTensor, SafetensorsWriter, encode_header

@@ -12,8 +12,7 @@ from pathlib import Path
 
 from dsconv.atomic import bytes_to_copy, link_or_copy, output_folder, require_space
 from dsconv.convert.checkpoint.checkpoint import CONFIG, Checkpoint
-from dsconv.convert.checkpoint.manifest import write_manifest
-from dsconv.convert.checkpoint.provenance import provenance_of
+from dsconv.convert.checkpoint.manifest import hash_files, provenance_of, write_manifest
 from dsconv.convert.checkpoint.tensors import INDEX, SafetensorsSource
 from dsconv.convert.files.hashes import FileHashes
 from dsconv.convert.files.json_file import write_json
@@ -157,7 +156,7 @@ def export_onnx(
         source = provenance_of(checkpoint, hashes)
         recipe = {key: value for key, value in vars(options).items() if key != "copy"}
         facts = {"parameters": local.parameter_count}
-        write_manifest(folder, "onnx", source, recipe, facts, hashes=hashes)
+        write_manifest(folder, "onnx", source, recipe, facts, hash_files(folder, hashes))
         files = sorted(path for path in folder.iterdir() if path.is_file())
         total = sum(path.stat().st_size for path in files)
         return ExportResult(total - linked, linked, tuple(path.name for path in files))

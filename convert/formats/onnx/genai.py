@@ -10,6 +10,7 @@ from dsconv.convert.checkpoint.checkpoint import (
     eos_token_ids,
     generation_config,
 )
+from dsconv.convert.families.base import DecoderConfig
 from dsconv.convert.files.json_file import ConfigReader
 
 from .dialect import Dialect, GraphOptions
@@ -30,42 +31,24 @@ def genai_config(
     Products that ONNX Runtime itself fuses from standard operators take their accuracy level from
     the session, contrib nodes from their attribute.
     """
-    c = checkpoint.decoder.config
     generation = generation_config(checkpoint.side_files)
     eos = list(eos_token_ids(checkpoint))
     bos = generation.token_ids("bos_token_id") or ConfigReader(checkpoint.config, CONFIG).token_ids(
         "bos_token_id"
     )
-    inputs = {
-        "input_ids": "input_ids",
-        "attention_mask": "attention_mask",
-        "past_key_names": "past_key_values.%d.key",
-        "past_value_names": "past_key_values.%d.value",
+    session_options = {
+        "log_id": "dsconv",
+        "provider_options": [{target: {}}] if target in PROVIDERS else [],
+        "session.qdq_matmulnbits_accuracy_level": str(options.accuracy_level),
     }
-    if dialect.needs_position_ids:
-        inputs["position_ids"] = "position_ids"
     model: dict[str, Any] = {
         "type": checkpoint.decoder.model_type,
-        "vocab_size": c.vocab_size,
+        "vocab_size": checkpoint.decoder.config.vocab_size,
         "context_length": options.context_length,
         "decoder": {
             "filename": filename,
-            "session_options": {
-                "log_id": "dsconv",
-                "provider_options": [{target: {}}] if target in PROVIDERS else [],
-                "session.qdq_matmulnbits_accuracy_level": str(options.accuracy_level),
-            },
-            "hidden_size": c.hidden_size,
-            "head_size": c.head_dim,
-            "num_attention_heads": c.num_attention_heads,
-            "num_key_value_heads": c.num_key_value_heads,
-            "num_hidden_layers": c.num_hidden_layers,
-            "inputs": inputs,
-            "outputs": {
-                "logits": "logits",
-                "present_key_names": "present.%d.key",
-                "present_value_names": "present.%d.value",
-            },
+            "session_options": session_options,
+            **_network(checkpoint.decoder.config, dialect),
         },
     }
     if bos:
@@ -83,3 +66,28 @@ def genai_config(
         "top_k": generation.integer("top_k", 50 if sampled else 1, low=0),
     }
     return {"model": model, "search": search}
+
+
+def _network(c: DecoderConfig, dialect: type[Dialect]) -> dict[str, Any]:
+    """Sizes of the decoder, and what the graph calls its inputs and outputs."""
+    inputs = {
+        "input_ids": "input_ids",
+        "attention_mask": "attention_mask",
+        "past_key_names": "past_key_values.%d.key",
+        "past_value_names": "past_key_values.%d.value",
+    }
+    if dialect.needs_position_ids:
+        inputs["position_ids"] = "position_ids"
+    return {
+        "hidden_size": c.hidden_size,
+        "head_size": c.head_dim,
+        "num_attention_heads": c.num_attention_heads,
+        "num_key_value_heads": c.num_key_value_heads,
+        "num_hidden_layers": c.num_hidden_layers,
+        "inputs": inputs,
+        "outputs": {
+            "logits": "logits",
+            "present_key_names": "present.%d.key",
+            "present_value_names": "present.%d.value",
+        },
+    }

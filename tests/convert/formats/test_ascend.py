@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 from small_models import write_checkpoint
 
 from dsconv.convert.checkpoint.checkpoint import Checkpoint
-from dsconv.convert.checkpoint.provenance import provenance_of
+from dsconv.convert.checkpoint.manifest import provenance_of
 from dsconv.convert.formats.ascend.export import export_ascend
 from dsconv.convert.forward.torch_ops import TorchModel
 from dsconv.convert.open import open_checkpoint

@@ -29,6 +29,7 @@ from dsconv.runtime.calibration.self_written import (
     Prompt,
     SlotSampler,
     Writer,
+    WriterLimits,
     built_in_prompts,
     built_in_texts,
     conversations_of,
@@ -126,7 +127,7 @@ def test_windows_have_their_length_for_any_threads_and_memory(talker: Checkpoint
     expected = self_windows(talker, 5, 40, threads=1)
     assert [len(window) for window in expected] == [40] * 5
     assert self_windows(talker, 5, 40, threads=2) == expected
-    assert self_windows(talker, 5, 40, threads=2, max_held_bytes=0) == expected
+    assert self_windows(talker, 5, 40, threads=2, limits=WriterLimits(held=0)) == expected
 
 
 def test_progress_counts_the_tokens(talker: Checkpoint) -> None:
@@ -137,13 +138,13 @@ def test_progress_counts_the_tokens(talker: Checkpoint) -> None:
 
 def test_large_models_write_nothing(talker: Checkpoint) -> None:
     tokenizer = TextTokenizer(talker.side_files, talker.config)
-    windows = self_windows(talker, 10_000, 64, 1, max_writer_bytes=0)
+    windows = self_windows(talker, 10_000, 64, 1, limits=WriterLimits(written=0))
     assert 100 < len(windows) < 10_000
     assert {len(window) for window in windows} == {64}
     said = tokenizer.decode([token for window in windows for token in window], False)
     assert built_in_texts()[0] in said
     assert built_in_prompts()[0][0].content in said
-    assert self_windows(talker, 3, 64, 1, max_writer_bytes=0) == windows[:3]
+    assert self_windows(talker, 3, 64, 1, limits=WriterLimits(written=0)) == windows[:3]
 
 
 def test_a_model_that_cannot_write_says_why(tmp_path: Path, talker: Checkpoint) -> None:

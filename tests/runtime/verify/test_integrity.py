@@ -14,7 +14,7 @@ from build_recipe import FAST, RECIPE
 from command_line import Outcome, assert_refused, call_main
 from small_models import gpt2_checkpoint
 
-from dsconv.convert.checkpoint.provenance import name_and_commit
+from dsconv.convert.checkpoint.manifest import name_and_commit
 from dsconv.convert.files.hashes import sha256_file
 from dsconv.convert.formats.gguf.export import export_gguf
 from dsconv.convert.formats.gguf.seal import KEY
