@@ -108,7 +108,7 @@ def verify(
         if not found.passed:
             raise VerdictFailed(found.summary, found.hint)
         return
-    from dsconv.runtime.verify.checks import Inspections
+    from dsconv.runtime.verify.checks import WantedChecks
     from dsconv.runtime.verify.measure import VerifyOptions
     from dsconv.runtime.verify.reference_cache import chosen_folder
     from dsconv.runtime.verify.run import (
@@ -146,7 +146,7 @@ def verify(
         threads=threads,
         kv=kv,
         settings=Path(),
-        inspections=Inspections(layers, integrity, free_running, task, asked, signature=signed),
+        checks=WantedChecks(layers, integrity, free_running, task, asked, signature=signed),
     )
     result = VerifyReport(run_verify(request))
     result.publish(junit, github, report)

@@ -11,7 +11,7 @@ from datetime import datetime, timezone
 
 from dsconv.runtime.console import quantity, size_text
 from dsconv.runtime.verify.metrics import Summary
-from dsconv.runtime.verify.verdict import Check, Speed, Verdict
+from dsconv.runtime.verify.verdict import LimitCheck, Speed, Verdict
 
 JOINERS = "\u200c\u200d"  # needed to write some scripts; the other format characters are not
 SHOWN_NAME = 160  # characters of a name before it is cut in the middle
@@ -71,7 +71,7 @@ SOURCES = {
 }
 
 
-def figure_of(check: Check) -> Figure | None:
+def figure_of(check: LimitCheck) -> Figure | None:
     """The figure of the summary that a check judges; None where it judges something else."""
     name = re.sub(r"^(max|min)-", "", check.name.strip("-").replace("_", "-"))
     name = name.replace("perplexity", "ppl").replace("probability-shift", "shift")
@@ -108,17 +108,17 @@ def error(value: float, is_share: bool = False) -> str:
     return f"± {number(value, is_share, digits=2)}"
 
 
-def check_number(check: Check, value: float | None) -> str:
+def check_number(check: LimitCheck, value: float | None) -> str:
     figure = figure_of(check)
     return number(value, figure is not None and figure.is_share)
 
 
-def limit_text(check: Check) -> str:
+def limit_text(check: LimitCheck) -> str:
     """`at most 0.03`."""
     return f"{'at most' if check.is_upper else 'at least'} {check_number(check, check.limit)}"
 
 
-def by_how_much(check: Check) -> str:
+def by_how_much(check: LimitCheck) -> str:
     """How far the value is from the limit, and what of it is allowed for chance."""
     if check.value is None or not math.isfinite(check.value):
         return f"{number(check.value)}, which fails"
@@ -135,7 +135,7 @@ def by_how_much(check: Check) -> str:
     return f"{text} {side} the limit{allowed}"
 
 
-def _distance(check: Check, distance: float) -> str:
+def _distance(check: LimitCheck, distance: float) -> str:
     """Between two shares it is percentage points."""
     figure = figure_of(check)
     is_share = figure is not None and figure.is_share
@@ -172,12 +172,12 @@ def why(verdict: Verdict) -> str:
     return f"{held} on {tokens}; the closest is {_measured(closest)}."
 
 
-def _measured(check: Check) -> str:
+def _measured(check: LimitCheck) -> str:
     name = short(check.figure.split(",")[0])  # without its unit
     return f"{name} {check_number(check, check.value)} ({limit_text(check)})"
 
 
-def _slack(check: Check) -> float:
+def _slack(check: LimitCheck) -> float:
     """Distance to the limit, relative to it; a share counts from its nearer end."""
     if check.value is None:
         return -math.inf
@@ -193,12 +193,12 @@ def count_text(count: int, noun: str) -> str:
 
 def this_speed(verdict: Verdict) -> Speed | None:
     """Size and speed of the artifact itself."""
-    mine = verdict.provenance.artifact
+    mine = verdict.circumstances.artifact
     return next((speed for speed in verdict.speeds if speed.name == mine), None)
 
 
 def reference_speed(verdict: Verdict) -> Speed | None:
-    theirs = verdict.provenance.reference
+    theirs = verdict.circumstances.reference
     return next((speed for speed in verdict.speeds if speed.name == theirs), None)
 
 

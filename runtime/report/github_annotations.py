@@ -11,7 +11,7 @@ from pathlib import Path
 
 from dsconv.atomic import output_error
 from dsconv.runtime.verify.judge import sentence
-from dsconv.runtime.verify.verdict import Check, Verdict
+from dsconv.runtime.verify.verdict import LimitCheck, Verdict
 
 SUMMARY_FILE = "GITHUB_STEP_SUMMARY"  # the environment variable that names it
 
@@ -38,7 +38,7 @@ def _escape(text: str) -> str:
 
 def step_summary(verdict: Verdict) -> str:
     """Markdown: the verdict, every check, every finding."""
-    s, p = verdict.summary, verdict.provenance
+    s, p = verdict.summary, verdict.circumstances
     noise = verdict.noise_floor
     lines = [
         f"## {'✅' if verdict.passed else '❌'} dsconv verify: {_cell(p.artifact)}",
@@ -59,7 +59,7 @@ def step_summary(verdict: Verdict) -> str:
     return "\n".join(lines) + "\n\n"
 
 
-def _row(check: Check) -> str:
+def _row(check: LimitCheck) -> str:
     value = "not measured" if check.value is None else f"{check.value:.5g}"
     margin = f" + {check.margin:.2g}" if check.margin else ""
     limit = f"{'≤' if check.is_upper else '≥'} {check.limit:.5g}{margin}"

@@ -8,7 +8,7 @@ from xml.etree import ElementTree as Xml
 
 from dsconv.atomic import output_file
 from dsconv.runtime.verify.judge import sentence
-from dsconv.runtime.verify.verdict import Check, Finding, Verdict
+from dsconv.runtime.verify.verdict import Finding, LimitCheck, Verdict
 
 SUITE = "dsconv verify"
 # What XML 1.0 cannot hold, escaped or not: control characters, halves of surrogate pairs.
@@ -24,7 +24,7 @@ def junit_xml(verdict: Verdict) -> bytes:
     suite = Xml.SubElement(
         root,
         "testsuite",
-        {"name": SUITE, **counts, "skipped": "0", "timestamp": verdict.provenance.date},
+        {"name": SUITE, **counts, "skipped": "0", "timestamp": verdict.circumstances.date},
     )
     properties = Xml.SubElement(suite, "properties")
     for name, value in _properties(verdict).items():
@@ -43,7 +43,7 @@ def write_junit(path: Path, verdict: Verdict) -> None:
 
 
 def _properties(verdict: Verdict) -> dict[str, str]:
-    p = verdict.provenance
+    p = verdict.circumstances
     return {
         "artifact": p.artifact,
         "reference": p.reference,
@@ -53,7 +53,7 @@ def _properties(verdict: Verdict) -> dict[str, str]:
     }
 
 
-def _check_case(check: Check) -> Xml.Element:
+def _check_case(check: LimitCheck) -> Xml.Element:
     case = Xml.Element("testcase", {"classname": SUITE, "name": check.name})
     if check.passed:
         Xml.SubElement(case, "system-out").text = _clean(sentence(check))

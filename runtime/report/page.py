@@ -19,7 +19,7 @@ import numpy as np
 from markupsafe import Markup
 
 from dsconv.atomic import output_file
-from dsconv.runtime.verify.verdict import Bucket, Check, LayerError, Speed, Verdict
+from dsconv.runtime.verify.verdict import Bucket, LayerError, LimitCheck, Speed, Verdict
 
 from .figures import (
     FIGURES,
@@ -80,7 +80,7 @@ class Page:
 
     state: str
     why: str
-    checks: tuple[Check, ...]  # failed ones first
+    checks: tuple[LimitCheck, ...]  # failed ones first
     figures: tuple[Figure, ...]
     this: Speed | None
     reference: Speed | None
@@ -251,7 +251,7 @@ def _quality(
     verdict: Verdict, speeds: tuple[Speed, ...], what: str, xs: list[float], unit: str
 ) -> Plot:
     """Numbers stand for the rows of the table; the reference has no KL of its own."""
-    kinds = {verdict.provenance.artifact: "this", verdict.provenance.reference: "reference"}
+    kinds = {verdict.circumstances.artifact: "this", verdict.circumstances.reference: "reference"}
     points = [
         Point(
             {"this": "this", "reference": "reference"}.get(kind, str(row)),

@@ -50,7 +50,7 @@ def show_verdict(verdict: Verdict, console: Console) -> None:
     """Print checks, findings, figures beside the noise floor, where the difference is, and the
     worst tokens."""
     word = state(verdict)
-    name = short(last_part(verdict.provenance.artifact), 60)
+    name = short(last_part(verdict.circumstances.artifact), 60)
     heading = _text(console, f"{word}: {name}")
     heading.stylize(STYLES[word], 0, len(word))
     console.print(heading)

@@ -11,52 +11,45 @@ from importlib import metadata
 from pathlib import Path
 
 from dsconv.convert.files.hashes import FileHashes, artifact_files, combined
-from dsconv.runtime.sessions.load import Loaded
 from dsconv.runtime.sessions.providers import FAMILY, PROVIDERS
 
-from .reference import Reference, Tokens
+from .comparison import Comparison
+from .reference import Reference
 from .reference_cache import tokens_hash
-from .verdict import Provenance
+from .verdict import Circumstances
 
 PLUGINS = tuple(p.wheel for p in PROVIDERS.values() if p.plugin and p.wheel not in FAMILY)
 PACKAGES = ("dsconv", "numpy", *FAMILY, *PLUGINS, "safetensors", "tokenizers", "torch")
 BUILT_IN = "built-in"
 
 
-def trace(
-    path: str,
-    artifact: Loaded,
-    reference: Reference,
-    text: str,
-    text_name: str | None,
-    windows: Tokens,
-    threads: int,
-    hashes: FileHashes,
-) -> Provenance:
-    """Hash everything and note the circumstances.
+def circumstances_of(
+    comparison: Comparison, text: str, text_name: str | None, hashes: FileHashes
+) -> Circumstances:
+    """Hash everything and note the rest.
 
     Args:
-        path: of the artifact.
+        text: that the windows are cut from.
         text_name: None for the built-in text.
 
     Raises:
         InputError: a file cannot be read.
     """
-    return Provenance(
-        path,
-        _artifact_hashes(Path(path).expanduser(), hashes),
-        reference.name,
-        combined(weight_hashes(reference, hashes)),
+    return Circumstances(
+        comparison.path,
+        _artifact_hashes(comparison.place, hashes),
+        comparison.reference.name,
+        combined(weight_hashes(comparison.reference, hashes)),
         text_name or BUILT_IN,
         hashlib.sha256(text.encode()).hexdigest(),
-        artifact.runtime,
-        artifact.provider,
+        comparison.artifact.runtime,
+        comparison.artifact.provider,
         machine(),
-        threads,
+        comparison.threads,
         versions(),
         datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        tokens_hash(windows),
-        max(map(len, windows)),
+        tokens_hash(comparison.windows),
+        max(map(len, comparison.windows)),
     )
 
 

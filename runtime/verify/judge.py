@@ -25,7 +25,7 @@ from dsconv.errors import InputError
 
 from .metrics import TokenScores
 from .thresholds import Threshold
-from .verdict import Check, Finding, Verdict
+from .verdict import Finding, LimitCheck, Verdict
 
 BLOCK = 64  # tokens
 FEWEST_BLOCKS = 8  # below, their spread says nothing
@@ -117,10 +117,10 @@ def judge(
     return replace(verdict, checks=tuple(checks), findings=tuple(findings))
 
 
-def _against_threshold(verdict: Verdict, threshold: Threshold) -> Check:
+def _against_threshold(verdict: Verdict, threshold: Threshold) -> LimitCheck:
     figure = threshold.figure
     value = figure.value(verdict)
-    return Check(
+    return LimitCheck(
         figure.option,
         figure.words,
         value if math.isfinite(value) else None,
@@ -130,7 +130,7 @@ def _against_threshold(verdict: Verdict, threshold: Threshold) -> Check:
     )
 
 
-def _against_baseline(verdict: Verdict, baseline: Baseline) -> list[Check]:
+def _against_baseline(verdict: Verdict, baseline: Baseline) -> list[LimitCheck]:
     s, b = verdict.summary, baseline
     disagreement = 1 - s.top1_agreement
     loss = float(_excess(verdict.scores).mean())
@@ -148,10 +148,10 @@ def _against_baseline(verdict: Verdict, baseline: Baseline) -> list[Check]:
     top_error = _error(mine.disagreement, theirs.disagreement, paired)
     loss_error = _error(mine.loss, theirs.loss, paired)
 
-    def check(name: str, words: str, value: float, before: float, margin: float) -> Check:
+    def check(name: str, words: str, value: float, before: float, margin: float) -> LimitCheck:
         figure = f"{words}, against the baseline on {how}"
         found = value if math.isfinite(value) else None
-        return Check(f"baseline-{name}", figure, found, before, True, margin, "baseline")
+        return LimitCheck(f"baseline-{name}", figure, found, before, True, margin, "baseline")
 
     least_kl, least_top = MATERIAL * b.kl, MATERIAL * b.disagreement
     kl_margin = max(STANDARD_ERRORS * kl_error, least_kl)
@@ -165,7 +165,7 @@ def _against_baseline(verdict: Verdict, baseline: Baseline) -> list[Check]:
 
 
 def _saw_the_same(verdict: Verdict, mine: Blocks, baseline: Baseline) -> bool:
-    now = verdict.provenance
+    now = verdict.circumstances
     then = baseline.tokens_hash, baseline.reference_hash
     shapes = {values.shape for part in (mine, baseline.blocks) for values in vars(part).values()}
     return then == (now.tokens_hash, now.reference_hash) and len(shapes) == 1
@@ -190,7 +190,7 @@ def failures(verdict: Verdict) -> list[str]:
     ]
 
 
-def sentence(check: Check) -> str:
+def sentence(check: LimitCheck) -> str:
     """The check in words: `mean KL, nats per token 0.04, allowed 0.03`."""
     value = "not measured" if check.value is None else f"{check.value:.4g}"
     word = "allowed" if check.is_upper else "required"

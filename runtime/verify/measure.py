@@ -22,9 +22,10 @@ from dsconv.runtime.sessions.load import Loaded
 from dsconv.runtime.text.text_file import read_text_file
 from dsconv.runtime.text.tokenizer import TextTokenizer
 
+from .comparison import Comparison, tokenizer_of
 from .metrics import TokenScores, join, summarize
 from .reference import Predictions, Reference, Tokens, score_in_pieces
-from .verdict import Bucket, Provenance, Verdict, WorstToken
+from .verdict import Bucket, Circumstances, Verdict, WorstToken
 
 POSITION_EDGES = (0, 256, 1024)
 CONFIDENCE_EDGES = (0.0, 0.5, 0.9, 0.99, 1.0)
@@ -81,7 +82,7 @@ def plan_windows(
             f"the artifact has {mine} logits per token, the reference {theirs}",
             "give the checkpoint that the artifact was made from as --reference",
         )
-    tokenizer = _tokenizer(artifact, reference)
+    tokenizer = tokenizer_of(artifact, reference)
     tokens = tokenizer.encode_prompt(text)
     bos = tokens[:1] if tokens[:1] == [tokenizer.bos_id] else []
     tokens = tokens[len(bos) :][: options.max_tokens]
@@ -104,24 +105,20 @@ def plan_windows(
     return pieces
 
 
-def verify(
-    artifact: Loaded,
-    reference: Reference,
-    planned: Tokens,
+def measure(
+    comparison: Comparison,
     predictions: Predictions,
-    provenance: Provenance,
+    circumstances: Circumstances,
     advance: Advance = lambda tokens: None,
 ) -> Verdict:
-    """Score the planned windows with the artifact and compare with the reference's predictions.
-
-    Args:
-        predictions: for the windows of `planned`.
+    """Score the windows with the artifact and compare with the reference's predictions of them.
 
     The verdict is measured, not judged: its checks are those of judge.py.
     """
     parts = []
+    session, planned = comparison.artifact.session, comparison.windows
     for index, window in enumerate(planned):
-        parts.append(predictions.compare(index, score_in_pieces(artifact.session, window)))
+        parts.append(predictions.compare(index, score_in_pieces(session, window)))
         advance(len(window))
     scores = join(parts)
     return Verdict(
@@ -129,16 +126,12 @@ def verify(
         scores=scores,
         buckets=(*_position_buckets(scores, planned), *_confidence_buckets(scores)),
         noise_floor=predictions.noise,
-        worst_tokens=_worst_tokens(scores, planned, _tokenizer(artifact, reference)),
-        nodes_on_provider=artifact.nodes_on_provider,
+        worst_tokens=_worst_tokens(scores, planned, comparison.tokenizer),
+        nodes_on_provider=comparison.artifact.nodes_on_provider,
         checks=(),
         findings=(),
-        provenance=provenance,
+        circumstances=circumstances,
     )
-
-
-def _tokenizer(artifact: Loaded, reference: Reference) -> TextTokenizer:
-    return TextTokenizer(reference.side_files or artifact.side_files, reference.config)
 
 
 def _position_buckets(scores: TokenScores, planned: Tokens) -> Iterator[Bucket]:

@@ -14,10 +14,11 @@ from dsconv.runtime.report.github_annotations import append_step_summary, error_
 from dsconv.runtime.report.junit import write_junit
 from dsconv.runtime.sessions.load import load
 
-from .checks import Inspections, Subject, inspect_all
-from .circumstances import trace, weight_hashes
+from .checks import WantedChecks, checks_of, with_checks
+from .circumstances import circumstances_of, weight_hashes
+from .comparison import Comparison
 from .judge import failures, judge, read_baseline
-from .measure import VerifyOptions, plan_windows, read_text, verify
+from .measure import VerifyOptions, measure, plan_windows, read_text
 from .reference import LivePredictions, Reference, Tokens, open_reference
 from .reference_cache import ReferenceCache, cache_key
 from .task import read_task
@@ -50,7 +51,7 @@ class VerifyRequest:
     threads: int = 0
     kv: str = "fp16"
     settings: Path | None = None
-    inspections: Inspections = field(default_factory=Inspections)
+    checks: WantedChecks = field(default_factory=WantedChecks)
 
 
 def refuse_unwritable(*files: Path | None) -> None:
@@ -69,8 +70,8 @@ def run_verify(request: VerifyRequest) -> Verdict:
         UsageError, InputError, UnsupportedError, ProviderError, DownloadError: with the cure.
     """
     text = read_text(request.text)
-    if request.inspections.task:
-        read_task(request.inspections.task, 1)
+    if request.checks.task:
+        read_task(request.checks.task, 1)
     file = from_file(request.settings) if request.settings else ()
     baseline = read_baseline(request.baseline) if request.baseline else None
     artifact = load(
@@ -89,21 +90,21 @@ def run_verify(request: VerifyRequest) -> Verdict:
     key = cache_key(reference, weight_hashes(reference, hashes), windows)
     kept = cache.load(key, windows) if cache else None
     predictions = kept or _predict(reference, windows)
-    name = request.text.name if request.text else None
-    provenance = trace(
-        request.artifact, artifact, reference, text, name, windows, request.threads, hashes
+    comparison = Comparison(
+        request.artifact, artifact, reference, windows, request.dtype, request.threads
     )
+    name = request.text.name if request.text else None
+    circumstances = circumstances_of(comparison, text, name, hashes)
     with progress("verify", sum(map(len, windows)), "tokens") as advance:
-        verdict = verify(artifact, reference, windows, predictions, provenance, advance)
+        verdict = measure(comparison, predictions, circumstances, advance)
     if cache and isinstance(predictions, LivePredictions):
         cache.store(key, predictions.kept())
     bits = narrowest_bits(request.artifact)
     thresholds = choose(request.thresholds, request.recipe, file, bits)
     times = any(threshold.figure.key == "min_speedup" for threshold in thresholds)
-    wanted = replace(request.inspections, speed=times or request.inspections.speed)
-    subject = Subject(request.artifact, artifact, reference, request.dtype, request.threads)
-    verdict = inspect_all(verdict, subject, wanted, windows, request.cache)
-    return judge(verdict, thresholds, baseline)
+    wanted = replace(request.checks, speed=times or request.checks.speed)
+    checks = checks_of(wanted, verdict, request.cache)
+    return judge(with_checks(verdict, checks, comparison), thresholds, baseline)
 
 
 def _predict(reference: Reference, windows: Tokens) -> LivePredictions:

@@ -114,7 +114,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Check:
+class LimitCheck:
     """One figure against one limit."""
 
     name: str  # the option: "max-kl"
@@ -135,7 +135,7 @@ class Check:
 
 
 @dataclass(frozen=True)
-class Provenance:
+class Circumstances:
     """Where the figures come from, for whoever signs them."""
 
     artifact: str
@@ -155,6 +155,17 @@ class Provenance:
 
 
 @dataclass(frozen=True)
+class Part:
+    """What a check of `checks.py` adds to a verdict."""
+
+    findings: tuple[Finding, ...] = ()
+    layers: tuple[LayerError, ...] = ()
+    free_running: FreeRunning | None = None
+    tasks: tuple[TaskScore, ...] = ()
+    speeds: tuple[Speed, ...] = ()
+
+
+@dataclass(frozen=True)
 class Verdict:
     """Everything `verify` has to say about one artifact."""
 
@@ -164,9 +175,9 @@ class Verdict:
     noise_floor: NoiseFloor | None
     worst_tokens: tuple[WorstToken, ...]
     nodes_on_provider: float
-    checks: tuple[Check, ...]
+    checks: tuple[LimitCheck, ...]
     findings: tuple[Finding, ...]
-    provenance: Provenance
+    circumstances: Circumstances
     layers: tuple[LayerError, ...] = ()
     free_running: FreeRunning | None = None
     tasks: tuple[TaskScore, ...] = ()

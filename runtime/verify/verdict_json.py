@@ -11,7 +11,7 @@ from typing import Any
 from .judge import blocks_of, failures
 from .metrics import Summary
 from .thresholds import BY_KEY, perplexity_ratio
-from .verdict import Check, Verdict
+from .verdict import LimitCheck, Verdict
 
 # Always there, so that a reader need not ask; others appear when somebody gave them.
 ALWAYS_SHOWN = ("max_kl", "min_top1")
@@ -19,7 +19,7 @@ ALWAYS_SHOWN = ("max_kl", "min_top1")
 
 def to_json(verdict: Verdict) -> dict[str, Any]:
     """Figures that are not finite become null."""
-    s, p = verdict.summary, verdict.provenance
+    s, p = verdict.summary, verdict.circumstances
     content = {
         "passed": verdict.passed,
         "tokens": s.tokens,
@@ -94,7 +94,7 @@ def _thresholds(verdict: Verdict) -> dict[str, float | None]:
     return limits | {key: limit for key, limit in asked.items() if key in BY_KEY}
 
 
-def _check(check: Check) -> dict[str, Any]:
+def _check(check: LimitCheck) -> dict[str, Any]:
     return {**asdict(check), "passed": check.passed}
 
 

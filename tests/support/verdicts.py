@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from dsconv.runtime.verify.metrics import TokenScores, summarize
 from dsconv.runtime.verify.verdict import (
     Bucket,
-    Check,
+    Circumstances,
     Finding,
     FreeRunning,
     LayerError,
+    LimitCheck,
     NoiseFloor,
-    Provenance,
     Speed,
     TaskScore,
     Verdict,
@@ -27,7 +27,7 @@ ARTIFACT, REFERENCE = "out/R1-Distill-Qwen-1.5B-int4", "models/R1-Distill-Qwen-1
 HOSTILE = '</style></svg><script src="http://evil.example/x.js">alert(1)</script><img src=x>&"\''
 MATRICES = ("self_attn.q_proj", "self_attn.o_proj", "mlp.up_proj", "mlp.down_proj")
 FILES = ("model.onnx", "model.onnx.data", "tokenizer.json", "tokenizer_config.json", "dsconv.json")
-PROVENANCE = Provenance(
+CIRCUMSTANCES = Circumstances(
     artifact="model.dsq",
     artifact_files={"model.dsq": "0" * 64},
     reference="org/model",
@@ -72,12 +72,14 @@ def healthy(tokens: int = 4096, scale: float = 1.0) -> Verdict:
         worst_tokens=tuple(_worst(rank) for rank in range(10)),
         nodes_on_provider=1.0,
         checks=(
-            Check("max-kl", "mean KL, nats per token", summary.kl_mean, 0.03, True, 0.001),
-            Check("min-top1", "same top token", summary.top1_agreement, 0.93, False),
-            Check("max-kl-p99", "99th percentile of KL", summary.kl_p99, 0.6, True, source="file"),
+            LimitCheck("max-kl", "mean KL, nats per token", summary.kl_mean, 0.03, True, 0.001),
+            LimitCheck("min-top1", "same top token", summary.top1_agreement, 0.93, False),
+            LimitCheck(
+                "max-kl-p99", "99th percentile of KL", summary.kl_p99, 0.6, True, source="file"
+            ),
         ),
         findings=(),
-        provenance=Provenance(
+        circumstances=Circumstances(
             ARTIFACT,
             {name: f"{index}a5e" * 16 for index, name in enumerate(FILES)},
             REFERENCE,
@@ -153,11 +155,11 @@ def hostile() -> Verdict:
         ),
         nodes_on_provider=0.0,
         checks=(
-            Check("max-kl", HOSTILE, nan, 0.03, True),
-            Check(long, long, None, float("inf"), False, source="baseline"),
+            LimitCheck("max-kl", HOSTILE, nan, 0.03, True),
+            LimitCheck(long, long, None, float("inf"), False, source="baseline"),
         ),
         findings=(Finding(long + HOSTILE, text * 9, text), Finding("", "", "")),
-        provenance=Provenance(
+        circumstances=Circumstances(
             *(f"/home/{HOSTILE}{long}", {HOSTILE: "0" * 64, long: "1" * 64}, text, HOSTILE, text),
             *(HOSTILE, long, HOSTILE, text, 0, {HOSTILE: HOSTILE}, HOSTILE),
         ),
@@ -220,7 +222,7 @@ def random_scores(tokens: int = 4096, seed: int = 0, kl: float = 0.01) -> TokenS
     )
 
 
-def verdict_of(scores: TokenScores, *findings: Finding, **provenance: Any) -> Verdict:
+def verdict_of(scores: TokenScores, *findings: Finding, **circumstances: Any) -> Verdict:
     return Verdict(
         summary=summarize(scores),
         scores=scores,
@@ -230,5 +232,5 @@ def verdict_of(scores: TokenScores, *findings: Finding, **provenance: Any) -> Ve
         nodes_on_provider=1.0,
         checks=(),
         findings=findings,
-        provenance=Provenance(**{**vars(PROVENANCE), **provenance}),
+        circumstances=Circumstances(**{**vars(CIRCUMSTANCES), **circumstances}),
     )

@@ -18,7 +18,7 @@ from dsconv.runtime.report.github_annotations import (
 from dsconv.runtime.report.junit import junit_xml, write_junit
 from dsconv.runtime.verify.judge import judge
 from dsconv.runtime.verify.thresholds import from_options
-from dsconv.runtime.verify.verdict import Check, Finding, Verdict
+from dsconv.runtime.verify.verdict import Finding, LimitCheck, Verdict
 
 AWKWARD = "a <\"'&>\n\x00\x1b\ufffe\ud800 ｜ 100 %: b, c | d"
 
@@ -100,7 +100,7 @@ def test_the_summary_is_appended(tmp_path: Path, failed: Verdict) -> None:
 
 
 def test_a_figure_that_was_not_measured_is_said(failed: Verdict) -> None:
-    check = Check("min-speedup", "speedup", None, 2.0, False)
+    check = LimitCheck("min-speedup", "speedup", None, 2.0, False)
     verdict = replace(failed, checks=(check,))
     assert "not measured" in step_summary(verdict)
     assert "speedup not measured, required 2" in junit_xml(verdict).decode()

@@ -29,7 +29,7 @@ from dsconv.runtime.report.figures import (
 )
 from dsconv.runtime.report.page import report_html, write_report
 from dsconv.runtime.verify.metrics import summarize
-from dsconv.runtime.verify.verdict import Check, LayerError, Verdict
+from dsconv.runtime.verify.verdict import LayerError, LimitCheck, Verdict
 
 VOID = {"meta", "link", "br", "img", "path", "rect", "line", "circle", "polyline"}
 VERDICTS = [healthy, broken, hostile]
@@ -175,7 +175,7 @@ def test_verdict_stands_on_top_with_its_reason() -> None:
 
 def test_failed_checks_come_first() -> None:
     verdict = healthy()
-    checks = (*verdict.checks, Check("max-ppl-ratio", "the one that fails", 1.5, 1.1, True))
+    checks = (*verdict.checks, LimitCheck("max-ppl-ratio", "the one that fails", 1.5, 1.1, True))
     text = "".join(Page(report_html(replace(verdict, checks=checks))).text)
     table = text[text.index("Result") :]
     assert table.index("the one that fails") < table.index("max-kl")
@@ -209,7 +209,7 @@ def test_large_verdict_is_a_small_page() -> None:
         findings=broken().findings * 500,
         worst_tokens=hostile().worst_tokens * 100,
         speeds=verdict.speeds * 100,
-        provenance=replace(verdict.provenance, artifact_files=files),
+        circumstances=replace(verdict.circumstances, artifact_files=files),
     )
     html = report_html(verdict)
     assert len(html.encode()) < 200_000
@@ -219,24 +219,24 @@ def test_large_verdict_is_a_small_page() -> None:
 @pytest.mark.parametrize(
     ("check", "text"),
     [
-        (Check("max-kl", "KL", 0.02, 0.03, True), "0.01 below the limit"),
-        (Check("max-kl", "KL", 0.05, 0.03, True), "0.02 above the limit"),
-        (Check("max-kl", "KL", 0.03, 0.03, True), "at the limit"),
+        (LimitCheck("max-kl", "KL", 0.02, 0.03, True), "0.01 below the limit"),
+        (LimitCheck("max-kl", "KL", 0.05, 0.03, True), "0.02 above the limit"),
+        (LimitCheck("max-kl", "KL", 0.03, 0.03, True), "at the limit"),
         (
-            Check("max-kl", "KL", 0.031, 0.03, True, 0.002),
+            LimitCheck("max-kl", "KL", 0.031, 0.03, True, 0.002),
             "0.001 above, within the 0.002 allowed for chance",
         ),
         (
-            Check("max-kl", "KL", 0.04, 0.03, True, 0.002),
+            LimitCheck("max-kl", "KL", 0.04, 0.03, True, 0.002),
             "0.01 above the limit, 0.002 allowed for chance",
         ),
-        (Check("min-top1", "top", 0.9, 0.93, False), "3 points below the limit"),
-        (Check("min-top1", "top", 0.95, 0.93, False), "2 points above the limit"),
-        (Check("max-kl", "KL", math.nan, 0.03, True), "not a number, which fails"),
-        (Check("max-kl", "KL", None, 0.03, True), "not measured, which fails"),
+        (LimitCheck("min-top1", "top", 0.9, 0.93, False), "3 points below the limit"),
+        (LimitCheck("min-top1", "top", 0.95, 0.93, False), "2 points above the limit"),
+        (LimitCheck("max-kl", "KL", math.nan, 0.03, True), "not a number, which fails"),
+        (LimitCheck("max-kl", "KL", None, 0.03, True), "not measured, which fails"),
     ],
 )
-def test_by_how_much(check: Check, text: str) -> None:
+def test_by_how_much(check: LimitCheck, text: str) -> None:
     assert by_how_much(check) == text
 
 
@@ -250,8 +250,8 @@ def test_check_finds_its_figure() -> None:
         "max-perplexity-ratio": 10,
     }
     for name, index in names.items():
-        assert figure_of(Check(name, "", 1.0, 1.0, True)) is FIGURES[index]
-    assert figure_of(Check("max-loop-rate", "", 1.0, 1.0, True)) is None
+        assert figure_of(LimitCheck(name, "", 1.0, 1.0, True)) is FIGURES[index]
+    assert figure_of(LimitCheck("max-loop-rate", "", 1.0, 1.0, True)) is None
 
 
 def test_baseline_checks_have_a_noise_floor() -> None:
@@ -264,7 +264,7 @@ def test_baseline_checks_have_a_noise_floor() -> None:
         "baseline-ppl": f"{math.log(noise.artifact_perplexity / noise.reference_perplexity):.4g}",
     }
     for name, floor in expected.items():
-        check = Check(name, "", 0.01, 0.01, True, 0.002, "baseline")
+        check = LimitCheck(name, "", 0.01, 0.01, True, 0.002, "baseline")
         assert floor_text(verdict, figure_of(check)) == floor
         text = "".join(Page(report_html(replace(verdict, checks=(check,)))).text)
         assert "from the baseline" in text
@@ -274,8 +274,8 @@ def test_baseline_checks_have_a_noise_floor() -> None:
 def test_reason_names_the_closest_check() -> None:
     verdict = healthy()
     checks = (
-        Check("max-kl", "mean KL, nats per token", 0.001, 0.03, True),
-        Check("min-top1", "same top token", 0.931, 0.93, False),
+        LimitCheck("max-kl", "mean KL, nats per token", 0.001, 0.03, True),
+        LimitCheck("min-top1", "same top token", 0.931, 0.93, False),
     )
     assert "the closest is same top token 93.1 %" in why(replace(verdict, checks=checks))
     assert state(replace(verdict, checks=())) == "Not judged"

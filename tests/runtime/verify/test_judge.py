@@ -119,12 +119,14 @@ def test_what_does_not_matter_passes_however_certain(tmp_path: Path) -> None:
     assert better.passed
 
 
-@pytest.mark.parametrize("provenance", [{}, {"tokens_hash": "other"}, {"reference_hash": "other"}])
-def test_a_clear_regression_fails(tmp_path: Path, provenance: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    "circumstances", [{}, {"tokens_hash": "other"}, {"reference_hash": "other"}]
+)
+def test_a_clear_regression_fails(tmp_path: Path, circumstances: dict[str, str]) -> None:
     scores = random_scores()
     baseline = baseline_of(tmp_path, verdict_of(scores))
     bad = replace(scores, kl=2 * scores.kl, artifact_loss=scores.artifact_loss + 0.1)
-    judged = judge(verdict_of(bad, **provenance), (), baseline)
+    judged = judge(verdict_of(bad, **circumstances), (), baseline)
     assert {c.name for c in judged.checks if not c.passed} == {"baseline-kl", "baseline-ppl"}
 
 

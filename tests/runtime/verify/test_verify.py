@@ -29,13 +29,14 @@ from dsconv.convert.quantize.run import quantize_checkpoint
 from dsconv.errors import InputError, UsageError
 from dsconv.runtime.sessions.load import Loaded, load
 from dsconv.runtime.text.tokenizer import TextTokenizer
-from dsconv.runtime.verify.circumstances import trace
+from dsconv.runtime.verify.circumstances import circumstances_of
+from dsconv.runtime.verify.comparison import Comparison
 from dsconv.runtime.verify.judge import failures, judge
 from dsconv.runtime.verify.measure import (
     VerifyOptions,
+    measure,
     plan_windows,
     read_text,
-    verify,
     windows,
 )
 from dsconv.runtime.verify.reference import Reference, SessionReference, open_reference
@@ -106,14 +107,20 @@ def artifact(model: Path) -> Loaded:
     return load(str(exported))
 
 
+def planned(
+    artifact: Loaded, reference: Reference, text: str = TEXT, options: VerifyOptions = SHORT
+) -> Comparison:
+    pieces = plan_windows(artifact, reference, text, options)
+    return Comparison("artifact", artifact, reference, pieces, threads=1)
+
+
 def compared(
     artifact: Loaded, reference: Reference, text: str = TEXT, options: VerifyOptions = SHORT
 ) -> Verdict:
     """Plan, predict and verify."""
-    planned = plan_windows(artifact, reference, text, options)
-    origin = trace("artifact", artifact, reference, text, None, planned, 1, FileHashes())
-    predictions = reference.predict(planned, lambda done: None)
-    return verify(artifact, reference, planned, predictions, origin)
+    comparison = planned(artifact, reference, text, options)
+    predictions = reference.predict(comparison.windows, lambda done: None)
+    return measure(comparison, predictions, circumstances_of(comparison, text, None, FileHashes()))
 
 
 def table(seed: int = 0) -> NDArray[np.float32]:
@@ -231,8 +238,8 @@ def test_the_worst_tokens_in_their_context(loaded: Loaded) -> None:
     assert first.artifact_probability == pytest.approx(math.exp(9) / (math.exp(9) + 263), rel=1e-5)
     likeliest = int(table(4)[z].argmax())
     assert first.reference_top == tokenizer.decode([likeliest], skip_special=False)
-    planned = plan_windows(left, right, TEXT, SHORT)
-    assert planned[first.window][first.position - 1] == z
+    pieces = plan_windows(left, right, TEXT, SHORT)
+    assert pieces[first.window][first.position - 1] == z
 
 
 def test_a_model_agrees_with_itself(loaded: Loaded, reference: Reference) -> None:
@@ -281,13 +288,13 @@ def test_figures_of_a_real_model_are_those_of_transformers(tmp_path: Path) -> No
     )
     reference, artifact = open_reference(str(smollm2_path())), load(str(tmp_path / "q"))
     text, options = read_text(None) * 3, VerifyOptions(512, 4096)
-    planned = plan_windows(artifact, reference, text, options)
-    origin = trace("artifact", artifact, reference, text, None, planned, 1, FileHashes())
-    live = reference.predict(planned, lambda done: None)
-    s = verify(artifact, reference, planned, live, origin).summary
+    comparison = planned(artifact, reference, text, options)
+    origin = circumstances_of(comparison, text, None, FileHashes())
+    live = reference.predict(comparison.windows, lambda done: None)
+    s = measure(comparison, live, origin).summary
     independent = [hugging_face(open_checkpoint(str(p))) for p in (smollm2_path(), tmp_path / "q")]
     kl, agree, loss = [], [], []
-    for window in planned:
+    for window in comparison.windows:
         with torch.no_grad():
             log_p, log_q = (
                 m(torch.tensor([window])).logits[0, :-1].double().log_softmax(-1)
@@ -301,9 +308,9 @@ def test_figures_of_a_real_model_are_those_of_transformers(tmp_path: Path) -> No
     assert s.artifact_perplexity == pytest.approx(math.exp(np.mean(loss)), rel=1e-4)
     cache = ReferenceCache(tmp_path)
     cache.store("k", live.kept())
-    kept = cache.load("k", planned)
+    kept = cache.load("k", comparison.windows)
     assert kept is not None
-    warm = verify(artifact, reference, planned, kept, origin).summary
+    warm = measure(comparison, kept, origin).summary
     assert warm.kl_mean == pytest.approx(s.kl_mean, rel=2e-3)
     assert warm.top1_agreement == s.top1_agreement
 
@@ -350,16 +357,16 @@ def test_a_kept_reference_gives_the_same_verdict(
     tmp_path: Path, reference: Reference, artifact: Loaded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And nothing of it is read."""
-    planned = plan_windows(artifact, reference, TEXT, SHORT)
-    origin = trace("artifact", artifact, reference, TEXT, None, planned, 1, FileHashes())
-    live = reference.predict(planned, lambda done: None)
-    cold = verify(artifact, reference, planned, live, origin)
+    comparison = planned(artifact, reference)
+    origin = circumstances_of(comparison, TEXT, None, FileHashes())
+    live = reference.predict(comparison.windows, lambda done: None)
+    cold = measure(comparison, live, origin)
     cache = ReferenceCache(tmp_path)
     cache.store("k", live.kept())
     monkeypatch.setattr("dsconv.convert.checkpoint.checkpoint.Checkpoint.rows", None)
-    kept = cache.load("k", planned)
+    kept = cache.load("k", comparison.windows)
     assert kept is not None
-    warm = verify(artifact, reference, planned, kept, origin)
+    warm = measure(comparison, kept, origin)
     assert warm.summary.kl_mean == pytest.approx(cold.summary.kl_mean, rel=1e-9)  # kept whole
     assert warm.worst_tokens[0].before == cold.worst_tokens[0].before
     assert warm.noise_floor == cold.noise_floor
@@ -375,10 +382,9 @@ def test_a_broken_artifact_never_passes(loaded: Loaded, reference: Reference) ->
     json.dumps(to_json(verdict), allow_nan=False)
 
 
-def test_provenance(model: Path, reference: Reference, artifact: Loaded) -> None:
-    planned = plan_windows(artifact, reference, TEXT, SHORT)
-    path = str(model.parent / "x")
-    found = trace(path, artifact, reference, TEXT, "t.txt", planned, 3, FileHashes())
+def test_circumstances(model: Path, reference: Reference, artifact: Loaded) -> None:
+    comparison = replace(planned(artifact, reference), path=str(model.parent / "x"), threads=3)
+    found = circumstances_of(comparison, TEXT, "t.txt", FileHashes())
     weights = (model.parent / "x" / "model.onnx").read_bytes()
     assert found.artifact_files["model.onnx"] == hashlib.sha256(weights).hexdigest()
     assert {"config.json", "tokenizer.json"} < set(found.artifact_files)
@@ -386,7 +392,8 @@ def test_provenance(model: Path, reference: Reference, artifact: Loaded) -> None
     assert (found.text, found.threads, found.runtime) == ("t.txt", 3, "onnxruntime")
     assert {"dsconv", "numpy", "python"} <= set(found.versions)
     assert datetime.fromisoformat(found.date).tzinfo is not None
-    again = trace(path, artifact, reference, TEXT, None, planned[:1], 3, FileHashes())
+    shorter = replace(comparison, windows=comparison.windows[:1])
+    again = circumstances_of(shorter, TEXT, None, FileHashes())
     assert again.reference_hash == found.reference_hash
     assert again.tokens_hash != found.tokens_hash
 
@@ -436,11 +443,11 @@ def test_a_text_file_that_cannot_be_used(
 
 
 def test_progress_adds_up(loaded: Loaded, reference: Reference) -> None:
-    planned = plan_windows(loaded, reference, TEXT, SHORT)
+    comparison = planned(loaded, reference)
     before: list[int] = []
-    predictions = reference.predict(planned, before.append)
-    assert sum(before) == reference.work(planned) > 0
+    predictions = reference.predict(comparison.windows, before.append)
+    assert sum(before) == reference.work(comparison.windows) > 0
     done: list[int] = []
-    origin = trace("artifact", loaded, reference, TEXT, None, planned, 1, FileHashes())
-    verify(loaded, reference, planned, predictions, origin, done.append)
-    assert done == [len(window) for window in planned]
+    origin = circumstances_of(comparison, TEXT, None, FileHashes())
+    measure(comparison, predictions, origin, done.append)
+    assert done == [len(window) for window in comparison.windows]
