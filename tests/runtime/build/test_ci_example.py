@@ -81,7 +81,7 @@ def test_the_upload_happens_when_the_gate_fails() -> None:
 
 
 def yaml_blocks() -> list[Any]:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "ci.md").read_text(encoding="utf-8")
     return [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)]
 
 
