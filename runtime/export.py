@@ -1,11 +1,12 @@
-"""`dsconv export` between parsing and printing, one function and one report per format."""
+"""Export a model to what runs it: one table of exporters, one report of what was written."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from dsconv.convert.checkpoint.checkpoint import Checkpoint
 from dsconv.convert.formats.ascend.export import export_ascend
@@ -19,43 +20,55 @@ from dsconv.convert.targets.choice import checker, choose_format, choose_options
 from dsconv.convert.targets.table import find_target
 from dsconv.convert.targets.target import Target
 from dsconv.errors import UnsupportedError, UsageError
+from dsconv.progress import Advance
 from dsconv.runtime.text.chat_template import chat_template
 from dsconv.runtime.text.tokenizer import TextTokenizer
 
-from .console import progress, say, size_text
+from .console import progress, size_text
 from .memory import peak_rss_bytes
-from .model_paths import open_model
-from .outputs import check_output
+from .model_paths import check_output, open_model
 
 DEFAULT_TARGET = "cpu"
-FORMATS = ("onnx", "native", "gguf", "compressed-tensors", "ascend")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ExportReport:
-    result: ExportResult
+    """What was written. Of a folder: how much of it is linked, its files; of a file: its bits.
+
+    target: of an ONNX graph. types: of GGUF, block type -> tensors. notes: what is stored in
+    another way than in the checkpoint, and why. None where a format has no such thing.
+    """
+
     output: Path
-    target: str
+    target: str | None = None
+    bytes_written: int
+    bytes_linked: int | None = None
+    bits_per_weight: float | None = None
+    types: Mapping[str, int] | None = None
+    files: tuple[str, ...] | None = None
+    notes: tuple[str, ...] | None = None
     seconds: float
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "output": str(self.output),
-            "target": self.target,
-            "bytes_written": self.result.bytes_written,
-            "bytes_linked": self.result.bytes_linked,
-            "files": list(self.result.files),
-            "seconds": self.seconds,
-            "peak_rss_bytes": peak_rss_bytes(),
-        }
+        facts = {name: value for name, value in vars(self).items() if value is not None}
+        return {**facts, "output": str(self.output), "peak_rss_bytes": peak_rss_bytes()}
 
-    def show(self) -> None:
-        r = self.result
-        say(
-            f"{self.output}: for {self.target}, {size_text(r.bytes_written)} written, "
-            f"{size_text(r.bytes_linked)} linked to the checkpoint's own files, "
-            f"{self.seconds:.1f} s"
-        )
+    def words(self) -> str:
+        """A line for people, and one per note."""
+        written = size_text(self.bytes_written)
+        facts = [] if self.target is None else [f"for {self.target}"]
+        if self.bytes_linked is None:
+            facts.append(written)
+        else:
+            linked = f"{size_text(self.bytes_linked)} linked to the checkpoint's own files"
+            facts += [f"{written} written", linked]
+        if self.bits_per_weight is not None:
+            facts.append(f"{self.bits_per_weight:.2f} bits per weight")
+        if self.types is not None:
+            counts = ", ".join(f"{count} {name}" for name, count in self.types.items())
+            facts.append(f"tensors: {counts}")
+        line = f"{self.output}: {', '.join(facts)}, {self.seconds:.1f} s"
+        return "\n".join([line, *(f"note: {note}" for note in self.notes or ())])
 
 
 @dataclass(frozen=True)
@@ -77,9 +90,10 @@ class ExportRequest:
             UsageError: no such target, or a dialect for one that has its own.
             UnsupportedError: no such format, or none that the target reads.
         """
-        if self.format is not None and self.format not in FORMATS:
+        if self.format is not None and self.format not in EXPORTERS:
             raise UnsupportedError(
-                f"format {self.format!r} is not supported yet", f"use --format {', '.join(FORMATS)}"
+                f"format {self.format!r} is not supported yet",
+                f"use --format {', '.join(EXPORTERS)}",
             )
         implied = self.format == "ascend" and self.target == DEFAULT_TARGET
         target = find_target("torch:npu" if implied else self.target)
@@ -104,151 +118,81 @@ class ExportRequest:
         )
 
 
-class Report(Protocol):
-    def to_json(self) -> dict[str, Any]: ...
+@dataclass(frozen=True)
+class ExportJob:
+    """A model that is open, what becomes of it, and where."""
 
-    def show(self) -> None: ...
+    checkpoint: Checkpoint
+    request: ExportRequest
+    target: Target
+    output: Path
+    overwrite: bool
+    advance: Advance
 
 
-def export_command(model: str, request: ExportRequest, output: Path, overwrite: bool) -> Report:
+@dataclass(frozen=True)
+class Exporter:
+    """Who writes a format, and whether an output of that name is a file and no folder."""
+
+    write: Callable[[ExportJob], ExportResult | NativeResult | GgufResult | RepackResult]
+    is_single_file: Callable[[Path], bool] = lambda output: False
+
+
+def export_model(model: str, request: ExportRequest, output: Path, overwrite: bool) -> ExportReport:
     """Write what was asked for; a graph that breaks its target's own rules is refused.
 
     Raises:
         UsageError, InputError, UnsupportedError, OutputError: with the cure.
     """
     format, target = request.resolved()
-    if format == "native":
-        return export_native_command(model, output, overwrite)
-    if format == "gguf":
-        return export_gguf_command(model, output, overwrite)
-    if format in REPACKED:
-        return export_repacked_command(model, format, output, request.copy, overwrite)
-    return export_graph_command(model, request, target, output, overwrite)
-
-
-def export_graph_command(
-    model: str, request: ExportRequest, target: Target, output: Path, overwrite: bool
-) -> ExportReport:
-    check_output(model, output, overwrite)
+    exporter = EXPORTERS[format]
+    check_output(model, output, overwrite, exporter.is_single_file(output))
     start = time.perf_counter()
     checkpoint = open_model(model)
-    options = request.graph_options(target, checkpoint)
+    with progress("export", checkpoint.parameter_count, "weights") as advance:
+        job = ExportJob(checkpoint, request, target, output, overwrite, advance)
+        result = exporter.write(job)
+    return ExportReport(
+        output=output,
+        target=target.name if isinstance(result, ExportResult) else None,
+        seconds=time.perf_counter() - start,
+        **vars(result),
+    )
+
+
+def _write_onnx(job: ExportJob) -> ExportResult:
+    options = job.request.graph_options(job.target, job.checkpoint)
     # A dialect that somebody named is theirs: it need not suit what the table says of the CPU.
-    check = checker(target) if request.dialect is None else lambda folder: None
-    with progress("export", checkpoint.parameter_count, "weights") as advance:
-        result = export_onnx(checkpoint, options, output, overwrite, advance, check)
-    return ExportReport(result, output, options.target, time.perf_counter() - start)
+    check = checker(job.target) if job.request.dialect is None else lambda folder: None
+    return export_onnx(job.checkpoint, options, job.output, job.overwrite, job.advance, check)
 
 
-@dataclass(frozen=True)
-class RepackReport:
-    result: RepackResult
-    output: Path
-    seconds: float
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "output": str(self.output),
-            "bytes_written": self.result.bytes_written,
-            "bytes_linked": self.result.bytes_linked,
-            "files": list(self.result.files),
-            "notes": list(self.result.notes),
-            "seconds": self.seconds,
-            "peak_rss_bytes": peak_rss_bytes(),
-        }
-
-    def show(self) -> None:
-        r = self.result
-        say(
-            f"{self.output}: {size_text(r.bytes_written)} written, {size_text(r.bytes_linked)} "
-            f"linked to the checkpoint's own files, {self.seconds:.1f} s"
-        )
-        for note in r.notes:
-            say(f"note: {note}")
+def _write_native(job: ExportJob) -> NativeResult:
+    return export_native(job.checkpoint, job.output, job.overwrite, job.advance)
 
 
-REPACKED = {"compressed-tensors": export_compressed_tensors, "ascend": export_ascend}
+def _write_gguf(job: ExportJob) -> GgufResult:
+    settings = _text_settings(job.checkpoint)
+    return export_gguf(job.checkpoint, settings, job.output, job.overwrite, job.advance)
 
 
-def export_repacked_command(
-    model: str, format: str, output: Path, copy: bool, overwrite: bool
-) -> RepackReport:
-    check_output(model, output, overwrite)
-    start = time.perf_counter()
-    checkpoint = open_model(model)
-    with progress("export", checkpoint.parameter_count, "weights") as advance:
-        result = REPACKED[format](checkpoint, output, copy, overwrite, advance)
-    return RepackReport(result, output, time.perf_counter() - start)
+def _write_compressed_tensors(job: ExportJob) -> RepackResult:
+    copy = job.request.copy
+    return export_compressed_tensors(job.checkpoint, job.output, copy, job.overwrite, job.advance)
 
 
-@dataclass(frozen=True)
-class GgufReport:
-    result: GgufResult
-    output: Path
-    seconds: float
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "output": str(self.output),
-            "bytes_written": self.result.bytes_written,
-            "bits_per_weight": self.result.bits_per_weight,
-            "types": dict(self.result.types),
-            "notes": list(self.result.notes),
-            "seconds": self.seconds,
-            "peak_rss_bytes": peak_rss_bytes(),
-        }
-
-    def show(self) -> None:
-        r = self.result
-        types = ", ".join(f"{count} {name}" for name, count in r.types.items())
-        say(
-            f"{self.output}: {size_text(r.bytes_written)}, {r.bits_per_weight:.2f} bits per "
-            f"weight, tensors: {types}, {self.seconds:.1f} s"
-        )
-        for note in r.notes:
-            say(f"note: {note}")
+def _write_ascend(job: ExportJob) -> RepackResult:
+    copy = job.request.copy
+    return export_ascend(job.checkpoint, job.output, copy, job.overwrite, job.advance)
 
 
-def export_gguf_command(model: str, output: Path, overwrite: bool) -> GgufReport:
-    check_output(model, output, overwrite, is_single_file(output))
-    start = time.perf_counter()
-    checkpoint = open_model(model)
-    settings = _text_settings(checkpoint)
-    with progress("export", checkpoint.parameter_count, "weights") as advance:
-        result = export_gguf(checkpoint, settings, output, overwrite, advance)
-    return GgufReport(result, output, time.perf_counter() - start)
-
-
-@dataclass(frozen=True)
-class NativeReport:
-    result: NativeResult
-    output: Path
-    seconds: float
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "output": str(self.output),
-            "bytes_written": self.result.bytes_written,
-            "bits_per_weight": self.result.bits_per_weight,
-            "seconds": self.seconds,
-            "peak_rss_bytes": peak_rss_bytes(),
-        }
-
-    def show(self) -> None:
-        r = self.result
-        say(
-            f"{self.output}: {size_text(r.bytes_written)}, {r.bits_per_weight:.2f} bits per "
-            f"weight, {self.seconds:.1f} s"
-        )
-
-
-def export_native_command(model: str, output: Path, overwrite: bool) -> NativeReport:
-    check_output(model, output, overwrite, single_file=True)
-    start = time.perf_counter()
-    checkpoint = open_model(model)
-    with progress("export", checkpoint.parameter_count, "weights") as advance:
-        result = export_native(checkpoint, output, overwrite, advance)
-    return NativeReport(result, output, time.perf_counter() - start)
+EXPORTERS = {
+    "onnx": Exporter(_write_onnx),
+    "native": Exporter(_write_native, lambda output: True),
+    "gguf": Exporter(_write_gguf, is_single_file),
+    "compressed-tensors": Exporter(_write_compressed_tensors),
+    "ascend": Exporter(_write_ascend),
+}
 
 
 def _text_settings(checkpoint: Checkpoint) -> TextSettings:

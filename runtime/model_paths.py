@@ -1,4 +1,7 @@
-"""Opening what a user has named, which may have to be downloaded first: people see how it goes."""
+"""What a user names: a model, which may have to be downloaded first, and an output.
+
+People see how a download goes.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from dsconv.atomic import refuse_existing
 from dsconv.convert.checkpoint.checkpoint import Checkpoint
 from dsconv.convert.hub.model_name import looks_like_hub_name
 from dsconv.convert.hub.pull import Puller, Watch, snapshot
@@ -58,3 +62,11 @@ def resumable() -> Iterator[None]:
     except (KeyboardInterrupt, SystemExit):
         say("interrupted; the same command goes on where it stopped")
         raise
+
+
+def check_output(model: str, output: Path, overwrite: bool, single_file: bool = False) -> None:
+    """Fail before any work: the output is taken, or replacing it would remove the input."""
+    refuse_existing(output, overwrite, single_file)
+    source = Path(model).expanduser().resolve()
+    if os.path.exists(output) and output.resolve() in (source, *source.parents):
+        raise UsageError(f"{output}: holds the input", "choose another folder with -o")

@@ -27,8 +27,7 @@ from dsconv.runtime.calibration.text_windows import CalibrationOptions, calibrat
 
 from .console import progress, quantity, say, size_text
 from .memory import peak_rss_bytes
-from .model_paths import open_model, streamed_model
-from .outputs import check_output
+from .model_paths import check_output, open_model, streamed_model
 from .plan import refuse_what_cannot_fit
 
 

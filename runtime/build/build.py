@@ -25,7 +25,7 @@ from dsconv.convert.inspect import describe
 from dsconv.convert.open import open_checkpoint
 from dsconv.errors import InputError, OutputError
 from dsconv.runtime.console import say
-from dsconv.runtime.outputs import check_output
+from dsconv.runtime.model_paths import check_output
 
 from .model_card import Card
 from .recipe import Recipe
@@ -261,12 +261,12 @@ class _Builder:
         return {"export": asdict(self._recipe.export), "inputs": self._made(QUANTIZE)}
 
     def _export(self) -> Mapping[str, Any]:
-        from dsconv.runtime.export import export_command
+        from dsconv.runtime.export import export_model
 
         quantized = self._recipe.quantize is not None
         model = str(self._quantized if quantized else self._pulled.path)
         request = self._recipe.export.request()
-        export_command(model, request, self._artifact, overwrite=False).show()
+        say(export_model(model, request, self._artifact, overwrite=False).words())
         found = describe(str(self._artifact))
         files = [self._artifact, *self._artifact.rglob("*")]
         return {

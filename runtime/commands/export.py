@@ -49,10 +49,11 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Export a checkpoint: for ONNX Runtime, llama.cpp, transformers, or the native engine."""
-    from dsconv.runtime.export import ExportRequest, export_command
+    from dsconv.runtime.console import say
+    from dsconv.runtime.export import ExportRequest, export_model
 
     request = ExportRequest(
         format, target, dialect, accuracy_level, context_length, prefill_length, copy
     )
-    report = export_command(model, request, output, overwrite)
-    print_json(report.to_json()) if as_json else report.show()
+    report = export_model(model, request, output, overwrite)
+    print_json(report.to_json()) if as_json else say(report.words())

@@ -24,10 +24,10 @@ CACHE_TYPES = {"fp16": 1, "int8": 8}  # GGML_TYPE_F16, _Q8_0
 
 def build(checkpoint: str, bits: int, output: Path) -> None:
     """The unquantized checkpoint as GGUF, then llama.cpp's own quantization of it."""
-    from dsconv.runtime.export import export_gguf_command
+    from dsconv.runtime.export import ExportRequest, export_model
 
     source = output / "unquantized.gguf"
-    export_gguf_command(checkpoint, source, True)
+    export_model(checkpoint, ExportRequest("gguf"), source, True)
     # In a process of its own: llama.cpp ends the one it runs in when something is wrong.
     run_tool("dsconv.runtime.bench.peers.llama_cpp_peer", source, output / MODEL, bits)
     source.unlink()

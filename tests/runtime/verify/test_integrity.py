@@ -24,7 +24,7 @@ from dsconv.convert.quantize.plan import QuantizeOptions
 from dsconv.convert.quantize.run import quantize_checkpoint
 from dsconv.runtime.build.build import build
 from dsconv.runtime.build.recipe import load_recipe
-from dsconv.runtime.export import ExportRequest, export_command
+from dsconv.runtime.export import ExportRequest, export_model
 from dsconv.runtime.verify.findings.integrity import can_be_vouched_for, integrity_findings
 
 FLIPS = 200
@@ -47,7 +47,7 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "x.dsq": ExportRequest("native"),
         "x.gguf": ExportRequest("gguf"),
     }.items():
-        export_command(str(folder / "quantized"), request, folder / name, False)
+        export_model(str(folder / "quantized"), request, folder / name, False)
     return folder
 
 

@@ -17,7 +17,7 @@ from small_models import write_checkpoint
 from dsconv.convert.open import open_checkpoint
 from dsconv.convert.quantize.plan import QuantizeOptions
 from dsconv.convert.quantize.run import quantize_checkpoint
-from dsconv.runtime.export import ExportRequest, export_command
+from dsconv.runtime.export import ExportRequest, export_model
 
 pytest.importorskip("model_signing")
 Command = Callable[..., Outcome]
@@ -41,7 +41,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         open_checkpoint(str(model)), QuantizeOptions(method="rtn"), folder / "quantized"
     )
     for name, request in {"onnx": ExportRequest("onnx"), "x.dsq": ExportRequest("native")}.items():
-        export_command(str(folder / "quantized"), request, folder / name, False)
+        export_model(str(folder / "quantized"), request, folder / name, False)
     for name in ("key", "other"):
         key = generate_private_key(SECP256R1())
         private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
