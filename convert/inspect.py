@@ -17,9 +17,6 @@ from dsconv.convert.formats.native.linear_layout import LinearLayout
 from dsconv.convert.formats.onnx.names import FIXED_SHAPES, GENAI_CONFIG
 from dsconv.convert.open import open_checkpoint
 from dsconv.errors import InputError
-from dsconv.quant.int8_rows import Int8Rows
-from dsconv.quant.integer import WHOLE_ROW
-from dsconv.quant.scale_min import ScaleMin
 
 from .config_only import is_lone_config
 from .families import read_family
@@ -106,13 +103,7 @@ def _row(checkpoint: Checkpoint, parameter: Parameter) -> TensorRow:
     rows, columns = parameter.shape
     tensors = stored_tensors(module_of(name), (rows, columns), scheme)
     size = sum(source.nbytes(tensor.name) for tensor in tensors)
-    if isinstance(scheme, ScaleMin):
-        return TensorRow(name, parameter.shape, f"scale-min {scheme.bits} bits", size)
-    if isinstance(scheme, Int8Rows):
-        return TensorRow(name, parameter.shape, "int8 row, inputs int8", size)
-    group = "row" if scheme.group_size == WHOLE_ROW else f"g{scheme.group_size}"
-    storage = f"int{scheme.bits} {group} {'symmetric' if scheme.symmetric else 'asymmetric'}"
-    return TensorRow(name, parameter.shape, storage, size)
+    return TensorRow(name, parameter.shape, scheme.description, size)
 
 
 def _announced(config: Path) -> Description:

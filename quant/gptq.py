@@ -21,16 +21,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .int8_rows import MAX_CODE, Int8Rows, Int8RowsMatrix, weight_scales
-from .integer import WHOLE_ROW, IntegerMatrix, IntegerScheme
-from .rounding import AnyQuantized, AnyScheme, finish, nearest_codes
-from .scale_min import Grid, ScaleMin, ScaleMinMatrix, searched_grid
-from .scales import Floats, searched_scales
+from .scales import nearest_codes
+from .schemes import Floats, Grid, QuantizedMatrix, Scheme, joined
 
 DAMPING = 0.01  # share of the mean diagonal added to the diagonal
 DAMPING_LIMIT = 10.0
 COLUMNS_AT_A_TIME = 128
-GRID_WEIGHTS = 1 << 16  # weights whose grid is searched at a time: they stay in a core's cache
 TRIANGLE_BASE = 128
 
 
@@ -63,14 +59,7 @@ class Factor:
     damping: float
 
 
-def undivided(scheme: AnyScheme, columns: int) -> int:
-    """Neighbouring columns that must come in one block: those whose scale is searched at once."""
-    if isinstance(scheme, Int8Rows):
-        return 1
-    return columns if scheme.group_size == WHOLE_ROW else scheme.group_size
-
-
-def factorize(moments: Sequence[Floats], scheme: AnyScheme, damping: float = DAMPING) -> Factor:
+def factorize(moments: Sequence[Floats], scheme: Scheme, damping: float = DAMPING) -> Factor:
     """Factorise the diagonal blocks of H; the damping grows tenfold until it succeeds.
 
     A column whose input is always zero gets the mean diagonal: it neither gives nor takes errors.
@@ -132,82 +121,57 @@ def correction(weights: Floats, factor: Factor, differences: Sequence[Floats]) -
     return result
 
 
-def gptq(weights: Floats, factor: Factor, scheme: AnyScheme) -> AnyQuantized:
+def gptq(weights: Floats, factor: Factor, scheme: Scheme) -> QuantizedMatrix:
     """Quantize rows [rows, columns]; rows are independent, so any slice of them may be given."""
-    if isinstance(scheme, ScaleMin):
-        return _with_known_grid(weights, factor, scheme)
-    if isinstance(scheme, Int8Rows):
-        return _with_known_scales(weights, factor, scheme)
-    return _with_searched_scales(weights, factor, scheme)
+    if scheme.by_group:
+        return _group_by_group(weights, factor, scheme)
+    return _on_known_grid(weights, factor, scheme)
 
 
-def _with_searched_scales(weights: Floats, factor: Factor, scheme: IntegerScheme) -> IntegerMatrix:
+def _group_by_group(weights: Floats, factor: Factor, scheme: Scheme) -> QuantizedMatrix:
     rows, columns = weights.shape
     codes = np.empty((columns, rows), np.uint8)
-    groups = scheme.groups(columns)
-    scales = np.empty((rows, groups), np.float32)
-    zeros = None if scheme.symmetric else np.empty((rows, groups), np.float32)
+    found: dict[int, Grid] = {}
     for block in factor.blocks:
         order = block.order + block.first
         work = np.ascontiguousarray(weights.T[order], dtype=np.float32)  # [columns, rows]
         rounded = np.empty(work.shape, np.uint8)
         for start, stop in itertools.pairwise([*block.starts, len(order)]):
             members = order[start:stop]
-            group = 0 if scheme.group_size == WHOLE_ROW else int(members[0]) // scheme.group_size
             updated = np.ascontiguousarray(work[start:stop].T)
-            scale, zero = searched_scales(updated, scheme, factor.importance[members])
-            scales[:, group] = scale[:, 0]
-            centre = np.full(rows, scheme.zero, np.float32) if zero is None else zero[:, 0]
-            if zeros is not None:
-                zeros[:, group] = centre
+            grid = scheme.grid(updated, factor.importance[members])
+            found[int(members[0]) // scheme.group_length(columns)] = grid
+            scale, zero, _ = grid.values()
             for left in range(start, stop, COLUMNS_AT_A_TIME):
                 right = min(stop, left + COLUMNS_AT_A_TIME)
                 shape = (right - left, rows)
-                grids = np.broadcast_to(scale[:, 0], shape), np.broadcast_to(centre, shape)
+                grids = np.broadcast_to(scale[:, 0], shape), np.broadcast_to(zero[:, 0], shape)
                 rounded[left:right] = _round_block(work, block.upper, left, right, *grids, scheme)
         codes[order] = rounded
-    return finish(codes.T, scales, zeros, scheme)
+    return joined([found[group] for group in sorted(found)], axis=1).with_codes(codes.T)
 
 
-def _with_known_grid(weights: Floats, factor: Factor, scheme: ScaleMin) -> ScaleMinMatrix:
+def _on_known_grid(weights: Floats, factor: Factor, scheme: Scheme) -> QuantizedMatrix:
     rows, columns = weights.shape
-    step = max(1, GRID_WEIGHTS // columns)
-    pieces = [
-        searched_grid(weights[start : start + step], scheme, factor.importance)
-        for start in range(0, rows, step)
-    ]
-    grid = Grid.join(pieces)
-    scales = np.ascontiguousarray(grid.scales.T)  # [groups, rows]
-    minima = np.ascontiguousarray(grid.minima.T)
+    grid = scheme.grid(weights, factor.importance)
+    scales, zeros, minima = grid.values()
+    scales, zeros = np.ascontiguousarray(scales.T), np.ascontiguousarray(zeros.T)  # [groups, rows]
     codes = np.empty((columns, rows), np.uint8)
     for block in factor.blocks:
         order = block.order + block.first
-        groups = order // scheme.group_size
-        # Shifted by the minima, a code stands for scale * code; corrections do not see the shift.
-        work = weights.T[order] + minima[groups]
+        groups = order // scheme.group_length(columns)
+        work = np.ascontiguousarray(weights.T[order], dtype=np.float32)  # [columns, rows]
+        if minima is not None:
+            # So shifted, a code stands for scale * code; corrections do not see the shift.
+            work += minima.T[groups]
         rounded = np.empty(work.shape, np.uint8)
         for left in range(0, len(order), COLUMNS_AT_A_TIME):
             right = min(len(order), left + COLUMNS_AT_A_TIME)
-            scale = scales[groups[left:right]]
-            grids = scale, np.zeros_like(scale)
+            members = groups[left:right]
+            grids = scales[members], zeros[members]
             rounded[left:right] = _round_block(work, block.upper, left, right, *grids, scheme)
         codes[order] = rounded
-    return grid.with_codes(codes.T, scheme)
-
-
-def _with_known_scales(weights: Floats, factor: Factor, scheme: Int8Rows) -> Int8RowsMatrix:
-    scales = weight_scales(weights)
-    codes = np.empty(weights.shape[::-1], np.int8)
-    for block in factor.blocks:
-        order = block.order + block.first
-        work = np.ascontiguousarray(weights.T[order], dtype=np.float32)  # [columns, rows]
-        for left in range(0, len(order), COLUMNS_AT_A_TIME):
-            right = min(len(order), left + COLUMNS_AT_A_TIME)
-            grids = np.broadcast_to(scales[:, 0], (right - left, len(weights)))
-            centres = np.full(grids.shape, scheme.zero, np.float32)
-            rounded = _round_block(work, block.upper, left, right, grids, centres, scheme)
-            codes[order[left:right]] = rounded.astype(np.int16) - MAX_CODE
-    return Int8RowsMatrix(np.ascontiguousarray(codes.T), scales)
+    return grid.with_codes(codes.T)
 
 
 def _round_block(
@@ -217,7 +181,7 @@ def _round_block(
     right: int,
     scales: Floats,
     centres: Floats,
-    scheme: AnyScheme,
+    scheme: Scheme,
 ) -> NDArray[np.uint8]:
     """Round columns [left, right) of `work` one by one and correct all later ones in place.
 
@@ -227,7 +191,7 @@ def _round_block(
     errors = np.empty((right - left, work.shape[1]), np.float32)
     for index, column in enumerate(range(left, right)):
         scale, centre = scales[index], centres[index]
-        code = nearest_codes(work[column], scale, centre, scheme)
+        code = nearest_codes(work[column], scale, centre, scheme.max_code)
         rounded = scale * (code - centre)
         error = (work[column] - rounded) / upper[column, column]
         work[column + 1 : right] -= upper[column, column + 1 : right, None] * error
@@ -236,12 +200,12 @@ def _round_block(
     return codes
 
 
-def _order(diagonal: Floats, scheme: AnyScheme) -> tuple[NDArray[np.intp], tuple[int, ...]]:
+def _order(diagonal: Floats, scheme: Scheme) -> tuple[NDArray[np.intp], tuple[int, ...]]:
     """-> (columns in the order of rounding, start of each group in it)."""
-    if isinstance(scheme, ScaleMin | Int8Rows):
+    if not scheme.by_group:
         return np.argsort(-diagonal, kind="stable"), ()
     columns = len(diagonal)
-    size = columns if scheme.group_size == WHOLE_ROW else scheme.group_size
+    size = scheme.group_length(columns)
     groups = [np.arange(start, min(columns, start + size)) for start in range(0, columns, size)]
     groups.sort(key=lambda members: (-float(diagonal[members].max()), int(members[0])))
     ordered = [members[np.argsort(-diagonal[members], kind="stable")] for members in groups]

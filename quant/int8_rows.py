@@ -11,37 +11,75 @@ Searching for a smaller weight scale was tried and left the divergence of whole 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float32]
+from .schemes import WHOLE_ROW, Floats, Grid, QuantizedMatrix, Scheme
 
 MAX_CODE = 127
 
 
 @dataclass(frozen=True)
-class Int8Rows:
+class Int8Rows(Scheme):
     """The scheme of weights: w ≈ scale * code, and their inputs are rounded alike, per token.
 
     While rounding, codes are counted from 0 as in the other schemes: `zero` stands for code 0.
     """
 
-    bits: ClassVar[int] = 8
-    zero: ClassVar[int] = MAX_CODE
-    max_code: ClassVar[int] = 2 * MAX_CODE
+    bits = 8
+    group_size = WHOLE_ROW
+    symmetric = True
+    zero = MAX_CODE
+    max_code = 2 * MAX_CODE
+    label = "w8a8"
+    description = "int8 row, inputs int8"
 
-    def groups(self, columns: int) -> int:
+    rounds_inputs = True
+    tunable = False  # smoothing divides the scales
+
+    @classmethod
+    def parse(cls, label: str) -> Int8Rows | None:
+        return cls() if label == cls.label else None
+
+    def undivided(self, columns: int) -> int:
+        """The scale is that of the largest weight, whatever the block."""
         return 1
 
-    def for_columns(self, columns: int) -> Int8Rows:
-        """Fits rows of any length."""
-        return self
+    def plain_grid(self, weights: Floats) -> Int8RowsGrid:
+        """Scale 1 for a row of zeros, since readers want positive scales."""
+        scales = _scales(weights)
+        return Int8RowsGrid(np.where(scales > 0, scales, np.float32(1)))
+
+    def grid(self, weights: Floats, importance: Floats | None = None) -> Int8RowsGrid:
+        return self.plain_grid(weights)
+
+    def received(self, inputs: Floats) -> Floats:
+        return simulate_rows(inputs)
 
 
 @dataclass(frozen=True)
-class Int8RowsMatrix:
+class Int8RowsGrid(Grid):
+    """scales: [rows, 1]"""
+
+    scales: Floats
+
+    def values(self) -> tuple[Floats, Floats, None]:
+        return self.scales, np.full_like(self.scales, MAX_CODE), None
+
+    def nearest(self, weights: Floats) -> Int8RowsMatrix:
+        """Halves to the even code."""
+        codes, _ = _round(weights)
+        return Int8RowsMatrix(codes.astype(np.int8), self.scales)
+
+    def with_codes(self, codes: NDArray[Any]) -> Int8RowsMatrix:
+        centred = codes.astype(np.int16) - MAX_CODE
+        return Int8RowsMatrix(np.ascontiguousarray(centred.astype(np.int8)), self.scales)
+
+
+@dataclass(frozen=True)
+class Int8RowsMatrix(QuantizedMatrix):
     """A quantized matrix (or a slice of its rows).
 
     codes: [rows, columns] int8; scales: [rows, 1] float32.
@@ -49,24 +87,10 @@ class Int8RowsMatrix:
 
     codes: NDArray[np.int8]
     scales: Floats
-    scheme: ClassVar[Int8Rows] = Int8Rows()
+    scheme = Int8Rows()
 
-
-def round_weights(weights: Floats) -> Int8RowsMatrix:
-    """Every weight to the nearest code; halves to the even one."""
-    codes, _ = _round(weights)
-    return Int8RowsMatrix(codes.astype(np.int8), weight_scales(weights))
-
-
-def weight_scales(weights: Floats) -> Floats:
-    """-> [rows, 1]; 1 for a row of zeros, since readers want positive scales."""
-    scales = _scales(weights)
-    return np.where(scales > 0, scales, np.float32(1))
-
-
-def dequantize_rows(quantized: Int8RowsMatrix) -> Floats:
-    """-> [rows, columns] float32."""
-    return quantized.codes * quantized.scales
+    def dequantize(self) -> Floats:
+        return self.codes * self.scales
 
 
 def quantize_rows(values: Floats) -> tuple[NDArray[np.int8], Floats]:

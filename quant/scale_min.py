@@ -11,16 +11,18 @@ a 6-bit step is coarse: choosing it by rounding alone costs a seventh of the qua
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dsconv.errors import UsageError
 
-from .scales import MAX_SCALE, Floats, ScaleOverflow, inverse
+from .scales import MAX_SCALE, ScaleOverflow, inverse
+from .schemes import Floats, Grid, QuantizedMatrix, Scheme, Units, joined
 
 MAX_STEP = 63
 STEP_BITS = 6
@@ -28,16 +30,21 @@ BITS = (3, 4, 5, 6)
 # Scales tried, as fractions of the one that holds the group's range: 1 ± SWEEP[bits].
 SWEEP = {3: 0.16, 4: 0.14, 5: 0.1, 6: 0.06}
 SWEEP_STEPS = 12
+GRID_WEIGHTS = 1 << 16  # weights whose grid is searched at a time: they stay in a core's cache
 TINY = np.float32(1e-20)
 SMALLEST = np.finfo(np.float16).smallest_subnormal
 
 
 @dataclass(frozen=True)
-class ScaleMin:
+class ScaleMin(Scheme):
     """The scheme: bits per code; groups of 32 along the input dimension."""
 
     bits: int
-    group_size: ClassVar[int] = 32
+
+    group_size = 32
+    symmetric = False
+    zero = 0
+    has_minima = True
 
     def __post_init__(self) -> None:
         if self.bits not in BITS:
@@ -47,12 +54,17 @@ class ScaleMin:
             )
 
     @property
-    def max_code(self) -> int:
-        return (1 << self.bits) - 1
+    def label(self) -> str:
+        return f"scale-min-{self.bits}"
 
-    def groups(self, columns: int) -> int:
-        """Groups in a row of `columns` weights; the last one may be shorter."""
-        return -(-columns // self.group_size)
+    @classmethod
+    def parse(cls, label: str) -> ScaleMin | None:
+        match = re.fullmatch(r"scale-min-(\d+)", label)
+        return match and cls(int(match[1]))
+
+    @property
+    def description(self) -> str:
+        return f"scale-min {self.bits} bits"
 
     def super_size(self, columns: int) -> int:
         """Groups in a super-block: 8 where rows are multiples of 256, else up to 15.
@@ -66,13 +78,23 @@ class ScaleMin:
     def super_blocks(self, columns: int) -> int:
         return -(-self.groups(columns) // self.super_size(columns))
 
-    def for_columns(self, columns: int) -> ScaleMin:
-        """Every row length fits as it is."""
-        return self
+    def plain_grid(self, weights: Floats) -> ScaleMinGrid:
+        """Steps that hold each group's range, as far as 6 bits can."""
+        x = _grouped(weights, self.group_size, "edge")
+        low, high = np.minimum(x.min(-1), 0), np.maximum(x.max(-1), 0)
+        return _snap((high - low) / np.float32(self.max_code), -low, self, weights.shape[1])
+
+    def grid(self, weights: Floats, importance: Floats | None = None) -> ScaleMinGrid:
+        step = max(1, GRID_WEIGHTS // weights.shape[1])
+        pieces = [
+            _searched_grid(weights[start : start + step], self, importance)
+            for start in range(0, len(weights), step)
+        ]
+        return joined(pieces)
 
 
 @dataclass(frozen=True)
-class ScaleMinMatrix:
+class ScaleMinMatrix(QuantizedMatrix):
     """A matrix (or a slice of its rows): w ≈ super_scale * scale_step * code - the same of minima.
 
     codes: [rows, columns] uint8; scale_steps, minimum_steps: [rows, groups] uint8, 0 to 63;
@@ -87,36 +109,45 @@ class ScaleMinMatrix:
     scheme: ScaleMin
 
     @property
-    def grid(self) -> Grid:
-        return Grid(
+    def grid(self) -> ScaleMinGrid:
+        return ScaleMinGrid(
             self.scale_steps,
             self.minimum_steps,
             self.super_scales,
             self.super_minima,
             self.scheme.super_size(self.codes.shape[1]),
+            self.scheme,
         )
+
+    def dequantize(self) -> Floats:
+        columns, grid = self.codes.shape[1], self.grid
+        codes = _grouped(self.codes.astype(np.float32), self.scheme.group_size)
+        codes *= grid.scales[..., None]
+        codes -= grid.minima[..., None]
+        return np.ascontiguousarray(codes.reshape(len(codes), -1)[:, :columns])
+
+    def units(self) -> Units:
+        return Units(
+            (self.super_scales, self.super_minima),
+            (self.scale_steps, self.minimum_steps),
+            None,
+            self.scheme.super_size(self.codes.shape[1]),
+        )
+
+    def with_units(self, units: Sequence[NDArray[np.float16]]) -> Self:
+        return replace(self, super_scales=units[0], super_minima=units[1])
 
 
 @dataclass(frozen=True)
-class Grid:
-    """The values that the codes of every group stand for, without the codes."""
+class ScaleMinGrid(Grid):
+    """Steps and units as `ScaleMinMatrix` has them; super_size: groups in a super-block."""
 
     scale_steps: NDArray[np.uint8]
     minimum_steps: NDArray[np.uint8]
     super_scales: NDArray[np.float16]
     super_minima: NDArray[np.float16]
     super_size: int
-
-    @classmethod
-    def join(cls, grids: Sequence[Grid]) -> Grid:
-        """Of consecutive rows."""
-        return cls(
-            np.concatenate([grid.scale_steps for grid in grids]),
-            np.concatenate([grid.minimum_steps for grid in grids]),
-            np.concatenate([grid.super_scales for grid in grids]),
-            np.concatenate([grid.super_minima for grid in grids]),
-            grids[0].super_size,
-        )
+    scheme: ScaleMin
 
     @property
     def scales(self) -> Floats:
@@ -128,46 +159,30 @@ class Grid:
         """[rows, groups] float32, exact."""
         return _spread(self.super_minima, self.super_size, self.minimum_steps) * self.minimum_steps
 
-    def with_codes(self, codes: NDArray[Any], scheme: ScaleMin) -> ScaleMinMatrix:
-        """codes: [rows, columns], whole numbers of any type."""
+    def values(self) -> tuple[Floats, Floats, Floats]:
+        scales = self.scales
+        return scales, np.zeros_like(scales), self.minima
+
+    def nearest(self, weights: Floats) -> ScaleMinMatrix:
+        x = _grouped(weights, self.scheme.group_size)
+        codes = _codes(x, inverse(self.scales)[..., None], self.minima[..., None], self.scheme)
+        return self.with_codes(codes.reshape(len(weights), -1)[:, : weights.shape[1]])
+
+    def with_codes(self, codes: NDArray[Any]) -> ScaleMinMatrix:
         return ScaleMinMatrix(
             np.ascontiguousarray(codes.astype(np.uint8)),
             self.scale_steps,
             self.minimum_steps,
             self.super_scales,
             self.super_minima,
-            scheme,
+            self.scheme,
         )
 
 
-def dequantize_scale_min(quantized: ScaleMinMatrix) -> Floats:
-    """-> [rows, columns] float32."""
-    columns = quantized.codes.shape[1]
-    grid, size = quantized.grid, quantized.scheme.group_size
-    codes = _grouped(quantized.codes.astype(np.float32), size)
-    codes *= grid.scales[..., None]
-    codes -= grid.minima[..., None]
-    return np.ascontiguousarray(codes.reshape(len(codes), -1)[:, :columns])
-
-
-def plain_grid(weights: Floats, scheme: ScaleMin) -> Grid:
-    """Steps that hold each group's range, as far as 6 bits can."""
-    x = _grouped(weights, scheme.group_size, "edge")
-    low, high = np.minimum(x.min(-1), 0), np.maximum(x.max(-1), 0)
-    return _snap((high - low) / np.float32(scheme.max_code), -low, scheme, weights.shape[1])
-
-
-def searched_grid(weights: Floats, scheme: ScaleMin, importance: Floats | None = None) -> Grid:
-    """Steps of the smallest squared error; no super-block is worse than plain.
-
-    Args:
-        importance: weight of each column's squared error [columns]; None counts all alike.
-
-    Raises:
-        ScaleOverflow: a unit does not fit float16.
-    """
+def _searched_grid(weights: Floats, scheme: ScaleMin, importance: Floats | None) -> ScaleMinGrid:
+    """Steps of the smallest squared error; no super-block is worse than plain."""
     columns = weights.shape[1]
-    plain = plain_grid(weights, scheme)  # refuses what is too large for the sums below
+    plain = scheme.plain_grid(weights)  # refuses what is too large for the sums below
     x = _grouped(weights, scheme.group_size, "edge")
     weighted = np.ones((1, columns), np.float32) if importance is None else importance[None]
     # An overall factor does not matter; the division keeps tiny importances from underflowing.
@@ -179,13 +194,6 @@ def searched_grid(weights: Floats, scheme: ScaleMin, importance: Floats | None =
     size = found.super_size
     plain_wins = _grouped(plain_error, size).sum(-1) < _grouped(error, size).sum(-1)
     return _pick(plain_wins, plain, found)
-
-
-def fit_grid(weights: Floats, grid: Grid, scheme: ScaleMin) -> ScaleMinMatrix:
-    """The nearest codes of a grid."""
-    x = _grouped(weights, scheme.group_size)
-    codes = _codes(x, inverse(grid.scales)[..., None], grid.minima[..., None], scheme)
-    return grid.with_codes(codes.reshape(len(weights), -1)[:, : weights.shape[1]], scheme)
 
 
 def _codes(x: Floats, inverted: Floats, minima: Floats, scheme: ScaleMin) -> Floats:
@@ -261,19 +269,22 @@ def _squared_error(
     return np.einsum("rgk,rgk,ogk->rg", codes, codes, i), sum_code
 
 
-def _pick(choice: NDArray[np.bool_], first: Grid, second: Grid) -> Grid:
+def _pick(choice: NDArray[np.bool_], first: ScaleMinGrid, second: ScaleMinGrid) -> ScaleMinGrid:
     """`first` in the super-blocks of `choice` [rows, super-blocks], `second` in the others."""
     groups = np.repeat(choice, first.super_size, axis=1)[:, : first.scale_steps.shape[1]]
-    return Grid(
+    return ScaleMinGrid(
         np.where(groups, first.scale_steps, second.scale_steps),
         np.where(groups, first.minimum_steps, second.minimum_steps),
         np.where(choice, first.super_scales, second.super_scales),
         np.where(choice, first.super_minima, second.super_minima),
         first.super_size,
+        first.scheme,
     )
 
 
-def _choose_steps(x: Floats, i: Floats, grid: Grid, scheme: ScaleMin) -> tuple[Grid, Floats]:
+def _choose_steps(
+    x: Floats, i: Floats, grid: ScaleMinGrid, scheme: ScaleMin
+) -> tuple[ScaleMinGrid, Floats]:
     """Try each group's scale step and its neighbours, each with the minimum refitted to it.
 
     -> (grid, squared error of each group).
@@ -302,17 +313,18 @@ def _choose_steps(x: Floats, i: Floats, grid: Grid, scheme: ScaleMin) -> tuple[G
         candidate = np.clip(steps + offset, 0, MAX_STEP)
         refitted = consider(candidate, rounded_minimum)
         consider(candidate, refitted)
-    chosen = Grid(
+    chosen = ScaleMinGrid(
         best_scale.astype(np.uint8),
         best_minimum.astype(np.uint8),
         grid.super_scales,
         grid.super_minima,
         grid.super_size,
+        scheme,
     )
     return chosen, best_error
 
 
-def _snap(scales: Floats, minima: Floats, scheme: ScaleMin, columns: int) -> Grid:
+def _snap(scales: Floats, minima: Floats, scheme: ScaleMin, columns: int) -> ScaleMinGrid:
     """Round scales and minima [rows, groups] to steps of their super-block's largest."""
     size = scheme.super_size(columns)
     # Where llama.cpp's super-blocks do not fit, a group is stored there with float16 scale and
@@ -320,7 +332,7 @@ def _snap(scales: Floats, minima: Floats, scheme: ScaleMin, columns: int) -> Gri
     exact = columns % 256 != 0
     scale_steps, super_scales = _steps(scales, size, exact)
     minimum_steps, super_minima = _steps(minima, size, exact)
-    return Grid(scale_steps, minimum_steps, super_scales, super_minima, size)
+    return ScaleMinGrid(scale_steps, minimum_steps, super_scales, super_minima, size, scheme)
 
 
 def _steps(values: Floats, size: int, exact: bool) -> tuple[NDArray[np.uint8], NDArray[np.float16]]:

@@ -17,11 +17,8 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-from .integer import WHOLE_ROW, IntegerScheme
-
-Floats = NDArray[np.float32]
+from .schemes import WHOLE_ROW, Floats, Scheme
 
 MAX_SCALE = float(np.finfo(np.float16).max)
 
@@ -37,19 +34,19 @@ class ScaleOverflow(ValueError):
 
 
 def grouped(
-    weights: Floats, scheme: IntegerScheme, padding_mode: Literal["constant", "edge"] = "constant"
+    weights: Floats, scheme: Scheme, padding_mode: Literal["constant", "edge"] = "constant"
 ) -> Floats:
     """[rows, columns] -> [rows, groups, size], the last group padded with zeros (or its end)."""
     rows, columns = weights.shape
     groups = scheme.groups(columns)
-    size = columns if scheme.group_size == WHOLE_ROW else scheme.group_size
+    size = scheme.group_length(columns)
     padding = groups * size - columns
     if padding:
         weights = np.pad(weights, ((0, 0), (0, padding)), padding_mode)
     return weights.reshape(rows, groups, size)
 
 
-def plain_scales(weights: Floats, scheme: IntegerScheme) -> tuple[Floats, Floats | None]:
+def plain_scales(weights: Floats, scheme: Scheme) -> tuple[Floats, Floats | None]:
     """-> (scales, zeros or None) [rows, groups] that map the largest weight onto the last code."""
     w = grouped(weights, scheme)
     if scheme.symmetric:
@@ -61,7 +58,7 @@ def plain_scales(weights: Floats, scheme: IntegerScheme) -> tuple[Floats, Floats
 
 
 def searched_scales(
-    weights: Floats, scheme: IntegerScheme, importance: Floats | None = None
+    weights: Floats, scheme: Scheme, importance: Floats | None = None
 ) -> tuple[Floats, Floats | None]:
     """-> (scales, zeros or None) [rows, groups] of the smallest squared error.
 
@@ -103,13 +100,26 @@ def inverse(scales: Floats) -> Floats:
     return np.where(np.isfinite(inverted), inverted, np.float32(0))
 
 
+def nearest_codes(w: Floats, scales: Floats, centre: Floats | np.float32, max_code: int) -> Floats:
+    """Codes of `w`, with scales and zero points that broadcast against it.
+
+    Halves go up, in onnxruntime's own order of operations: weights come from bfloat16 files, they
+    lie on a grid, and ties are common.
+    """
+    with np.errstate(over="ignore"):
+        codes: Floats = w * inverse(scales)
+    codes += centre + np.float32(0.5)
+    np.floor(codes, out=codes)
+    return np.clip(codes, 0, max_code, out=codes)
+
+
 def check_scales(scales: Floats) -> None:
     largest = float(np.abs(scales).max(initial=0.0))
     if largest > MAX_SCALE:
         raise ScaleOverflow(f"a scale of {largest:g} does not fit float16 (limit {MAX_SCALE:g})")
 
 
-def _sweep(scheme: IntegerScheme) -> Floats:
+def _sweep(scheme: Scheme) -> Floats:
     if scheme.bits == 8:
         return SEARCH_8_BITS
     return SEARCH_4_BITS_ROW if scheme.group_size == WHOLE_ROW else SEARCH_4_BITS
@@ -124,9 +134,7 @@ def _refit(w: Floats, centred: Floats, importance: Floats | None) -> tuple[Float
     return scale, scale * product
 
 
-def _search_symmetric(
-    w: Floats, importance: Floats | None, scheme: IntegerScheme
-) -> tuple[Floats, None]:
+def _search_symmetric(w: Floats, importance: Floats | None, scheme: Scheme) -> tuple[Floats, None]:
     start = _largest(w) / -np.float32(scheme.zero)
     check_scales(start)
     best = np.zeros_like(start)
@@ -143,7 +151,7 @@ def _search_symmetric(
 
 
 def _search_asymmetric(
-    w: Floats, importance: Floats | None, scheme: IntegerScheme
+    w: Floats, importance: Floats | None, scheme: Scheme
 ) -> tuple[Floats, Floats]:
     low, high = _range(w)
     start = (high - low) / np.float32(scheme.max_code)
@@ -173,7 +181,7 @@ def _trim(scales: Floats, bits: int) -> Floats:
 
 
 def _keep_constant_groups(
-    weights: Floats, scales: Floats, zeros: Floats | None, scheme: IntegerScheme
+    weights: Floats, scales: Floats, zeros: Floats | None, scheme: Scheme
 ) -> tuple[Floats, Floats | None]:
     """Give groups of one repeated value the value itself as scale: code zero + 1, no rounding."""
     w = grouped(weights, scheme, "edge")

@@ -24,7 +24,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import DTypeLike
 
-from .int8_rows import Floats, simulate_rows
+from .int8_rows import simulate_rows
+from .schemes import Floats
 
 # The optimum of the estimate above, or nothing. A finer grid lowers the error of every layer alone,
 # but not the divergence of a whole model: SmolLM2-135M, 16 windows, 0.0095 against 0.0087.

@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float32]
+from .schemes import Floats
 
 MAX_DECIBELS = 200.0  # what stands for an error of nothing
 

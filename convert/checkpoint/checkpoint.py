@@ -18,9 +18,7 @@ from dsconv.convert.files import limits
 from dsconv.convert.files.json_file import ConfigReader, parse_json
 from dsconv.convert.files.local_files import read_limited
 from dsconv.errors import InputError
-from dsconv.quant.int8_rows import Int8Rows
-from dsconv.quant.integer import IntegerScheme
-from dsconv.quant.rounding import AnyQuantized, AnyScheme, dequantize
+from dsconv.quant.schemes import QuantizedMatrix, Scheme
 
 from .matrix_layout import read_quantized, read_zero_points
 from .quantization_config import QuantizationConfig
@@ -69,7 +67,7 @@ class Checkpoint:
     def parameter_count(self) -> int:
         return sum(parameter.size for parameter in self.parameters.values())
 
-    def scheme(self, name: str) -> AnyScheme | None:
+    def scheme(self, name: str) -> Scheme | None:
         """How the parameter is quantized; None for float."""
         role = self.parameters[name].role
         if self.quantization is None or role is Role.VECTOR:
@@ -79,9 +77,10 @@ class Checkpoint:
 
     def rounds_inputs(self, name: str) -> bool:
         """Are the activations that meet this weight rounded to int8?"""
-        return isinstance(self.scheme(name), Int8Rows)
+        scheme = self.scheme(name)
+        return scheme is not None and scheme.rounds_inputs
 
-    def quantized_rows(self, name: str, start: int, stop: int) -> AnyQuantized:
+    def quantized_rows(self, name: str, start: int, stop: int) -> QuantizedMatrix:
         """Codes, scales and zero points of rows [start, stop) of a quantized parameter."""
         scheme = self.scheme(name)
         if scheme is None:
@@ -92,7 +91,7 @@ class Checkpoint:
     def zero_points(self, name: str, start: int, stop: int) -> NDArray[np.uint8]:
         """-> [stop - start, groups] of an asymmetric parameter."""
         scheme = self.scheme(name)
-        if not isinstance(scheme, IntegerScheme):
+        if scheme is None or not scheme.has_zero_points:
             raise RuntimeError(f"{name} has no zero points")
         return read_zero_points(self.source, module_of(name), scheme, start, stop)
 
@@ -101,7 +100,7 @@ class Checkpoint:
         shape = self.parameters[name].shape
         stop = shape[0] if stop is None else stop
         if self.scheme(name) is not None:
-            return dequantize(self.quantized_rows(name, start, stop))
+            return self.quantized_rows(name, start, stop).dequantize()
         return np.asarray(self.source.rows(name, start, stop), np.float32)
 
     def float_dtype(self, name: str) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from dsconv.convert.families.inventory import Parameter
 from dsconv.convert.files.safetensors import PlannedTensor
-from dsconv.quant.rounding import AnyScheme
+from dsconv.quant.schemes import Scheme
 
 from .checkpoint import module_of
 from .matrix_layout import SHAPE, has_shape_tensor, stored_tensors
@@ -27,12 +27,17 @@ class Job:
 
     parameter: Parameter
     source: str
-    scheme: AnyScheme | None
+    scheme: Scheme | None
     float_dtype: str
 
     @property
     def module(self) -> str:
         return module_of(self.parameter.name)
+
+    @property
+    def rounds_inputs(self) -> bool:
+        """Are the activations that meet this weight rounded to int8?"""
+        return self.scheme is not None and self.scheme.rounds_inputs
 
     def planned(self) -> list[PlannedTensor]:
         """The tensors of this parameter, codes first; `weight_shape` is kept apart."""

@@ -22,20 +22,14 @@ from typing import Any
 
 from dsconv.convert.files import limits
 from dsconv.convert.files.json_file import ConfigReader
-from dsconv.errors import InputError, UnsupportedError, UsageError
-from dsconv.quant.int8_rows import Int8Rows
-from dsconv.quant.integer import WHOLE_ROW, IntegerScheme
-from dsconv.quant.rounding import AnyScheme
-from dsconv.quant.scale_min import ScaleMin
+from dsconv.errors import UnsupportedError
+from dsconv.quant.schemes import Scheme
 
+from .matrix_layout import FORMAT, ROWS_FORMAT, read_scheme, storage_of
 from .module_patterns import ModulePatterns, read_patterns
 
-FORMAT, ROWS_FORMAT, MIXED_FORMAT = "pack-quantized", "int-quantized", "mixed-precision"
+MIXED_FORMAT = "mixed-precision"
 METHOD, OWN_METHOD = "compressed-tensors", "dsconv"
-SCALE_MIN = "scale-min"
-INT8 = {"num_bits": 8, "type": "int", "symmetric": True, "group_size": None, "actorder": None}
-WEIGHT_ROWS = {**INT8, "strategy": "channel", "dynamic": False}
-ACTIVATION_ROWS = {**INT8, "strategy": "token", "dynamic": True}
 
 
 @dataclass(frozen=True)
@@ -43,7 +37,7 @@ class Target:
     """One config group: which modules (names, `re:` patterns or class names) have which scheme."""
 
     modules: ModulePatterns
-    scheme: AnyScheme
+    scheme: Scheme
 
 
 @dataclass(frozen=True)
@@ -51,7 +45,7 @@ class QuantizationConfig:
     targets: tuple[Target, ...]
     ignore: ModulePatterns
 
-    def scheme_for(self, module: str, kind: str) -> AnyScheme | None:
+    def scheme_for(self, module: str, kind: str) -> Scheme | None:
         """The scheme of a module; `kind` is its torch class, Linear or Embedding.
 
         A name beats a pattern, a pattern beats a class, as in compressed-tensors.
@@ -93,7 +87,7 @@ def read_quantization_config(reader: ConfigReader) -> QuantizationConfig:
                 f"{group.where}: format {form!r} is not supported",
                 f"supported: {FORMAT}, {ROWS_FORMAT}",
             )
-        scheme = _read_rows(group) if form == ROWS_FORMAT else _read_scheme(group)
+        scheme = read_scheme(group, form)
         targets.append(Target(_modules(group, "targets"), scheme))
     patterns = sum(len(target.modules.patterns) for target in targets)
     if patterns > limits.PATTERNS:
@@ -108,67 +102,8 @@ def _modules(reader: ConfigReader, key: str) -> ModulePatterns:
     return read_patterns(value, f"{reader.where}: {key}")
 
 
-def _read_rows(group: ConfigReader) -> Int8Rows:
-    """Nothing but int8 weights per channel and dynamic int8 inputs per token."""
-    wanted = {"weights": WEIGHT_ROWS, "input_activations": ACTIVATION_ROWS}
-    for part, settings in wanted.items():
-        found = group.child(part)
-        if found is None:
-            raise group.fail(part, "missing")
-        for key, value in settings.items():
-            if found.data.get(key) != value:
-                raise UnsupportedError(
-                    f"{found.where}: {key} {found.data.get(key)!r} in format {ROWS_FORMAT}",
-                    f"supported: {value!r}",
-                )
-    if group.has("output_activations"):
-        raise UnsupportedError(
-            f"{group.where}: quantized outputs are not supported", "supported: inputs only"
-        )
-    return Int8Rows()
-
-
-def _read_scheme(group: ConfigReader) -> AnyScheme:
-    if group.has("input_activations") or group.has("output_activations"):
-        raise UnsupportedError(
-            f"{group.where}: quantized activations are not supported in format {FORMAT}",
-            f"supported: format {ROWS_FORMAT}, or weights only",
-        )
-    weights = group.child("weights")
-    if weights is None:
-        raise group.fail("weights", "missing")
-    kind, strategy = weights.string("type", "int"), weights.string("strategy", "group")
-    if kind == SCALE_MIN:
-        return _read_scale_min(weights)
-    actorder = weights.data.get("actorder")
-    if kind != "int" or strategy not in ("group", "channel") or actorder not in (None, "static"):
-        raise UnsupportedError(
-            f"{weights.where}: type {kind}, strategy {strategy}, actorder {actorder}",
-            "supported: type int, strategy group or channel, no actorder",
-        )
-    size = weights.integer("group_size") if strategy == "group" else WHOLE_ROW
-    bits, symmetric = weights.integer("num_bits"), weights.boolean("symmetric", True)
-    try:
-        return IntegerScheme(bits, size, symmetric)
-    except UsageError as error:
-        raise InputError(f"{weights.where}: {error}", "supported: 4 or 8 bits") from error
-
-
-def _read_scale_min(weights: ConfigReader) -> ScaleMin:
-    bits, size = weights.integer("num_bits"), weights.integer("group_size")
-    if size != ScaleMin.group_size:
-        raise UnsupportedError(
-            f"{weights.where}: groups of {size} with scale and minimum",
-            f"supported: {ScaleMin.group_size}",
-        )
-    try:
-        return ScaleMin(bits)
-    except UsageError as error:
-        raise InputError(f"{weights.where}: {error}", "supported: 3 to 6 bits") from error
-
-
 def build_quantization_config(
-    schemes: Mapping[str, AnyScheme | None], embeddings: Iterable[str], head: str
+    schemes: Mapping[str, Scheme | None], embeddings: Iterable[str], head: str
 ) -> dict[str, Any]:
     """The JSON for modules with these schemes (None: kept in float).
 
@@ -179,7 +114,7 @@ def build_quantization_config(
     """
     quantized = {name: scheme for name, scheme in schemes.items() if scheme is not None}
     embedding_names = set(embeddings)
-    by_scheme: dict[AnyScheme, list[str]] = {}
+    by_scheme: dict[Scheme, list[str]] = {}
     for name, quantized_as in quantized.items():
         by_scheme.setdefault(quantized_as, []).append(name)
     quantized_embedding = bool(embedding_names & set(quantized))
@@ -189,14 +124,14 @@ def build_quantization_config(
             targets[0].insert(0, _exactly(head))
     else:
         patterns = {name: _pattern(name) for name in schemes}
-        users: dict[str, set[AnyScheme | None]] = {}
+        users: dict[str, set[Scheme | None]] = {}
         for name, scheme in schemes.items():
             users.setdefault(patterns[name], set()).add(scheme)
         targets = [
             sorted({patterns[n] if len(users[patterns[n]]) == 1 else _exactly(n) for n in names})
             for names in by_scheme.values()
         ]
-    own = any(isinstance(scheme, ScaleMin) for scheme in by_scheme)
+    own = any(storage_of(scheme).is_own for scheme in by_scheme)
     config: dict[str, Any] = {
         "quant_method": OWN_METHOD if own else METHOD,
         "format": _format_of(by_scheme),
@@ -207,21 +142,19 @@ def build_quantization_config(
             name for name, scheme in schemes.items() if not scheme and name not in embedding_names
         ),
         "config_groups": {
-            f"group_{index}": _group(names, scheme)
+            f"group_{index}": {"targets": names, **storage_of(scheme).group(scheme)}
             for index, (names, scheme) in enumerate(zip(targets, by_scheme, strict=True))
         },
     }
-    asymmetric = any(isinstance(s, IntegerScheme) and not s.symmetric for s in by_scheme)
+    asymmetric = any(scheme.has_zero_points for scheme in by_scheme)
     if not own and (quantized_embedding or asymmetric):
         config["dequantize"] = True
     return config
 
 
-def _format_of(schemes: Collection[AnyScheme]) -> str:
-    rows = sum(isinstance(scheme, Int8Rows) for scheme in schemes)
-    if not rows:
-        return FORMAT
-    return ROWS_FORMAT if rows == len(schemes) else MIXED_FORMAT
+def _format_of(schemes: Collection[Scheme]) -> str:
+    formats = {storage_of(scheme).format for scheme in schemes}
+    return MIXED_FORMAT if len(formats) > 1 else next(iter(formats), FORMAT)
 
 
 def _pattern(name: str) -> str:
@@ -231,35 +164,3 @@ def _pattern(name: str) -> str:
 
 def _exactly(name: str) -> str:
     return "re:^" + re.escape(name) + "$"
-
-
-def _group(targets: list[str], scheme: AnyScheme) -> dict[str, Any]:
-    if isinstance(scheme, ScaleMin):
-        weights = {"num_bits": scheme.bits, "type": SCALE_MIN, "group_size": scheme.group_size}
-        return {"targets": targets, "weights": weights}
-    unused: dict[str, Any] = {"block_structure": None, "observer": None, "observer_kwargs": {}}
-    if isinstance(scheme, Int8Rows):
-        return {
-            "targets": targets,
-            "format": ROWS_FORMAT,
-            "input_activations": {**ACTIVATION_ROWS, **unused},
-            "output_activations": None,
-            "weights": {**WEIGHT_ROWS, **unused},
-        }
-    whole_row = scheme.group_size == WHOLE_ROW
-    return {
-        "targets": targets,
-        "format": FORMAT,
-        "input_activations": None,
-        "output_activations": None,
-        "weights": {
-            "num_bits": scheme.bits,
-            "type": "int",
-            "symmetric": scheme.symmetric,
-            "strategy": "channel" if whole_row else "group",
-            "group_size": None if whole_row else scheme.group_size,
-            "dynamic": False,
-            "actorder": None,
-            **unused,
-        },
-    }

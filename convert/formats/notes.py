@@ -9,7 +9,7 @@ from dsconv.convert.checkpoint.checkpoint import Checkpoint
 from dsconv.convert.checkpoint.jobs import Job
 from dsconv.convert.checkpoint.matrix_layout import stored_tensors
 from dsconv.convert.families.inventory import Role
-from dsconv.quant.schemes import label_of
+from dsconv.quant.labels import label_of
 
 FLOAT_NAMES = {"F16": "float16", "F32": "float32"}
 LAYER = re.compile(r"(?<=\.)\d+(?=\.)")

@@ -29,9 +29,8 @@ from dsconv.convert.files.safetensors import (
 )
 from dsconv.errors import UnsupportedError
 from dsconv.progress import Advance
-from dsconv.quant.integer import IntegerMatrix, IntegerScheme
-from dsconv.quant.recoding import recode
-from dsconv.quant.rounding import AnyScheme
+from dsconv.quant.recoding import can_recode, recode
+from dsconv.quant.schemes import Scheme
 
 CHUNK_BYTES = 1 << 24
 FLOAT, WIDE_FLOAT = "F16", "F32"
@@ -198,10 +197,10 @@ class Repacking:
                     self._write_codes(job, job.scheme, writer)
             return {job.parameter.name: self._write_float(job, writer) for job in floats}
 
-    def _write_codes(self, job: Job, scheme: AnyScheme, writer: SafetensorsWriter) -> None:
+    def _write_codes(self, job: Job, scheme: Scheme, writer: SafetensorsWriter) -> None:
         for start, stop in chunks_of(job.parameter):
             quantized = self._checkpoint.quantized_rows(job.source, start, stop)
-            if not isinstance(quantized, IntegerMatrix) or not isinstance(scheme, IntegerScheme):
+            if not can_recode(quantized.scheme, scheme, quantized.codes.shape[1]):
                 raise RuntimeError(f"{job.module}: only integer schemes have other codes")
             for kind, array in encode(recode(quantized, scheme)).items():
                 writer.write(f"{job.module}.{kind}", array)
@@ -239,7 +238,7 @@ def finish_folder(
 def float_dtype(checkpoint: Checkpoint, name: str) -> str:
     """float16, which holds scale * code exactly for 4 bits by search, unless it may overflow."""
     scheme = checkpoint.scheme(name)
-    if not isinstance(scheme, IntegerScheme):
+    if scheme is None or not scheme.is_plain:
         return checkpoint.float_dtype(name)
     scales = checkpoint.source.rows(f"{module_of(name)}.weight_scale").astype(np.float32)
     largest = float(np.abs(scales).max(initial=0.0)) * scheme.max_code

@@ -27,7 +27,7 @@ from dsconv.convert.quantize.calibration.moments import (
     TILE,
     diagonal_blocks,
 )
-from dsconv.quant.gptq import COLUMNS_AT_A_TIME, undivided
+from dsconv.quant.gptq import COLUMNS_AT_A_TIME
 
 from .choose_bits import WINDOWS as SENSITIVITY_WINDOWS
 from .cost import Step, Work, Workload, forward_operations, rounding_step
@@ -74,7 +74,7 @@ def groups_of(workload: Workload, jobs: Sequence[Job]) -> list[Group]:
         if not schemes:
             continue
         columns = group[0].parameter.shape[1]
-        unit = max(undivided(scheme, columns) for scheme in schemes)
+        unit = max(scheme.undivided(columns) for scheme in schemes)
         blocks = diagonal_blocks(columns, unit, limit)
         rows = sum(job.parameter.shape[0] for job in group if job.scheme is not None)
         found.append(Group(columns, rows, tuple(stop - start for start, stop in blocks)))

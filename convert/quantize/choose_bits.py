@@ -20,9 +20,9 @@ from dsconv.errors import UsageError
 from dsconv.progress import Advance
 from dsconv.quant.allocation import Option, allocate, smallest_within
 from dsconv.quant.integer import IntegerScheme
-from dsconv.quant.rounding import AnyScheme
+from dsconv.quant.labels import label_of
 from dsconv.quant.scale_min import ScaleMin
-from dsconv.quant.schemes import label_of
+from dsconv.quant.schemes import Scheme
 
 from .plan import CALIBRATED, SCALE_MIN, BitsTarget, QuantizeOptions, plan
 from .sensitivity import Sensitivity, estimated_kl, sensitivities, uses_of
@@ -103,7 +103,7 @@ def _solve(items: list[list[Option]], target: BitsTarget, parameters: int, kept:
     return choice
 
 
-def _candidates(options: QuantizeOptions, job: Job) -> list[AnyScheme | None]:
+def _candidates(options: QuantizeOptions, job: Job) -> list[Scheme | None]:
     """The schemes that a matrix may get, smallest first."""
     columns = job.parameter.shape[1]
     if options.scheme_name == SCALE_MIN:
@@ -115,7 +115,7 @@ def _candidates(options: QuantizeOptions, job: Job) -> list[AnyScheme | None]:
         shapes.append((8, size))
     elif size > 0:
         shapes = [(8, group_size) for group_size in (128, 64, 32, 16)]
-    found: list[AnyScheme | None] = []
+    found: list[Scheme | None] = []
     for bits, group_size in shapes:
         scheme = IntegerScheme(bits, group_size, options.symmetric).for_columns(columns)
         if scheme not in found:
@@ -127,7 +127,7 @@ def _options(
     checkpoint: Checkpoint,
     options: QuantizeOptions,
     group: list[Job],
-    schemes: list[AnyScheme | None],
+    schemes: list[Scheme | None],
     found: Mapping[str, Sensitivity],
     workers: Workers,
 ) -> list[Option]:

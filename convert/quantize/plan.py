@@ -17,9 +17,9 @@ from dsconv.errors import InputError, UsageError
 from dsconv.quant.gptq import DAMPING
 from dsconv.quant.int8_rows import Int8Rows
 from dsconv.quant.integer import IntegerScheme
-from dsconv.quant.rounding import METHODS, AnyScheme
+from dsconv.quant.labels import parse_label
 from dsconv.quant.scale_min import ScaleMin
-from dsconv.quant.schemes import parse_label
+from dsconv.quant.schemes import METHODS, Scheme
 
 FLOAT_BITS = 16  # "leave it as it is"
 CALIBRATED = "gptq"
@@ -117,7 +117,7 @@ class QuantizeOptions:
                 "leave --embedding-bits out",
             )
 
-    def scheme(self, bits: int, role: Role) -> AnyScheme | None:
+    def scheme(self, bits: int, role: Role) -> Scheme | None:
         """The scheme of a matrix that is to have this many bits."""
         if bits == FLOAT_BITS:
             return None
@@ -234,7 +234,7 @@ def plan(checkpoint: Checkpoint, options: QuantizeOptions) -> tuple[dict[str, An
         label = options.allocation.get(module_of(parameter.name))
         if label is not None and parameter.role is not Role.VECTOR:
             scheme = parse_label(label)
-        if isinstance(scheme, Int8Rows) and parameter.role is not Role.LINEAR:
+        if scheme and scheme.rounds_inputs and parameter.role is not Role.LINEAR:
             raise UsageError(
                 f"{label} for {module_of(parameter.name)}", "embedding and head take weights only"
             )
@@ -255,9 +255,8 @@ def plan(checkpoint: Checkpoint, options: QuantizeOptions) -> tuple[dict[str, An
     return config, jobs
 
 
-def _with_room_for_correction(job: Job, scheme: AnyScheme | None) -> Job:
+def _with_room_for_correction(job: Job, scheme: Scheme | None) -> Job:
     """Calibration adds to the biases of what it quantizes, often less than their type resolves."""
-    corrected = job.parameter.name.endswith(".bias") and isinstance(
-        scheme, IntegerScheme | ScaleMin
-    )
-    return replace(job, float_dtype="F32") if corrected else job
+    corrected = scheme is not None and not scheme.rounds_inputs
+    wide = corrected and job.parameter.name.endswith(".bias")
+    return replace(job, float_dtype="F32") if wide else job

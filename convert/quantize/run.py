@@ -42,10 +42,8 @@ from dsconv.convert.files.safetensors import (
 from dsconv.convert.forward.workers import Workers
 from dsconv.errors import InputError, UnsupportedError, UsageError
 from dsconv.progress import Advance
-from dsconv.quant.int8_rows import Int8RowsMatrix
-from dsconv.quant.integer import IntegerMatrix
-from dsconv.quant.rounding import METHODS, AnyQuantized, AnyScheme, ScaleOverflow
-from dsconv.quant.scale_min import Grid, ScaleMinMatrix
+from dsconv.quant.scales import ScaleOverflow
+from dsconv.quant.schemes import METHODS, QuantizedMatrix, Scheme, joined
 
 from .inputs import GivenWindows, Preparation, prepared
 from .journal import Journal
@@ -301,7 +299,7 @@ class QuantizedWriter:
         for name in names:
             self._writers[name].skip(name)
 
-    def read_quantized(self, job: Job, start: int, stop: int) -> AnyQuantized:
+    def read_quantized(self, job: Job, start: int, stop: int) -> QuantizedMatrix:
         """Rows of a job that was written and flushed."""
         if job.scheme is None:
             raise RuntimeError(f"{job.module} is not quantized")
@@ -329,7 +327,7 @@ class QuantizedWriter:
         self._writers[name].rewind(name)
         self._writers[name].write(name, array)
 
-    def write_quantized(self, job: Job, quantized: AnyQuantized) -> None:
+    def write_quantized(self, job: Job, quantized: QuantizedMatrix) -> None:
         for kind, array in encode(quantized).items():
             self._write(job, kind, array)
 
@@ -385,7 +383,7 @@ def copy_floats(
 def _quantize(
     checkpoint: Checkpoint,
     job: Job,
-    scheme: AnyScheme,
+    scheme: Scheme,
     options: QuantizeOptions,
     writer: QuantizedWriter,
     workers: Workers,
@@ -393,7 +391,7 @@ def _quantize(
 ) -> None:
     """Round chunks in parallel and write them in order: the bytes do not depend on the threads."""
 
-    def work(bounds: tuple[int, int]) -> tuple[AnyQuantized | None, int, int]:
+    def work(bounds: tuple[int, int]) -> tuple[QuantizedMatrix | None, int, int]:
         weights = checkpoint.rows(job.source, *bounds)
         bad = int(weights.size - np.isfinite(weights).sum())
         return (
@@ -418,32 +416,15 @@ def _quantize(
     writer.finish_quantized(job)
 
 
-def round_in_blocks(weights: NDArray[np.float32], scheme: AnyScheme, method: str) -> AnyQuantized:
+def round_in_blocks(weights: NDArray[np.float32], scheme: Scheme, method: str) -> QuantizedMatrix:
     """Round in blocks that stay in cache; groups are independent, so the blocks do not show."""
     step = max(1, BLOCK_WEIGHTS // weights.shape[1])
-    return _join(
+    return joined(
         [
             METHODS[method](weights[start : start + step], scheme)
             for start in range(0, len(weights), step)
         ]
     )
-
-
-def _join(parts: Sequence[AnyQuantized]) -> AnyQuantized:
-    """Consecutive rows of one matrix."""
-    codes = np.concatenate([part.codes for part in parts])
-    with_minima = [part for part in parts if isinstance(part, ScaleMinMatrix)]
-    if with_minima:
-        return Grid.join([part.grid for part in with_minima]).with_codes(
-            codes, with_minima[0].scheme
-        )
-    rows = [part for part in parts if isinstance(part, Int8RowsMatrix)]
-    if rows:
-        return Int8RowsMatrix(codes, np.concatenate([part.scales for part in rows]))
-    integer = [part for part in parts if isinstance(part, IntegerMatrix)]
-    zeros = [part.zeros for part in integer if part.zeros is not None]
-    scales = np.concatenate([part.scales for part in integer])
-    return IntegerMatrix(codes, scales, np.concatenate(zeros) if zeros else None, integer[0].scheme)
 
 
 def refuse_non_finite(job: Job, count: int) -> None:

@@ -21,15 +21,13 @@ from dsconv.convert.families.inventory import Role
 from dsconv.convert.forward.torch_ops import KeyValueCache, TorchOps, load_parameter
 from dsconv.convert.forward.workers import Workers
 from dsconv.progress import Advance
-from dsconv.quant.rounding import AnyScheme, dequantize, search
+from dsconv.quant.schemes import Scheme
 
 # Inputs louder than this many medians count as such: the few of a massive activation would count
 # for the whole matrix, while error feedback makes their weights nearly exact.
 LOUDEST = 100.0
 TINY = 1e-30
 SAMPLED_ROWS = 256  # of a matrix: enough to know its rounding error within a few per cent
-
-Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -124,7 +122,7 @@ def estimated_kl(
     checkpoint: Checkpoint,
     source: str,
     uses: Sequence[Sensitivity],
-    schemes: Sequence[AnyScheme | None],
+    schemes: Sequence[Scheme | None],
     workers: Workers,
 ) -> list[float]:
     """Mean KL per token, in nats, that each scheme costs for one matrix.
@@ -136,7 +134,7 @@ def estimated_kl(
     step = max(1, rows // SAMPLED_ROWS)
     chosen = range(step // 2, rows, step)
 
-    def one(scheme: AnyScheme | None) -> float:
+    def one(scheme: Scheme | None) -> float:
         if scheme is None:
             return 0.0
         weights = np.concatenate([checkpoint.rows(source, row, row + 1) for row in chosen])
@@ -146,7 +144,7 @@ def estimated_kl(
             inputs = use.inputs / use.positions
             inputs = np.minimum(inputs, LOUDEST * max(float(np.median(inputs)), TINY))
             importance = None if is_table else inputs.astype(np.float32)
-            error = weights - dequantize(search(weights, scheme, importance))
+            error = weights - scheme.search(weights, importance).dequantize()
             squares = error.astype(np.float64) ** 2
             if is_table:  # E over positions of Σ_f g_f² Δ_f², rows taken as equally frequent
                 total += 0.5 * float((squares.mean(0) * use.gradient).sum()) / use.positions

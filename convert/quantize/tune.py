@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,8 +30,7 @@ from dsconv.convert.families.base import Decoder
 from dsconv.convert.forward.torch_ops import KeyValueCache, TorchOps, load_parameter
 from dsconv.convert.forward.workers import Workers, single_threaded_libraries
 from dsconv.convert.quantize.calibration.calibrate import forward_dtype
-from dsconv.quant.integer import WHOLE_ROW, IntegerMatrix, IntegerScheme
-from dsconv.quant.scale_min import ScaleMin, ScaleMinMatrix
+from dsconv.quant.schemes import QuantizedMatrix
 
 from .journal import Journal
 from .plan import QuantizeOptions
@@ -43,9 +43,6 @@ WINDOWS_PER_STEP = 4
 HELD_OUT_SHARE = 0.1
 CHECKS = 4  # of the held-out loss per epoch
 WARM_UP = 0.1  # of all steps
-
-Floats = NDArray[np.float32]
-Tunable = IntegerMatrix | ScaleMinMatrix
 
 
 @dataclass(frozen=True)
@@ -62,7 +59,7 @@ class TuningResult:
 
     kl_before: float
     kl_after: float
-    matrices: dict[str, Tunable]
+    matrices: dict[str, QuantizedMatrix]
 
 
 @dataclass(frozen=True)
@@ -78,31 +75,16 @@ class Target:
 class _Matrix:
     """One quantized matrix with trainable units: w = scale * code - minimum, group by group."""
 
-    def __init__(self, quantized: Tunable) -> None:
+    def __init__(self, quantized: QuantizedMatrix) -> None:
         self.quantized = quantized
-        columns = quantized.codes.shape[1]
-        if isinstance(quantized, ScaleMinMatrix):
-            self._size = quantized.scheme.group_size
-            self._repeat = quantized.scheme.super_size(columns)
-            self._steps = torch.from_numpy(quantized.scale_steps.astype(np.float32))
-            self._minimum_steps = torch.from_numpy(quantized.minimum_steps.astype(np.float32))
-            starts = [quantized.super_scales, quantized.super_minima]
-            self._zeros = None
-        else:
-            size = quantized.scheme.group_size
-            self._size = columns if size == WHOLE_ROW else size
-            self._repeat = 1
-            self._steps = torch.ones(quantized.scales.shape)
-            starts = [quantized.scales]
-            zeros = quantized.zeros
-            self._zeros = torch.from_numpy(
-                np.full(quantized.scales.shape, quantized.scheme.zero, np.float32)
-                if zeros is None
-                else zeros.astype(np.float32)
-            )
-        self._columns = columns
+        self._columns = quantized.codes.shape[1]
+        self._size = quantized.scheme.group_length(self._columns)
         self._codes = torch.from_numpy(quantized.codes)
-        self._starts = [torch.from_numpy(start.astype(np.float32)) for start in starts]
+        units = quantized.units()
+        self._repeat = units.groups
+        self._steps = [_floats(steps) for steps in units.steps]
+        self._zeros = None if units.zeros is None else _floats(units.zeros)
+        self._starts = [_floats(start) for start in units.values]
         self.deltas = [torch.zeros_like(start) for start in self._starts]
 
     def units(self, deltas: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -137,22 +119,17 @@ class _Matrix:
             found.append(self._per_unit(-g.sum(-1) * minimum))
         return found
 
-    def result(self, deltas: Sequence[torch.Tensor]) -> Tunable:
+    def result(self, deltas: Sequence[torch.Tensor]) -> QuantizedMatrix:
         """The matrix with tuned units."""
         units = [unit.numpy().astype(np.float16) for unit in self.units(deltas)]
-        if isinstance(self.quantized, ScaleMinMatrix):
-            return replace(self.quantized, super_scales=units[0], super_minima=units[1])
-        return replace(self.quantized, scales=units[0])
+        return self.quantized.with_units(units)
 
     def _grid(self) -> tuple[torch.Tensor, torch.Tensor | None]:
-        units = self.units(self.deltas)
-        scale = self._spread(units[0]) * self._steps
-        if len(units) == 1:
-            return scale, None
-        return scale, self._spread(units[1]) * self._minimum_steps
-
-    def _spread(self, unit: torch.Tensor) -> torch.Tensor:
-        return unit.repeat_interleave(self._repeat, 1)[:, : self._steps.shape[1]]
+        scale, *minima = (
+            unit.repeat_interleave(self._repeat, 1)[:, : steps.shape[1]] * steps
+            for unit, steps in zip(self.units(self.deltas), self._steps, strict=True)
+        )
+        return scale, minima[0] if minima else None
 
     def _per_unit(self, values: torch.Tensor) -> torch.Tensor:
         padded = torch.nn.functional.pad(values, (0, -values.shape[1] % self._repeat))
@@ -163,10 +140,14 @@ class _Matrix:
         return padded.view(len(values), -1, self._size)
 
 
+def _floats(values: NDArray[Any]) -> torch.Tensor:
+    return torch.from_numpy(values.astype(np.float32))
+
+
 def tune(
     checkpoint: Checkpoint,
     decoder: Decoder,
-    matrices: dict[str, Tunable],
+    matrices: dict[str, QuantizedMatrix],
     windows: Sequence[Sequence[int]],
     options: TuningOptions,
     dtype: torch.dtype,
@@ -240,7 +221,7 @@ class _Training:
         self,
         checkpoint: Checkpoint,
         decoder: Decoder,
-        matrices: dict[str, Tunable],
+        matrices: dict[str, QuantizedMatrix],
         tokens: Sequence[torch.Tensor],
         targets: Sequence[Target],
         dtype: torch.dtype,
@@ -260,7 +241,7 @@ class _Training:
     def parameters(self) -> list[torch.Tensor]:
         return [delta for matrix in self._matrices.values() for delta in matrix.deltas]
 
-    def results(self, state: Sequence[torch.Tensor]) -> dict[str, Tunable]:
+    def results(self, state: Sequence[torch.Tensor]) -> dict[str, QuantizedMatrix]:
         remaining = iter(state)
         return {
             name: matrix.result([next(remaining) for _ in matrix.deltas])
@@ -335,14 +316,13 @@ def tune_written(
     with the same rows. None when an earlier run had tuned them.
     """
     kept = journal.folder / TUNED
-    chosen = [job for job in jobs if isinstance(job.scheme, (IntegerScheme, ScaleMin))]
     result = None
     if not any(record.get("tuned") for record in journal.records):
-        written = [
-            (job.parameter.name, writer.read_quantized(job, 0, job.parameter.shape[0]))
-            for job in chosen
-        ]
-        matrices = {name: rows for name, rows in written if isinstance(rows, Tunable)}
+        matrices = {
+            job.parameter.name: writer.read_quantized(job, 0, job.parameter.shape[0])
+            for job in jobs
+            if job.scheme and job.scheme.tunable
+        }
         tuning = TuningOptions(options.tuning_epochs)
         with single_threaded_libraries(), Workers(options.threads) as workers:
             result = tune(

@@ -20,7 +20,7 @@ from dsconv.convert.checkpoint.matrix_layout import encode
 from dsconv.convert.families.base import Decoder, DecoderConfig
 from dsconv.convert.families.inventory import Role
 from dsconv.convert.forward.workers import Workers, single_threaded_libraries
-from dsconv.quant.rounding import AnyScheme, dequantize, round_to_nearest
+from dsconv.quant.schemes import Floats, Scheme
 
 from .cost import Work, Workload
 from .run import BLOCK_WEIGHTS, round_in_blocks
@@ -30,8 +30,6 @@ LAYER_WEIGHTS = 1 << 22  # of the decoder layer that stands for larger ones
 COLUMNS = 1024  # of square matrices that stand for others
 FEEDBACK_COLUMNS = 256  # a super-block
 READ_BYTES = 1 << 23
-
-Floats = NDArray[np.float32]
 Rates = Mapping[Work, float]
 
 
@@ -45,7 +43,7 @@ def measure(workload: Workload) -> Rates:
     method = "search" if workload.calibrates else workload.options.method
     stored = weights.astype(np.float16)
 
-    def freely(scheme: AnyScheme = scheme) -> None:
+    def freely(scheme: Scheme = scheme) -> None:
         encode(round_in_blocks(stored.astype(np.float32), scheme, method))
 
     if not workload.itemsize:
@@ -190,8 +188,8 @@ def _feedback(workload: Workload, workers: Workers) -> dict[Work, float]:
     def feedback() -> None:
         quantized = gptq(weights, factor, scheme)
         encode(quantized)
-        dequantize(quantized)
-        dequantize(round_to_nearest(weights, scheme))
+        quantized.dequantize()
+        scheme.round_to_nearest(weights).dequantize()
 
     return {
         Work.FACTORIZATION: _rate(lambda: factorize([large], scheme), COLUMNS**3, workers, 1),
@@ -199,7 +197,7 @@ def _feedback(workload: Workload, workers: Workers) -> dict[Work, float]:
     }
 
 
-def _scheme(workload: Workload, role: Role) -> AnyScheme | None:
+def _scheme(workload: Workload, role: Role) -> Scheme | None:
     options = workload.options
     bits = options.embedding_bits if role is Role.EMBEDDING else options.bits
     return options.scheme(bits, role)

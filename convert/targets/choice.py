@@ -9,7 +9,7 @@ from dsconv.convert.checkpoint.checkpoint import Checkpoint
 from dsconv.convert.families.inventory import Role
 from dsconv.convert.formats.onnx.export import ExportOptions
 from dsconv.errors import UnsupportedError
-from dsconv.quant.integer import WHOLE_ROW, IntegerScheme
+from dsconv.quant.schemes import WHOLE_ROW
 
 from .lint import lint
 from .target import Recipe, Target
@@ -97,8 +97,10 @@ def _check_weights(name: str, recipe: Recipe, checkpoint: Checkpoint) -> None:
         return  # matrices are written in float16, whatever they were
     for parameter in checkpoint.parameters.values():
         scheme = checkpoint.scheme(parameter.name)
-        if not isinstance(scheme, IntegerScheme) or _is_table(
-            checkpoint, parameter.name, parameter.role
+        if (
+            scheme is None
+            or not scheme.is_plain
+            or _is_table(checkpoint, parameter.name, parameter.role)
         ):
             continue
         if recipe.symmetric and not scheme.symmetric:

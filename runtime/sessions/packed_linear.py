@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from typing import Protocol
 
@@ -14,6 +15,7 @@ from dsconv.convert.checkpoint.checkpoint import Checkpoint
 from dsconv.convert.forward.torch_ops import load_parameter
 from dsconv.quant.integer import IntegerMatrix, IntegerScheme
 from dsconv.quant.packing import pack_rows
+from dsconv.quant.schemes import Scheme
 
 KERNEL_GROUPS = (32, 64, 128, 256)
 INNER_K_TILES = 8  # of the CUDA kernel's layout; the widest loads
@@ -120,9 +122,7 @@ class KernelMatrix:
         raise RuntimeError("the kernel's layout has no rows; use PackedMatrix for an embedding")
 
 
-def kernel_takes(
-    scheme: IntegerScheme, shape: tuple[int, ...], dtype: torch.dtype, device: str
-) -> bool:
+def kernel_takes(scheme: Scheme, shape: tuple[int, ...], dtype: torch.dtype, device: str) -> bool:
     """Has torch a 4-bit kernel for such a matrix on such a kind of device?"""
     kind = torch.device(device).type
     outputs, inputs = shape
@@ -162,15 +162,11 @@ def load_matrix(
 ) -> Matrix:
     """Read a matrix; packed if it has integer codes, with torch's kernel unless it `gathers`."""
     scheme = checkpoint.scheme(name)
-    if not isinstance(scheme, IntegerScheme):
+    if scheme is None or not scheme.is_plain:
         return DenseMatrix(load_parameter(checkpoint, name, dtype, device))
     shape = checkpoint.parameters[name].shape
-    quantized = checkpoint.quantized_rows(name, 0, shape[0])
-    if not isinstance(quantized, IntegerMatrix):
-        raise TypeError(f"{name}: integer codes expected")
-    whole = IntegerMatrix(
-        quantized.codes, _floats(quantized.scales), quantized.zeros, quantized.scheme
-    )
+    quantized = IntegerMatrix.of(checkpoint.quantized_rows(name, 0, shape[0]))
+    whole = replace(quantized, scales=_floats(quantized.scales))
     if not gathers and kernel_takes(scheme, shape, dtype, device) and kernel_works(device, dtype):
         return KernelMatrix(whole, dtype, device)
     return PackedMatrix(whole, dtype, device)

@@ -22,9 +22,8 @@ from dsconv.convert.quantize.sensitivity import estimated_kl, sensitivities
 from dsconv.errors import InputError, UsageError
 from dsconv.quant.allocation import Option, allocate, smallest_within
 from dsconv.quant.integer import IntegerScheme
-from dsconv.quant.rounding import dequantize, search
+from dsconv.quant.labels import label_of, parse_label
 from dsconv.quant.scale_min import ScaleMin
-from dsconv.quant.schemes import label_of, parse_label
 
 WINDOWS = [random_tokens(64, 160, seed) for seed in range(8)]
 
@@ -136,7 +135,7 @@ def test_estimates_are_near_the_measured_kl(name: str, tmp_path: Path) -> None:
     weights = {n: load_parameter(checkpoint, n, torch.float32) for n in checkpoint.parameters}
     is_table = "embed" in name
     importance = None if is_table else (use.inputs / use.positions).astype(np.float32)
-    quantized = dequantize(search(weights[name].numpy(), scheme, importance))
+    quantized = scheme.search(weights[name].numpy(), importance).dequantize()
     changed = {**weights, name: torch.from_numpy(quantized)}
 
     def logits(of: dict[str, torch.Tensor]) -> np.ndarray:

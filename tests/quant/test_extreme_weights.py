@@ -20,11 +20,11 @@ from dsconv.errors import InputError
 from dsconv.quant.gptq import factorize, gptq
 from dsconv.quant.int8_rows import Int8Rows
 from dsconv.quant.integer import IntegerScheme
-from dsconv.quant.rounding import METHODS, AnyQuantized, AnyScheme, dequantize
 from dsconv.quant.scale_min import ScaleMin
+from dsconv.quant.schemes import METHODS, QuantizedMatrix, Scheme
 
 Floats = NDArray[np.float32]
-SCHEMES: tuple[AnyScheme, ...] = (
+SCHEMES: tuple[Scheme, ...] = (
     *(
         IntegerScheme(4, 32),
         IntegerScheme(4, 128, False),
@@ -71,16 +71,16 @@ FINITE: dict[str, Callable[[], Floats]] = {
 }
 
 
-def by_gptq(weights: Floats, scheme: AnyScheme) -> AnyQuantized:
+def by_gptq(weights: Floats, scheme: Scheme) -> QuantizedMatrix:
     inputs = np.random.default_rng(1).standard_normal((600, COLUMNS)).astype(np.float32)
     return gptq(weights, factorize([inputs.T @ inputs / 600], scheme), scheme)
 
 
-def by_gptq_of_dead_inputs(weights: Floats, scheme: AnyScheme) -> AnyQuantized:
+def by_gptq_of_dead_inputs(weights: Floats, scheme: Scheme) -> QuantizedMatrix:
     return gptq(weights, factorize([np.zeros((COLUMNS, COLUMNS), np.float32)], scheme), scheme)
 
 
-QUANTIZERS: dict[str, Callable[[Floats, AnyScheme], AnyQuantized]] = {
+QUANTIZERS: dict[str, Callable[[Floats, Scheme], QuantizedMatrix]] = {
     **METHODS,
     "gptq": by_gptq,
     "gptq, dead inputs": by_gptq_of_dead_inputs,
@@ -90,9 +90,9 @@ QUANTIZERS: dict[str, Callable[[Floats, AnyScheme], AnyQuantized]] = {
 @pytest.mark.parametrize("kind", FINITE)
 @pytest.mark.parametrize("quantizer", QUANTIZERS)
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
-def test_finite_weights_stay_finite(kind: str, quantizer: str, scheme: AnyScheme) -> None:
+def test_finite_weights_stay_finite(kind: str, quantizer: str, scheme: Scheme) -> None:
     weights = FINITE[kind]()
-    values = dequantize(QUANTIZERS[quantizer](weights, scheme))
+    values = QUANTIZERS[quantizer](weights, scheme).dequantize()
     assert values.shape == weights.shape
     assert np.isfinite(values).all()
     # No weight may move by more than a step of the widest grid (3 bits over the largest weight).

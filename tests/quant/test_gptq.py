@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 
 from dsconv.quant.gptq import NotPositiveDefinite, correction, factorize, gptq
 from dsconv.quant.integer import IntegerMatrix, IntegerScheme
-from dsconv.quant.rounding import AnyScheme, dequantize, round_to_nearest, search
 from dsconv.quant.scale_min import ScaleMin, ScaleMinMatrix
+from dsconv.quant.schemes import Scheme
 
 SCHEMES = [
     IntegerScheme(4, 32),
@@ -93,7 +93,7 @@ def test_gptq_equals_the_textbook_on_its_scales(scheme: IntegerScheme) -> None:
         factor.blocks[0].order,
         factor.damping,
     )
-    different = np.abs(dequantize(found) - expected) > 1e-6
+    different = np.abs(found.dequantize() - expected) > 1e-6
     # float32 against float64: a code on the brink of the next may fall to either side, and what
     # follows in its row then differs by a step here and there.
     assert different.mean() < 0.01
@@ -108,7 +108,7 @@ def test_scale_and_minimum_equal_the_textbook_on_the_searched_grid(
     weights[:, 64:96] = -0.3  # a scale of zero with a minimum
     factor = factorize([second_moment], scheme)
     found = gptq(weights, factor, scheme)
-    wanted_grid = search(weights, scheme, factor.importance)
+    wanted_grid = scheme.search(weights, factor.importance)
     assert isinstance(found, ScaleMinMatrix)
     assert isinstance(wanted_grid, ScaleMinMatrix)
     np.testing.assert_array_equal(found.grid.scales, wanted_grid.grid.scales)
@@ -124,14 +124,14 @@ def test_scale_and_minimum_equal_the_textbook_on_the_searched_grid(
         order,
         factor.damping,
     )
-    assert (np.abs(dequantize(found) - expected) > 1e-6).mean() < 0.01
+    assert (np.abs(found.dequantize() - expected) > 1e-6).mean() < 0.01
     assert (factor.blocks[0].order == order).all()
 
 
 @pytest.mark.parametrize(
     "scheme", [IntegerScheme(4, 32, False), IntegerScheme(8, 64), ScaleMin(4)], ids=str
 )
-def test_blocks_are_quantized_as_if_they_were_alone(scheme: AnyScheme) -> None:
+def test_blocks_are_quantized_as_if_they_were_alone(scheme: Scheme) -> None:
     """Correlations between them are ignored; only the mean diagonal is common."""
     weights, second_moment = matrix(24, 320), inputs(320)
     ranges = [(0, 128), (128, 256), (256, 320)]
@@ -141,8 +141,8 @@ def test_blocks_are_quantized_as_if_they_were_alone(scheme: AnyScheme) -> None:
     apart = np.zeros_like(second_moment)
     for (start, stop), part in zip(ranges, parts, strict=True):
         apart[start:stop, start:stop] = part
-    found = dequantize(gptq(weights, factor, scheme))
-    wanted = dequantize(gptq(weights, factorize([apart], scheme), scheme))
+    found = gptq(weights, factor, scheme).dequantize()
+    wanted = gptq(weights, factorize([apart], scheme), scheme).dequantize()
     assert (np.abs(found - wanted) > 1e-6).mean() < 0.01
     np.testing.assert_allclose(factor.importance, factorize([apart], scheme).importance)
 
@@ -160,7 +160,7 @@ def two_streams(columns: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]
 @pytest.mark.parametrize("scheme", [IntegerScheme(4, 32), ScaleMin(4)], ids=str)
 @pytest.mark.parametrize("ranges", [[(0, 192)], [(0, 64), (64, 128), (128, 192)]], ids=len)
 def test_the_correction_is_the_least_squares_solution(
-    scheme: AnyScheme, ranges: list[tuple[int, int]]
+    scheme: Scheme, ranges: list[tuple[int, int]]
 ) -> None:
     original, given = two_streams(192)
     weights = matrix(20, 192)
@@ -186,7 +186,7 @@ def test_the_correction_is_the_least_squares_solution(
 @pytest.mark.parametrize(
     "scheme", [IntegerScheme(4, 32), IntegerScheme(8, -1, False), ScaleMin(4)], ids=str
 )
-def test_the_correction_brings_outputs_closer_to_the_original(scheme: AnyScheme) -> None:
+def test_the_correction_brings_outputs_closer_to_the_original(scheme: Scheme) -> None:
     original, given = two_streams(192)
     weights = matrix(20, 192)
     second_moment = (given.T @ given / len(given)).astype(np.float32)
@@ -195,7 +195,7 @@ def test_the_correction_brings_outputs_closer_to_the_original(scheme: AnyScheme)
     moved = correction(weights, factor, [difference])
 
     def loss(target: NDArray[np.float32]) -> float:
-        outputs = given @ dequantize(gptq(target, factor, scheme)).T
+        outputs = given @ gptq(target, factor, scheme).dequantize().T
         return float(np.square(original @ weights.T - outputs).sum())
 
     assert loss(weights + moved) < 0.6 * loss(weights)
@@ -203,14 +203,14 @@ def test_the_correction_brings_outputs_closer_to_the_original(scheme: AnyScheme)
 
 
 @pytest.mark.parametrize("scheme", [*SCHEMES, *SCALE_MIN], ids=str)
-def test_gptq_beats_rounding_where_inputs_are_correlated(scheme: AnyScheme) -> None:
+def test_gptq_beats_rounding_where_inputs_are_correlated(scheme: Scheme) -> None:
     weights, second_moment = matrix(48, 256), inputs(256)
     errors = [
-        output_error(dequantize(quantized) - weights, second_moment)
+        output_error(quantized.dequantize() - weights, second_moment)
         for quantized in (
             gptq(weights, factorize([second_moment], scheme), scheme),
-            search(weights, scheme),
-            round_to_nearest(weights, scheme),
+            scheme.search(weights),
+            scheme.round_to_nearest(weights),
         )
     ]
     assert errors[0] < 0.7 * min(errors[1:])
@@ -219,13 +219,13 @@ def test_gptq_beats_rounding_where_inputs_are_correlated(scheme: AnyScheme) -> N
 def test_uncorrelated_equal_inputs_leave_nothing_to_correct() -> None:
     weights, scheme = matrix(16, 128), IntegerScheme(4, 32)
     found = gptq(weights, factorize([np.eye(128, dtype=np.float32)], scheme), scheme)
-    np.testing.assert_array_equal(dequantize(found), dequantize(search(weights, scheme)))
+    np.testing.assert_array_equal(found.dequantize(), scheme.search(weights).dequantize())
 
 
 @pytest.mark.parametrize(
     "scheme", [IntegerScheme(4, 32), IntegerScheme(4, -1), ScaleMin(4)], ids=str
 )
-def test_rows_are_independent(scheme: AnyScheme) -> None:
+def test_rows_are_independent(scheme: Scheme) -> None:
     weights = matrix(40, 256)
     factor = factorize([inputs(256)], scheme)
     whole = gptq(weights, factor, scheme)
@@ -247,22 +247,22 @@ def test_the_order_keeps_groups_together_and_takes_the_loudest_first() -> None:
 
 
 @pytest.mark.parametrize("scheme", [IntegerScheme(4, 32), ScaleMin(4)], ids=str)
-def test_dead_inputs_are_rounded_and_disturb_nobody(scheme: AnyScheme) -> None:
+def test_dead_inputs_are_rounded_and_disturb_nobody(scheme: Scheme) -> None:
     weights = matrix(16, 128)
     second_moment = inputs(128)
     dead = [5, 6, 40]
     second_moment[dead], second_moment[:, dead] = 0, 0
-    found = dequantize(gptq(weights, factorize([second_moment], scheme), scheme))
+    found = gptq(weights, factorize([second_moment], scheme), scheme).dequantize()
     steps = np.abs(found - weights)[:, dead] / np.abs(weights).max()
     assert np.isfinite(found).all()
     assert steps.max() < 0.25
 
 
 @pytest.mark.parametrize("scheme", [IntegerScheme(4, 32), ScaleMin(4)], ids=str)
-def test_all_inputs_dead_is_a_search_for_each_group(scheme: AnyScheme) -> None:
+def test_all_inputs_dead_is_a_search_for_each_group(scheme: Scheme) -> None:
     weights = matrix(8, 64)
     found = gptq(weights, factorize([np.zeros((64, 64), np.float32)], scheme), scheme)
-    np.testing.assert_array_equal(dequantize(found), dequantize(search(weights, scheme)))
+    np.testing.assert_array_equal(found.dequantize(), scheme.search(weights).dequantize())
 
 
 def test_damping_grows_until_the_factorisation_succeeds() -> None:

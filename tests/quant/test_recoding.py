@@ -9,7 +9,6 @@ import pytest
 
 from dsconv.quant.integer import IntegerMatrix, IntegerScheme
 from dsconv.quant.recoding import can_recode, recode
-from dsconv.quant.rounding import dequantize
 
 SCHEMES = [
     IntegerScheme(bits, group_size, symmetric)
@@ -41,7 +40,7 @@ def test_what_can_be_recoded_keeps_every_weight(columns: int) -> None:
         assert again.scales.shape == (5, new.groups(columns))
         assert (again.zeros is None) == new.symmetric
         assert int(again.codes.max()) <= new.max_code
-        np.testing.assert_array_equal(dequantize(again), dequantize(matrix))
+        np.testing.assert_array_equal(again.dequantize(), matrix.dequantize())
         recoded += 1
     assert recoded > 50
 

@@ -25,13 +25,8 @@ from dsconv.quant.packing import (
     unpack_rows,
     unpack_zero_points,
 )
-from dsconv.quant.rounding import (
-    METHODS,
-    ScaleOverflow,
-    dequantize,
-    round_to_nearest,
-    search,
-)
+from dsconv.quant.scales import ScaleOverflow
+from dsconv.quant.schemes import METHODS
 
 Floats = NDArray[np.float32]
 
@@ -61,7 +56,7 @@ def groups_of(row: Any, scheme: IntegerScheme) -> list[list[float]]:
 
 
 def squared_error(weights: Floats, quantized: IntegerMatrix) -> float:
-    return float(((weights.astype(np.float64) - dequantize(quantized)) ** 2).sum())
+    return float(((weights.astype(np.float64) - quantized.dequantize()) ** 2).sum())
 
 
 # ---------------------------------------------------------------- textbook rounding
@@ -87,7 +82,7 @@ def check_codes(group: list[float], codes: list[int], scale: float, zero: int, t
 @pytest.mark.parametrize("columns", [128, 256, 250, 33, 1, 7])
 def test_round_to_nearest_is_the_textbook(scheme: IntegerScheme, columns: int) -> None:
     weights = normal(5, columns, seed=columns)
-    quantized = round_to_nearest(weights, scheme)
+    quantized = scheme.round_to_nearest(weights)
     assert quantized.codes.shape == weights.shape
     for row in range(5):
         groups = groups_of(weights[row], scheme)
@@ -107,7 +102,7 @@ def test_round_to_nearest_is_the_textbook(scheme: IntegerScheme, columns: int) -
 def test_dequantize_is_scale_times_centred_code(scheme: IntegerScheme) -> None:
     for columns, method in itertools.product((128, 200), METHODS.values()):
         quantized = method(normal(3, columns), scheme)
-        values = dequantize(quantized)
+        values = quantized.dequantize()
         size = columns if scheme.group_size == -1 else scheme.group_size
         for row, column in itertools.product(range(3), range(columns)):
             zeros, group = quantized.zeros, column // size
@@ -118,7 +113,7 @@ def test_dequantize_is_scale_times_centred_code(scheme: IntegerScheme) -> None:
 
 def test_halves_go_up() -> None:
     group = [-8.0, 0.5, 1.5, 2.5, 3.5, -0.5, -1.5, -2.5, 7.5, 7.0, *[0.0] * 22]
-    quantized = round_to_nearest(np.array([group], np.float32), IntegerScheme(4, 32))
+    quantized = IntegerScheme(4, 32).round_to_nearest(np.array([group], np.float32))
     assert quantized.scales.tolist() == [[1.0]]
     assert quantized.codes[0, :10].tolist() == [0, 9, 10, 11, 12, 8, 7, 6, 15, 15]
 
@@ -127,7 +122,7 @@ def test_of_equal_magnitudes_the_negative_one_is_kept_exactly() -> None:
     weights = np.zeros((2, 32), np.float32)
     weights[0, 3:5] = 4, -4
     weights[1, 3:5] = -4, 4
-    quantized = round_to_nearest(weights, IntegerScheme(4, 32))
+    quantized = IntegerScheme(4, 32).round_to_nearest(weights)
     assert quantized.scales.tolist() == [[0.5], [0.5]]
     assert quantized.codes[:, 3:5].tolist() == [[15, 0], [0, 15]]
 
@@ -147,7 +142,7 @@ def test_constant_groups_stay_exact(method: str, scheme: IntegerScheme, columns:
     if method == "rtn" and scheme.symmetric:  # scale = value / 8 (or 128): within float16's reach
         reach = 2.0**-14 * 2 ** (scheme.bits - 1)
         weights = weights[(np.abs(weights[:, 0]) >= reach) | (weights[:, 0] == 0)]
-    np.testing.assert_array_equal(dequantize(METHODS[method](weights, scheme)), weights)
+    np.testing.assert_array_equal(METHODS[method](weights, scheme).dequantize(), weights)
 
 
 @EVERY_METHOD
@@ -158,7 +153,7 @@ def test_constant_and_zero_groups_among_others(method: str, scheme: IntegerSchem
     weights[2] = 0.4375
     weights[0, 128:] = 0
     weights[3, 128:] = -0.4375
-    values = dequantize(METHODS[method](weights, scheme))
+    values = METHODS[method](weights, scheme).dequantize()
     assert np.isfinite(values).all()
     np.testing.assert_array_equal(values[1:3], weights[1:3])
     np.testing.assert_array_equal(values[0, 128:], weights[0, 128:])
@@ -171,7 +166,7 @@ def test_constant_and_zero_groups_among_others(method: str, scheme: IntegerSchem
 @pytest.mark.parametrize("size", [1e-45, 1e-40, 1e-30, 6e-8, 1e-6])
 def test_denormals_stay_finite_and_close(method: str, scheme: IntegerScheme, size: float) -> None:
     weights = normal(4, 128, scale=1.0) * np.float32(size)
-    values = dequantize(METHODS[method](weights, scheme))
+    values = METHODS[method](weights, scheme).dequantize()
     assert np.isfinite(values).all()
     # Codes that fit the unrounded scale meet a stored one that is off by at most half a step.
     assert np.abs(values - weights).max() <= scheme.max_code * 2.0**-24 + np.abs(weights).max() / 4
@@ -188,7 +183,7 @@ def test_scales_beyond_float16_are_refused(
     with pytest.raises(ScaleOverflow, match="does not fit float16"):
         METHODS[method](weights, scheme)
     weights[1, 5] = 65504.0
-    assert np.isfinite(dequantize(METHODS[method](weights, scheme))).all()
+    assert np.isfinite(METHODS[method](weights, scheme).dequantize()).all()
 
 
 # ---------------------------------------------------------------- search
@@ -199,7 +194,7 @@ def test_scales_beyond_float16_are_refused(
 def test_search_is_never_worse_than_rounding(scheme: IntegerScheme, columns: int) -> None:
     for seed, scale in ((0, 0.02), (1, 1.0)):
         weights = normal(32, columns, seed, scale)
-        plain, searched = round_to_nearest(weights, scheme), search(weights, scheme)
+        plain, searched = scheme.round_to_nearest(weights), scheme.search(weights)
         for row in range(32):
             rows = slice(row, row + 1)
             before = squared_error(weights[rows], _rows(plain, rows))
@@ -217,8 +212,8 @@ def test_search_gains_what_it_is_there_for(symmetric: bool) -> None:
     """4 bits, groups of 32, normal weights: a tenth of the squared error goes."""
     weights = np.random.default_rng(0).normal(0, 0.02, (256, 512)).astype(np.float32)
     scheme = IntegerScheme(4, 32, symmetric)
-    plain = squared_error(weights, round_to_nearest(weights, scheme))
-    assert 0.8 < squared_error(weights, search(weights, scheme)) / plain < 0.92
+    plain = squared_error(weights, scheme.round_to_nearest(weights))
+    assert 0.8 < squared_error(weights, scheme.search(weights)) / plain < 0.92
 
 
 def best_error(group: list[float], zero: int, top: int) -> float:
@@ -246,7 +241,7 @@ def test_search_comes_close_to_the_best_there_is(symmetric: bool, limit: float) 
         group = [float(w) for w in row]
         zeros = [scheme.zero] if symmetric else range(scheme.max_code + 1)
         optimum += min(best_error(group, zero, scheme.max_code) for zero in zeros)
-    found = squared_error(weights, search(weights, scheme))
+    found = squared_error(weights, scheme.search(weights))
     assert optimum * 0.999 <= found <= optimum * limit
 
 
@@ -255,7 +250,7 @@ def test_search_comes_close_to_the_best_there_is(symmetric: bool, limit: float) 
 def test_4_bit_values_are_float16_numbers(scheme: IntegerScheme, scale: float) -> None:
     weights = normal(64, 256, scale=scale)
     weights[5, :128] = 0.1  # constant groups keep scales of their own
-    values = dequantize(search(weights, scheme))
+    values = scheme.search(weights).dequantize()
     np.testing.assert_array_equal(values.astype(np.float16).astype(np.float32), values)
 
 

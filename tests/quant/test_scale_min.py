@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 
 from dsconv.errors import UsageError
 from dsconv.quant.packing import pack_bits, unpack_bits
-from dsconv.quant.rounding import METHODS, dequantize, round_to_nearest, search
 from dsconv.quant.scale_min import BITS, MAX_STEP, ScaleMin, ScaleMinMatrix
 from dsconv.quant.scales import ScaleOverflow
+from dsconv.quant.schemes import METHODS
 
 # Rows of one short super-block, of equal parts with a rest, of part groups, of llama.cpp's own.
 COLUMNS = [1, 32, 70, 512, 576, 896, 1100]
@@ -78,7 +78,7 @@ def squared_errors(
     importance: NDArray[np.float32] | None,
 ) -> NDArray[np.float64]:
     """Of every super-block [rows, super-blocks]."""
-    errors = np.square(dequantize(quantized).astype(np.float64) - weights)
+    errors = np.square(quantized.dequantize().astype(np.float64) - weights)
     if importance is not None:
         errors *= importance
     width = 32 * quantized.scheme.super_size(weights.shape[1])
@@ -95,9 +95,9 @@ def test_a_weight_is_scale_times_code_minus_minimum(
     weights = matrix("normal", columns, rows=3)
     found = METHODS[method](weights, scheme)
     assert isinstance(found, ScaleMinMatrix)
-    np.testing.assert_allclose(dequantize(found), dequantize_slowly(found), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(found.dequantize(), dequantize_slowly(found), rtol=0, atol=1e-6)
     step = np.repeat(found.grid.scales, 32, 1)[:, :columns]
-    nearest = np.abs(dequantize(found) - weights) <= 0.51 * step
+    nearest = np.abs(found.dequantize() - weights) <= 0.51 * step
     inside = (found.codes > 0) & (found.codes < scheme.max_code)
     assert nearest[inside].all()
 
@@ -105,7 +105,7 @@ def test_a_weight_is_scale_times_code_minus_minimum(
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
 @pytest.mark.parametrize("columns", COLUMNS)
 def test_types_and_shapes_are_those_of_the_format(scheme: ScaleMin, columns: int) -> None:
-    found = search(matrix("normal", columns), scheme)
+    found = scheme.search(matrix("normal", columns))
     assert isinstance(found, ScaleMinMatrix)
     groups = -(-columns // 32)
     assert found.codes.dtype == found.scale_steps.dtype == found.minimum_steps.dtype == np.uint8
@@ -142,7 +142,7 @@ def test_every_row_of_at_least_8_groups_is_split_into_8_to_15() -> None:
 def test_search_is_never_worse_than_rounding(scheme: ScaleMin, columns: int, kind: str) -> None:
     weights = matrix(kind, columns)
     for importance in (None, importances(columns)):
-        found, rounded = search(weights, scheme, importance), round_to_nearest(weights, scheme)
+        found, rounded = scheme.search(weights, importance), scheme.round_to_nearest(weights)
         assert isinstance(found, ScaleMinMatrix)
         assert isinstance(rounded, ScaleMinMatrix)
         limit = squared_errors(rounded, weights, importance) * (1 + 1e-5) + 1e-30
@@ -156,7 +156,7 @@ def test_search_gains_what_it_is_there_for(scheme: ScaleMin, columns: int) -> No
     for weighted, limit in ((None, 0.92), (importance, 0.7)):
         losses = [
             squared_errors(quantized, weights, weighted).sum()  # type: ignore[arg-type]
-            for quantized in (search(weights, scheme, weighted), round_to_nearest(weights, scheme))
+            for quantized in (scheme.search(weights, weighted), scheme.round_to_nearest(weights))
         ]
         assert losses[0] < limit * losses[1]
 
@@ -168,7 +168,7 @@ def test_zero_groups_stay_zero(scheme: ScaleMin, columns: int, method: str) -> N
     weights = matrix("normal", columns)
     weights[:, 32:64] = 0
     weights[3] = 0
-    found = dequantize(METHODS[method](weights, scheme))
+    found = METHODS[method](weights, scheme).dequantize()
     assert (found[:, 32:64] == 0).all()
     assert (found[3] == 0).all()
 
@@ -183,20 +183,20 @@ def test_constant_rows_are_met_up_to_the_unit(
     """Units of rows that are no multiple of 256 have 5 bits: half a step of 63 is 1/60."""
     weights = matrix(kind, columns)
     limit = 0.3 * (1 / 1000 if columns == 512 else 1 / 60)
-    assert np.abs(dequantize(METHODS[method](weights, scheme)) - weights).max() <= limit
+    assert np.abs(METHODS[method](weights, scheme).dequantize() - weights).max() <= limit
 
 
 @pytest.mark.parametrize("value", [0.3, -0.3])
 def test_importance_does_not_hurt_constant_groups(value: float) -> None:
     weights = matrix("normal", 512)
     weights[:, 64:96] = value
-    found = dequantize(search(weights, ScaleMin(4), importances(512)))
+    found = ScaleMin(4).search(weights, importances(512)).dequantize()
     assert np.abs(found[:, 64:96] - value).max() < 0.04
 
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
 def test_positive_groups_have_no_minimum(scheme: ScaleMin) -> None:
-    found = round_to_nearest(matrix("positive", 512), scheme)
+    found = scheme.round_to_nearest(matrix("positive", 512))
     assert isinstance(found, ScaleMinMatrix)
     assert (found.minimum_steps == 0).all()
     assert (found.super_minima == 0).all()
@@ -223,7 +223,7 @@ def test_tiny_weights_stay_finite_and_close(
     scheme: ScaleMin, size: float, limit: float, method: str
 ) -> None:
     weights = (matrix("normal", 512) * size).astype(np.float32)
-    found = dequantize(METHODS[method](weights, scheme))
+    found = METHODS[method](weights, scheme).dequantize()
     assert np.isfinite(found).all()
     largest = np.abs(weights).max()
     assert np.abs(found - weights).max() <= max(limit * largest, 64 * 2.0**-24)
@@ -249,8 +249,8 @@ def test_scales_and_minima_are_float16_numbers_where_gguf_stores_them(
 @pytest.mark.parametrize("columns", [70, 512])
 def test_rows_do_not_depend_on_their_neighbours(method: str, columns: int) -> None:
     weights = matrix("heavy", columns)
-    whole = dequantize(METHODS[method](weights, ScaleMin(4)))
-    parts = [dequantize(METHODS[method](weights[i : i + 5], ScaleMin(4))) for i in range(0, 24, 5)]
+    whole = METHODS[method](weights, ScaleMin(4)).dequantize()
+    parts = [METHODS[method](weights[i : i + 5], ScaleMin(4)).dequantize() for i in range(0, 24, 5)]
     np.testing.assert_array_equal(np.concatenate(parts), whole)
 
 
@@ -264,7 +264,7 @@ def test_the_input_is_left_alone(method: str) -> None:
 
 def test_only_the_size_relative_to_each_other_matters_of_importances() -> None:
     weights, importance = matrix("normal", 512), importances(512)
-    found = [dequantize(search(weights, ScaleMin(4), importance * f)) for f in (1, 2.0**-60)]
+    found = [ScaleMin(4).search(weights, importance * f).dequantize() for f in (1, 2.0**-60)]
     np.testing.assert_array_equal(*found)
 
 

@@ -28,7 +28,6 @@ from dsconv.convert.formats.repack import (
 )
 from dsconv.errors import UnsupportedError
 from dsconv.progress import Advance
-from dsconv.quant.int8_rows import Int8Rows
 
 from .description import OFFSET, STEM, describe_tensors
 
@@ -92,7 +91,7 @@ def _jobs(checkpoint: Checkpoint) -> list[Job]:
         scheme = checkpoint.scheme(name)
         dtype = float_dtype(checkpoint, name)
         if parameter.role is Role.LINEAR:
-            if not isinstance(scheme, Int8Rows):
+            if scheme is None or not scheme.rounds_inputs:
                 raise UnsupportedError(
                     f"{checkpoint.origin}: {name}: is not int8 with int8 activations, as Ascend "
                     "reads it",

@@ -23,22 +23,21 @@ from dsconv.convert.families.inventory import Role
 from dsconv.errors import UnsupportedError
 from dsconv.quant.integer import IntegerScheme
 from dsconv.quant.recoding import can_recode
-from dsconv.quant.rounding import AnyScheme
-from dsconv.quant.scale_min import ScaleMin
+from dsconv.quant.schemes import Scheme
 
 FLOAT_BYTES = 2
 
 # The scheme of a matrix and the length of its rows -> the scheme it gets, None for float.
-Form = Callable[[AnyScheme, int], AnyScheme | None]
+Form = Callable[[Scheme, int], Scheme | None]
 
 
 @dataclass(frozen=True)
 class Matrix:
     module: str
     shape: tuple[int, int]
-    scheme: AnyScheme | None
+    scheme: Scheme | None
 
-    def nbytes(self, scheme: AnyScheme | None) -> int:
+    def nbytes(self, scheme: Scheme | None) -> int:
         """Stored with this scheme; a matrix that is float already is left out of account."""
         if self.scheme is None:
             return 0
@@ -47,7 +46,7 @@ class Matrix:
         return sum(tensor.nbytes for tensor in stored_tensors(self.module, self.shape, scheme))
 
 
-def readable_schemes(checkpoint: Checkpoint) -> dict[str, AnyScheme | None]:
+def readable_schemes(checkpoint: Checkpoint) -> dict[str, Scheme | None]:
     """Module -> the scheme with which transformers and vLLM take it, None for float.
 
     A quantized matrix that embedding and head share parts: the head keeps it.
@@ -64,7 +63,7 @@ def readable_schemes(checkpoint: Checkpoint) -> dict[str, AnyScheme | None]:
             f"{checkpoint.origin}: is not quantized",
             "run dsconv quantize first; transformers and vLLM read an unquantized folder as it is",
         )
-    if any(isinstance(scheme, ScaleMin) for scheme in schemes):
+    if any(scheme.has_minima for scheme in schemes):
         raise UnsupportedError(
             f"{checkpoint.origin}: compressed-tensors has no scale and minimum",
             "use --format gguf or native, or quantize with --scheme integer",
@@ -89,33 +88,32 @@ def _matrices(checkpoint: Checkpoint) -> Iterator[Matrix]:
             yield Matrix(module_of(name), (rows, columns), checkpoint.scheme(name))
 
 
-def _forms(schemes: list[AnyScheme]) -> list[Form]:
+def _forms(schemes: list[Scheme]) -> list[Form]:
     """Left packed; or one scheme for all, that of some matrix or the same with zero points."""
     integer = sorted(
-        {scheme for scheme in schemes if isinstance(scheme, IntegerScheme)},
+        {scheme for scheme in schemes if scheme.is_plain},
         key=lambda scheme: (scheme.bits, scheme.group_size, scheme.symmetric),
     )
     common = [IntegerScheme(scheme.bits, scheme.group_size, False) for scheme in integer]
     return [_left_packed, *map(_unpacked_as, common)]
 
 
-def _left_packed(scheme: AnyScheme, columns: int) -> AnyScheme | None:
-    if not isinstance(scheme, IntegerScheme) or scheme.symmetric:
+def _left_packed(scheme: Scheme, columns: int) -> Scheme | None:
+    if not scheme.has_zero_points:
         return scheme
     without_zeros = IntegerScheme(8, scheme.group_size)
     return without_zeros if can_recode(scheme, without_zeros, columns) else None
 
 
 def _unpacked_as(common: IntegerScheme) -> Form:
-    def form(scheme: AnyScheme, columns: int) -> AnyScheme | None:
-        fits = isinstance(scheme, IntegerScheme) and can_recode(scheme, common, columns)
-        return common if fits else None
+    def form(scheme: Scheme, columns: int) -> Scheme | None:
+        return common if can_recode(scheme, common, columns) else None
 
     return form
 
 
-def _takes_embedding(choice: Mapping[str, AnyScheme | None], embedding: Matrix) -> bool:
+def _takes_embedding(choice: Mapping[str, Scheme | None], embedding: Matrix) -> bool:
     """Only as it is, and only where everything has its scheme: then transformers may unpack all."""
     scheme = embedding.scheme
     kinds = {kind for kind in choice.values() if kind is not None}
-    return kinds == {scheme} and isinstance(scheme, IntegerScheme) and scheme.symmetric
+    return kinds == {scheme} and scheme is not None and scheme.is_plain and scheme.symmetric

@@ -10,6 +10,7 @@ it is not the one that the bits suggest; float16 is the last resort.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,12 +19,11 @@ from numpy.typing import NDArray
 
 from dsconv.errors import UnsupportedError
 from dsconv.quant.int8_rows import Int8Rows, Int8RowsMatrix
-from dsconv.quant.integer import WHOLE_ROW, IntegerMatrix
-from dsconv.quant.rounding import AnyQuantized, AnyScheme, dequantize
+from dsconv.quant.integer import IntegerMatrix, IntegerScheme
 from dsconv.quant.scale_min import ScaleMin, ScaleMinMatrix
+from dsconv.quant.schemes import Floats, QuantizedMatrix, Scheme
 
 Bytes = NDArray[np.uint8]
-Floats = NDArray[np.float32]
 
 BLOCK, SUPER_BLOCK = 32, 256  # weights
 GROUPS = SUPER_BLOCK // BLOCK
@@ -46,14 +46,12 @@ class Packed:
     error: float
 
 
-def block_type(scheme: AnyScheme, columns: int) -> BlockType:
+def block_type(scheme: Scheme, columns: int) -> BlockType:
     """The blocks for rows of `columns` weights."""
     if columns % BLOCK:
         return BlockType("F16", f"their rows are no multiple of {BLOCK}")
-    if isinstance(scheme, ScaleMin):
+    if scheme.has_minima:
         return _scale_min_type(scheme.bits, columns)
-    if isinstance(scheme, Int8Rows):
-        return BlockType("Q8_0")
     if scheme.bits == 4:
         return BlockType("Q4_0" if scheme.symmetric else "Q4_1")
     if scheme.symmetric:
@@ -71,7 +69,7 @@ def _scale_min_type(bits: int, columns: int) -> BlockType:
     return BlockType("Q5_1" if bits == 5 else "Q4_1", "; ".join(reasons))
 
 
-def pack(quantized: AnyQuantized) -> Packed:
+def pack(quantized: QuantizedMatrix) -> Packed:
     """The blocks of `block_type`.
 
     Raises:
@@ -80,15 +78,23 @@ def pack(quantized: AnyQuantized) -> Packed:
     columns = quantized.codes.shape[1]
     kind = block_type(quantized.scheme, columns).name
     if kind == "F16":
-        return _float16(dequantize(quantized))
-    if isinstance(quantized, ScaleMinMatrix):
-        if kind in ("Q4_K", "Q5_K"):
-            return Packed(_super_blocks(quantized), 0.0)
-        grid = quantized.grid
-        return _with_minima(quantized.codes, grid.scales, -grid.minima, quantized.scheme.bits == 5)
-    if isinstance(quantized, Int8RowsMatrix):
-        scales = np.repeat(quantized.scales, columns // BLOCK, axis=1)
-        return _eight_bits(quantized.codes.view(np.uint8), scales)
+        return _float16(quantized.dequantize())
+    return PACKERS[type(quantized.scheme)](quantized, kind)
+
+
+def _pack_scale_min(quantized: ScaleMinMatrix, kind: str) -> Packed:
+    if kind in ("Q4_K", "Q5_K"):
+        return Packed(_super_blocks(quantized), 0.0)
+    grid = quantized.grid
+    return _with_minima(quantized.codes, grid.scales, -grid.minima, quantized.scheme.bits == 5)
+
+
+def _pack_int8_rows(quantized: Int8RowsMatrix, kind: str) -> Packed:
+    scales = np.repeat(quantized.scales, quantized.codes.shape[1] // BLOCK, axis=1)
+    return _eight_bits(quantized.codes.view(np.uint8), scales)
+
+
+def _pack_integer(quantized: IntegerMatrix, kind: str) -> Packed:
     scales = _per_block(quantized.scales, quantized)
     if kind == "Q8_0":
         return _eight_bits(quantized.codes ^ np.uint8(128), scales)  # code - 128
@@ -96,6 +102,14 @@ def pack(quantized: AnyQuantized) -> Packed:
         offsets = -scales * _per_block(quantized.zeros, quantized)
         return _with_minima(quantized.codes, scales, offsets, five_bits=False)
     return Packed(_join(_bytes(scales), _nibbles(_blocks(quantized.codes))), 0.0)
+
+
+# A matrix and the name of its blocks -> the blocks.
+PACKERS: dict[type[Scheme], Callable[[Any, str], Packed]] = {
+    IntegerScheme: _pack_integer,
+    ScaleMin: _pack_scale_min,
+    Int8Rows: _pack_int8_rows,
+}
 
 
 def _float16(values: Floats) -> Packed:
@@ -159,8 +173,7 @@ def _six_bit_steps(scales: Bytes, minima: Bytes) -> Bytes:
 
 def _per_block(per_group: NDArray[Any], quantized: IntegerMatrix) -> Floats:
     """[rows, groups] -> float32 [rows, blocks]: a group of many blocks gives each its own copy."""
-    size, columns = quantized.scheme.group_size, quantized.codes.shape[1]
-    copies = (columns if size == WHOLE_ROW else size) // BLOCK
+    copies = quantized.scheme.group_length(quantized.codes.shape[1]) // BLOCK
     return np.repeat(per_group.astype(np.float32), copies, axis=1)
 
 

@@ -29,9 +29,6 @@ from dsconv.convert.files.safetensors import PlannedTensor, SafetensorsWriter, e
 from dsconv.convert.forward.workers import Workers
 from dsconv.errors import UnsupportedError, UsageError
 from dsconv.progress import Advance
-from dsconv.quant.int8_rows import Int8Rows, Int8RowsMatrix
-from dsconv.quant.integer import WHOLE_ROW
-from dsconv.quant.scale_min import ScaleMin
 
 from .format import (
     FORMAT_VERSION,
@@ -192,26 +189,20 @@ class _NativeFile:
 def _layout(checkpoint: Checkpoint, name: str) -> LinearLayout:
     rows, columns = checkpoint.parameters[name].shape
     scheme = checkpoint.scheme(name)
-    if isinstance(scheme, Int8Rows):
+    if scheme is not None and scheme.rounds_inputs:
         raise UnsupportedError(
             f"{name}: int8 weights made for int8 inputs have no native kernel",
             "quantize again with --bits 8 and without --activations int8",
         )
-    if isinstance(scheme, ScaleMin):
-        return LinearLayout(f"scale_min{scheme.bits}", rows, columns)
     if scheme is not None:
-        size = 0 if scheme.group_size == WHOLE_ROW else scheme.group_size
-        return LinearLayout(f"int{scheme.bits}", rows, columns, size, not scheme.symmetric)
+        return LinearLayout.of_scheme(scheme, rows, columns)
     is_bfloat16 = checkpoint.source.dtype(name) == "BF16"
     return LinearLayout("bfloat16" if is_bfloat16 else "float16", rows, columns)
 
 
 def _rows(checkpoint: Checkpoint, name: str, start: int, stop: int) -> Packable:
     if checkpoint.scheme(name) is not None:
-        quantized = checkpoint.quantized_rows(name, start, stop)
-        if isinstance(quantized, Int8RowsMatrix):
-            raise RuntimeError(f"{name} has no native kernel")
-        return quantized
+        return checkpoint.quantized_rows(name, start, stop)
     values = checkpoint.source.rows(name, start, stop)
     if values.dtype == ml_dtypes.bfloat16:
         return np.ascontiguousarray(values)

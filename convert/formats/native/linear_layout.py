@@ -28,6 +28,7 @@ Padding holds zero bytes; it meets activations of zero.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -35,8 +36,9 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from dsconv.quant.integer import WHOLE_ROW, IntegerMatrix, IntegerScheme
+from dsconv.quant.integer import IntegerMatrix, IntegerScheme
 from dsconv.quant.scale_min import ScaleMin, ScaleMinMatrix
+from dsconv.quant.schemes import WHOLE_ROW, QuantizedMatrix, Scheme
 
 BLOCK_ROWS = 16
 ALIGNMENT = 64
@@ -56,7 +58,7 @@ KINDS = {
 
 Bytes = NDArray[np.uint8]
 Array = NDArray[Any]
-Packable = IntegerMatrix | ScaleMinMatrix | NDArray[np.float16] | NDArray[ml_dtypes.bfloat16]
+Packable = QuantizedMatrix | NDArray[np.float16] | NDArray[ml_dtypes.bfloat16]
 
 
 @dataclass(frozen=True)
@@ -76,17 +78,17 @@ class LinearLayout:
 
     @classmethod
     def of(cls, matrix: Packable) -> LinearLayout:
-        if isinstance(matrix, IntegerMatrix):
-            scheme = matrix.scheme
-            group_size = 0 if scheme.group_size == WHOLE_ROW else scheme.group_size
-            zeros = matrix.zeros is not None
-            rows, cols = matrix.codes.shape
-            return cls(f"int{scheme.bits}", rows, cols, group_size, zeros)
-        if isinstance(matrix, ScaleMinMatrix):
-            rows, cols = matrix.codes.shape
-            return cls(f"scale_min{matrix.scheme.bits}", rows, cols)
-        rows, cols = matrix.shape
-        return cls(matrix.dtype.name, rows, cols)
+        if isinstance(matrix, np.ndarray):
+            rows, cols = matrix.shape
+            return cls(matrix.dtype.name, rows, cols)
+        return cls.of_scheme(matrix.scheme, *matrix.codes.shape)
+
+    @classmethod
+    def of_scheme(cls, scheme: Scheme, rows: int, cols: int) -> LinearLayout:
+        if scheme.has_minima:
+            return cls(f"scale_min{scheme.bits}", rows, cols)
+        group_size = 0 if scheme.group_size == WHOLE_ROW else scheme.group_size
+        return cls(f"int{scheme.bits}", rows, cols, group_size, scheme.has_zero_points)
 
     @property
     def blocks(self) -> int:
@@ -126,13 +128,11 @@ def pack_linear(matrix: Packable) -> Bytes:
     one another.
     """
     layout = LinearLayout.of(matrix)
-    if isinstance(matrix, IntegerMatrix):
-        content = _integer_content(matrix, layout)
-    elif isinstance(matrix, ScaleMinMatrix):
-        content = _scale_min_content(matrix)
-    else:
+    if isinstance(matrix, np.ndarray):
         blocks = _blocks(matrix.view(np.uint16))  # [blocks, 16, cols]
         content = _as_bytes(blocks.transpose(0, 2, 1))
+    else:
+        content = CONTENTS[type(matrix.scheme)](matrix)
     padding = layout.block_bytes - content.shape[1]
     return np.pad(content, ((0, 0), (0, padding))).reshape(-1)
 
@@ -151,12 +151,13 @@ def unpack_linear(data: Bytes, layout: LinearLayout) -> Packable:
     return _read_integer(content, layout)
 
 
-def _integer_content(matrix: IntegerMatrix, layout: LinearLayout) -> Bytes:
+def _integer_content(matrix: IntegerMatrix) -> Bytes:
     """-> [blocks, bytes]"""
+    columns = matrix.codes.shape[1]
     codes, scales = _blocks(matrix.codes), _blocks(matrix.scales)
     zeros = None if matrix.zeros is None else _blocks(matrix.zeros)
-    size = layout.group_size or layout.cols
-    full = layout.cols // size
+    size = matrix.scheme.group_length(columns)
+    full = columns // size
     parts = []
     for groups, inputs in (
         (slice(0, full), slice(0, full * size)),
@@ -166,10 +167,10 @@ def _integer_content(matrix: IntegerMatrix, layout: LinearLayout) -> Bytes:
             continue
         some = scales[..., groups]  # [blocks, 16, groups]
         grouped = codes[..., inputs].reshape(*some.shape, -1)
-        columns = [_planes(_pad_inputs(grouped, 8), matrix.scheme.bits), _group_values(some)]
+        fields = [_planes(_pad_inputs(grouped, 8), matrix.scheme.bits), _group_values(some)]
         if zeros is not None:
-            columns.append(_group_zeros(zeros[..., groups], matrix.scheme.bits))
-        record = np.concatenate(columns, axis=-1)  # [blocks, groups, bytes]
+            fields.append(_group_zeros(zeros[..., groups], matrix.scheme.bits))
+        record = np.concatenate(fields, axis=-1)  # [blocks, groups, bytes]
         parts.append(record.reshape(len(record), -1))
     return np.concatenate(parts, axis=1)
 
@@ -247,6 +248,13 @@ def _read_scale_min(content: _Reader, layout: LinearLayout) -> ScaleMinMatrix:
         _rows(np.stack(minimum_units, axis=-1), rows),
         scheme,
     )
+
+
+# The schemes that have kernels.
+CONTENTS: dict[type[Scheme], Callable[[Any], Bytes]] = {
+    IntegerScheme: _integer_content,
+    ScaleMin: _scale_min_content,
+}
 
 
 class _Reader:

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dsconv.quant.integer import WHOLE_ROW, IntegerScheme
+from dsconv.quant.schemes import WHOLE_ROW, Scheme
 
 from .dialect import Dialect
 from .graph import Value
 
 
-def dequantize_linear(dialect: Dialect, name: str, scheme: IntegerScheme) -> Value:
+def dequantize_linear(dialect: Dialect, name: str, scheme: Scheme) -> Value:
     """-> float [inputs, outputs], dequantized along the inputs.
 
     Symmetric codes are signed and centred on 0, so their zero points are left out unless the

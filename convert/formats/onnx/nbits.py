@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dsconv.convert.families.base import Linear
-from dsconv.quant.integer import GROUP_SIZES, IntegerScheme
+from dsconv.quant.integer import GROUP_SIZES
+from dsconv.quant.schemes import Scheme
 
 from .dialect import Dialect
 from .graph import MICROSOFT, Value
@@ -21,7 +22,7 @@ def matmul_nbits(
     dialect: Dialect,
     x: Value,
     group: Sequence[Linear],
-    scheme: IntegerScheme,
+    scheme: Scheme,
     bias: Value | None,
     element: str = "F32",
 ) -> Value:
@@ -72,14 +73,14 @@ def block_scales(
 
 
 def packed_zeros(
-    dialect: Dialect, names: list[str], rows: int, blocks: int, scheme: IntegerScheme
+    dialect: Dialect, names: list[str], rows: int, blocks: int, scheme: Scheme
 ) -> Value:
     pieces = dialect.weights.packed_zero_points(names, blocks, scheme.bits)
     shape = (rows, -(-blocks * scheme.bits // 8))
     return dialect.weights.written(f"{names[0]}_packed_zeros", "U8", shape, pieces)
 
 
-def blocks_of(scheme: IntegerScheme, columns: int) -> tuple[int, int]:
+def blocks_of(scheme: Scheme, columns: int) -> tuple[int, int]:
     """-> (block size, blocks per row). A group that is too large becomes several blocks."""
     if scheme.group_size in (16, *GROUP_SIZES):
         return scheme.group_size, scheme.groups(columns)

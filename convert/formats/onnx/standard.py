@@ -17,7 +17,7 @@ import numpy as np
 
 from dsconv.convert.families.base import Attention, Linear, Norm, Table
 from dsconv.errors import UnsupportedError
-from dsconv.quant.integer import IntegerScheme
+from dsconv.quant.schemes import Scheme
 
 from .dialect import Dialect, cast
 from .graph import FLOAT, FLOAT16, Value
@@ -38,7 +38,7 @@ class Standard(Dialect):
     def attention(self, query: Value, key: Value, value: Value, attention: Attention) -> Value:
         raise NotImplementedError
 
-    def quantized_matrix(self, name: str, scheme: IntegerScheme) -> Value:
+    def quantized_matrix(self, name: str, scheme: Scheme) -> Value:
         """-> float [inputs, outputs] after dequantization in the graph."""
         raise NotImplementedError
 
@@ -110,7 +110,7 @@ class Standard(Dialect):
             return product
         return self.graph.node("Add", [product, self.vector(f"{linear.name}.bias")])
 
-    def require_whole_groups(self, name: str, scheme: IntegerScheme) -> None:
+    def require_whole_groups(self, name: str, scheme: Scheme) -> None:
         columns = self.weights.checkpoint.parameters[name].shape[1]
         if scheme.group_size > 0 and columns % scheme.group_size:
             raise UnsupportedError(
@@ -118,7 +118,7 @@ class Standard(Dialect):
                 f"dialect {self.name} needs whole groups; quantize again with dsconv",
             )
 
-    def _quantized_embedding(self, name: str, table: Table, scheme: IntegerScheme) -> Value:
+    def _quantized_embedding(self, name: str, table: Table, scheme: Scheme) -> Value:
         """Gather packed rows, take the bytes apart by arithmetic, scale: exact in float32."""
         graph, weights = self.graph, self.weights
         row_bytes = weights.stored(f"{name}_packed").shape[1] * 4
@@ -146,9 +146,7 @@ class Standard(Dialect):
         scaled = graph.node("Mul", [centred, column])
         return graph.node("Reshape", [scaled, graph.integers(0, 0, table.hidden)])
 
-    def _embedding_zeros(
-        self, name: str, table: Table, scheme: IntegerScheme, groups: int
-    ) -> Value:
+    def _embedding_zeros(self, name: str, table: Table, scheme: Scheme, groups: int) -> Value:
         if scheme.symmetric:
             return self.graph.constant(np.float32(scheme.zero))
         shape = (table.vocabulary, groups)

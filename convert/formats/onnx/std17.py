@@ -11,7 +11,7 @@ from typing import ClassVar
 import numpy as np
 
 from dsconv.convert.families.base import Attention
-from dsconv.quant.integer import WHOLE_ROW, IntegerScheme
+from dsconv.quant.schemes import WHOLE_ROW, Scheme
 
 from .attention import rotary_waves, score_mask
 from .dialect import cast
@@ -94,7 +94,7 @@ class Std17(Standard):
         turned = graph.node("Transpose", [by_head], perm=[0, 2, 1, 3])
         return graph.node("Reshape", [turned, graph.integers(0, 0, a.heads * a.head_dim)])
 
-    def quantized_matrix(self, name: str, scheme: IntegerScheme) -> Value:
+    def quantized_matrix(self, name: str, scheme: Scheme) -> Value:
         graph, weights = self.graph, self.weights
         outputs, inputs = weights.checkpoint.parameters[name].shape
         # Signed bytes whatever the bits: symmetric codes centred on 0; asymmetric ones of 8 bits

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from dsconv.quant.integer import WHOLE_ROW, IntegerScheme
+from dsconv.quant.schemes import WHOLE_ROW, Scheme
 
 from .blocked import dequantize_linear
 from .graph import Value
@@ -25,7 +25,7 @@ class Std21(Std17):
         mean = self.graph.node("ReduceMean", [square, self.graph.integers(-1)], keepdims=1)
         return self.scale_by_root(x, mean, gain, epsilon)
 
-    def quantized_matrix(self, name: str, scheme: IntegerScheme) -> Value:
+    def quantized_matrix(self, name: str, scheme: Scheme) -> Value:
         if scheme.group_size != WHOLE_ROW:
             self.require_whole_groups(name, scheme)
         return dequantize_linear(self, name, scheme)

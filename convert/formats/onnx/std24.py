@@ -7,7 +7,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from dsconv.convert.families.base import Attention
-from dsconv.quant.integer import IntegerScheme
+from dsconv.quant.schemes import Scheme
 
 from .attention import attention24
 from .blocked import dequantize_linear
@@ -30,5 +30,5 @@ class Std24(Standard):
         self.present[attention.layer] = (present[0], present[1])
         return output
 
-    def quantized_matrix(self, name: str, scheme: IntegerScheme) -> Value:
+    def quantized_matrix(self, name: str, scheme: Scheme) -> Value:
         return dequantize_linear(self, name, scheme)

@@ -17,10 +17,8 @@ from dsconv.convert.checkpoint.checkpoint import Checkpoint, module_of
 from dsconv.convert.checkpoint.tensors import SafetensorsSource
 from dsconv.convert.files.safetensors import TensorInfo
 from dsconv.errors import UnsupportedError
-from dsconv.quant.int8_rows import Int8Rows
-from dsconv.quant.integer import WHOLE_ROW, IntegerScheme
 from dsconv.quant.packing import pack_rows, unpack_rows
-from dsconv.quant.scale_min import ScaleMin
+from dsconv.quant.schemes import WHOLE_ROW, Scheme
 
 from .graph import GraphBuilder, Value
 from .names import DATA_FILE
@@ -80,7 +78,7 @@ class GraphWeights:
         self._graph = graph
         self._data = data
 
-    def scheme(self, name: str) -> IntegerScheme | None:
+    def scheme(self, name: str) -> Scheme | None:
         """How the parameter is quantized; None for float.
 
         Raises:
@@ -88,12 +86,14 @@ class GraphWeights:
                 activations, for which there is no dialect.
         """
         scheme = self.checkpoint.scheme(name)
-        if isinstance(scheme, ScaleMin):
+        if scheme is None:
+            return None
+        if scheme.has_minima:
             raise UnsupportedError(
                 f"{name}: no ONNX operator reads scale and minimum",
                 "quantize with --scheme integer for ONNX, or use export --format gguf",
             )
-        if isinstance(scheme, Int8Rows):
+        if scheme.rounds_inputs:
             raise UnsupportedError(
                 f"{name}: int8 activations are not exported to ONNX",
                 "quantize with --bits 8 alone for ONNX: --accuracy-level 4 then rounds activations",
@@ -225,7 +225,7 @@ class GraphWeights:
         whole_row = self._scheme(name).group_size == WHOLE_ROW
         return zeros[:, 0] if whole_row else np.ascontiguousarray(zeros.T)
 
-    def _scheme(self, name: str) -> IntegerScheme:
+    def _scheme(self, name: str) -> Scheme:
         scheme = self.scheme(name)
         if scheme is None:
             raise RuntimeError(f"{name} is not quantized")

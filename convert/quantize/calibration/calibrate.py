@@ -36,16 +36,9 @@ from dsconv.convert.quantize.run import (
 )
 from dsconv.errors import InputError
 from dsconv.progress import Advance
-from dsconv.quant.gptq import (
-    Factor,
-    NotPositiveDefinite,
-    correction,
-    factorize,
-    gptq,
-    undivided,
-)
-from dsconv.quant.int8_rows import Int8Rows, simulate_rows
-from dsconv.quant.rounding import AnyQuantized, ScaleOverflow, dequantize, round_to_nearest
+from dsconv.quant.gptq import Factor, NotPositiveDefinite, correction, factorize, gptq
+from dsconv.quant.scales import ScaleOverflow
+from dsconv.quant.schemes import Floats, QuantizedMatrix
 from dsconv.quant.sqnr import decibels, error_power, output_power
 
 from .divergence import mean_divergence
@@ -58,8 +51,6 @@ from .smooth import Smoother
 
 SAMPLES = 1024  # positions on which the smoothing is chosen, spread over all windows
 LOWEST_SQNR = 0.0  # dB: below, the error is larger than the signal and the run stops
-
-Floats = NDArray[np.float32]
 
 
 def quantize_calibrated(
@@ -170,12 +161,12 @@ class _Calibration:
             return self.original(name)
         result = torch.empty(job.parameter.shape, dtype=self._dtype)
         for start, stop in chunks_of(job.parameter):
-            values = dequantize(self._writer.read_quantized(job, start, stop))
+            values = self._writer.read_quantized(job, start, stop).dequantize()
             result[start:stop] = torch.from_numpy(values)
         return result
 
     def rounds_inputs(self, name: str) -> bool:
-        return isinstance(self._jobs[module_of(name)].scheme, Int8Rows)
+        return self._jobs[module_of(name)].rounds_inputs
 
     def rows(self, table: Table, tokens: torch.Tensor, original: bool) -> torch.Tensor:
         job = self._jobs[table.name]
@@ -183,7 +174,7 @@ class _Calibration:
         def row(token: int) -> Floats:
             if original or job.scheme is None:
                 return self._checkpoint.rows(job.source, token, token + 1)
-            return dequantize(self._writer.read_quantized(job, token, token + 1))
+            return self._writer.read_quantized(job, token, token + 1).dequantize()
 
         rows = np.concatenate([row(int(token)) for token in tokens])
         return torch.from_numpy(rows).to(self._dtype)
@@ -202,7 +193,7 @@ class _Calibration:
             )
             factor = factorize([moment], scheme, self._options.damping)
 
-        def work(bounds: tuple[int, int]) -> AnyQuantized:
+        def work(bounds: tuple[int, int]) -> QuantizedMatrix:
             weights = self._rows(job, *bounds)
             if factor is None:
                 return round_in_blocks(weights, scheme, "search")
@@ -218,7 +209,7 @@ class _Calibration:
         if not jobs:
             return None
         columns = group[0].inputs
-        unit = max(undivided(job.scheme, columns) for job in jobs if job.scheme)
+        unit = max(job.scheme.undivided(columns) for job in jobs if job.scheme)
         limit = memory_for_moments(self._options.max_memory, self._checkpoint.decoder.config)
         blocks = diagonal_blocks(columns, unit, limit)
         return MomentSum(blocks, self._with_original, self._workers, self._corrects_bias(group))
@@ -226,7 +217,7 @@ class _Calibration:
     def _corrects_bias(self, group: Sequence[Linear]) -> bool:
         """Smoothed int8 rows keep theirs: it is divided later, from the source's numbers."""
         return all(linear.bias for linear in group) and not any(
-            isinstance(self._jobs[linear.name].scheme, Int8Rows) for linear in group
+            self._jobs[linear.name].rounds_inputs for linear in group
         )
 
     def finish(
@@ -252,7 +243,7 @@ class _Calibration:
         for job in self._open_jobs(group):
             if job.scheme is None:
                 continue
-            order = type(job.scheme), undivided(job.scheme, columns)  # all a factor depends on
+            order = job.scheme.by_group, job.scheme.undivided(columns)  # all a factor depends on
             if order not in factors:
                 factors[order] = self._factorize(job, statistics)
             self._matrix(job, factors[order], statistics, inputs, wanted, scales)
@@ -282,7 +273,7 @@ class _Calibration:
             before = torch.from_numpy(self._rows(job, *bounds)).to(self._dtype)
             if job.scheme is None:
                 return before, before
-            after = dequantize(self._writer.read_quantized(job, *bounds))
+            after = self._writer.read_quantized(job, *bounds).dequantize()
             return before, torch.from_numpy(after).to(self._dtype)
 
         blocks = self._workers.in_order(block, chunks_of(job.parameter))
@@ -364,12 +355,12 @@ class _Calibration:
             raise RuntimeError("only quantized matrices come here")
         rows, step = job.parameter.shape[0], rows_at_a_time(job.parameter.shape[1])
         strength = np.float32(self._options.prefix_correction)
-        received = simulate_rows(inputs) if isinstance(scheme, Int8Rows) else inputs
+        received = scheme.received(inputs)
         mean, wanted_mean = statistics.mean, statistics.mean
         if statistics.differences:
             wanted_mean = mean + strength * statistics.mean_difference
 
-        def work(start: int) -> tuple[AnyQuantized, NDArray[np.float64], Floats | None]:
+        def work(start: int) -> tuple[QuantizedMatrix, NDArray[np.float64], Floats | None]:
             weights = self._rows(job, start, min(rows, start + step))
             if scales is not None:
                 weights = weights * scales
@@ -378,11 +369,11 @@ class _Calibration:
                 move = correction(weights, factor, statistics.differences)
                 target = weights + strength * move
             quantized = gptq(target, factor, scheme)
-            dequantized = dequantize(quantized)
+            dequantized = quantized.dequantize()
             offset = None
             if statistics.centred:
                 offset = weights @ wanted_mean - dequantized @ mean
-            rounded = dequantize(round_to_nearest(weights, scheme))
+            rounded = scheme.round_to_nearest(weights).dequantize()
             powers = [
                 output_power(wanted, weights),
                 error_power(wanted, received, weights, dequantized, offset),
@@ -427,7 +418,7 @@ class _Calibration:
         self._finish(job)
 
     def _has_corrected_bias(self, job: Job) -> bool:
-        return job.module in self._done and not isinstance(job.scheme, Int8Rows)
+        return job.module in self._done and not job.rounds_inputs
 
     def _correct_bias(self, job: Job, offset: Floats) -> None:
         """Add what the matrix now gives too little on average [rows]."""

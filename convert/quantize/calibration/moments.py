@@ -15,16 +15,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from dsconv.convert.forward.workers import Workers
+from dsconv.quant.schemes import Floats
 
 TILE = 1024  # rows of one product: work for one thread
 # Squares alive while moments become factors: H, D and U of every block ...
 SQUARES_KEPT = 3
 SQUARES_PASSING = 1  # ... and what the factorisation of one needs besides
-
-Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)

@@ -10,18 +10,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dsconv.convert.checkpoint.jobs import Job, chunks_of
 from dsconv.convert.families.base import Linear, Norm
 from dsconv.convert.files.safetensors import DTYPES
 from dsconv.convert.quantize.run import QuantizedWriter
-from dsconv.quant.int8_rows import Int8Rows, Int8RowsMatrix
+from dsconv.quant.int8_rows import Int8RowsMatrix
+from dsconv.quant.schemes import Floats
 from dsconv.quant.smoothing import column_squares, fold_into_gain, search_smoothing
 
 SAMPLED_ROWS = 512  # of each matrix: its outputs stand for all of them
-
-Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -34,9 +32,9 @@ class Smoother:
 
     def applies(self, jobs: Sequence[Job], source: Norm | Linear) -> bool:
         """All matrices of the input round it, and what gives it can be divided."""
-        divided = self.jobs[f"{source.name}.weight"].scheme
-        return all(isinstance(job.scheme, Int8Rows) for job in jobs) and (
-            isinstance(source, Norm) or isinstance(divided, Int8Rows)
+        divided = self.jobs[f"{source.name}.weight"]
+        return all(job.rounds_inputs for job in jobs) and (
+            isinstance(source, Norm) or divided.rounds_inputs
         )
 
     def find(self, jobs: Sequence[Job], samples: Floats, input_squares: Floats) -> Floats:
@@ -81,8 +79,6 @@ class Smoother:
         """A matrix that is written: the codes of its rows stay, their scales change."""
         parts = []
         for start, stop in chunks_of(job.parameter):
-            rows = self.writer.read_quantized(job, start, stop)
-            if not isinstance(rows, Int8RowsMatrix):
-                raise RuntimeError(f"{job.module}: its rows share scales")
+            rows = Int8RowsMatrix.of(self.writer.read_quantized(job, start, stop))
             parts.append(rows.scales / scales[start:stop, None])
         self.writer.rewrite(f"{job.module}.weight_scale", np.concatenate(parts))

@@ -19,7 +19,6 @@ from dsconv.convert.files.json_file import ConfigReader
 from dsconv.convert.files.safetensors import read_rows
 from dsconv.convert.formats.native.file import NativeFile, open_native_file
 from dsconv.convert.formats.native.linear_layout import BLOCK_ROWS, unpack_linear
-from dsconv.quant.rounding import dequantize
 from dsconv.runtime.model_paths import open_model
 from dsconv.runtime.sessions.load import is_native_file
 
@@ -84,7 +83,7 @@ class NativeWeights:
         first, last = start // BLOCK_ROWS, -(-stop // BLOCK_ROWS)
         rows = min(layout.rows, last * BLOCK_ROWS) - first * BLOCK_ROWS
         matrix = unpack_linear(read_rows(info, first, last).reshape(-1), replace(layout, rows=rows))
-        values = matrix if isinstance(matrix, np.ndarray) else dequantize(matrix)
+        values = matrix if isinstance(matrix, np.ndarray) else matrix.dequantize()
         offset = first * BLOCK_ROWS
         return np.asarray(values[start - offset : stop - offset], np.float32)
 

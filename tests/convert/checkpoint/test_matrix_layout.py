@@ -26,8 +26,8 @@ from dsconv.convert.forward.torch_ops import TorchModel
 from dsconv.convert.open import open_checkpoint
 from dsconv.errors import InputError, UnsupportedError
 from dsconv.quant.integer import IntegerScheme
-from dsconv.quant.rounding import METHODS, AnyScheme, dequantize
 from dsconv.quant.scale_min import ScaleMin
+from dsconv.quant.schemes import METHODS, Scheme
 
 # Rows of 80 and 100 fill neither groups nor bytes; rows of 256 are llama.cpp's.
 RAGGED: dict[str, Any] = {
@@ -61,7 +61,7 @@ def even(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ids=str,
 )
 @pytest.mark.parametrize("columns", [32, 70, 256, 896])
-def test_the_plan_is_what_is_written(scheme: AnyScheme, columns: int) -> None:
+def test_the_plan_is_what_is_written(scheme: Scheme, columns: int) -> None:
     weights = np.random.default_rng(0).standard_normal((16, columns)).astype(np.float32)
     arrays = encode(METHODS["rtn"](weights, scheme))
     planned = stored_tensors("layer", (16, columns), scheme)
@@ -109,7 +109,7 @@ def test_what_was_written_is_read(
             continue
         scheme = ScaleMin(4 if parameter.role is Role.EMBEDDING else bits)
         assert checkpoint.scheme(name) == scheme
-        wanted = dequantize(METHODS[method](source.rows(name), scheme))
+        wanted = METHODS[method](source.rows(name), scheme).dequantize()
         np.testing.assert_array_equal(checkpoint.rows(name), wanted)
         np.testing.assert_array_equal(checkpoint.rows(name, 13, 31), wanted[13:31])
     logits = TorchModel.load(checkpoint).forward(random_tokens(16, 160))

@@ -37,10 +37,10 @@ from dsconv.convert.formats.gguf.export import GgufResult, export_gguf
 from dsconv.convert.formats.gguf.write_tokenizer import TextSettings, tokenizer_keys
 from dsconv.convert.open import open_checkpoint
 from dsconv.errors import InputError, OutputError, UnsupportedError
-from dsconv.quant.int8_rows import round_weights
-from dsconv.quant.integer import WHOLE_ROW, IntegerMatrix, IntegerScheme
-from dsconv.quant.rounding import METHODS, AnyQuantized, AnyScheme, dequantize
+from dsconv.quant.int8_rows import Int8Rows
+from dsconv.quant.integer import IntegerMatrix, IntegerScheme
 from dsconv.quant.scale_min import ScaleMin, ScaleMinMatrix
+from dsconv.quant.schemes import METHODS, WHOLE_ROW, QuantizedMatrix, Scheme
 from dsconv.runtime.sessions.torch_reference import TorchSession
 
 SETTINGS = TextSettings(BOS, (EOS,), None, True, "{{ bos_token }}")
@@ -49,7 +49,7 @@ SETTINGS = TextSettings(BOS, (EOS,), None, True, "{{ bos_token }}")
 # ---------------------------------------------------------------- blocks
 
 
-def random_quantized(scheme: AnyScheme, rows: int, columns: int) -> AnyQuantized:
+def random_quantized(scheme: Scheme, rows: int, columns: int) -> QuantizedMatrix:
     """Any numbers the scheme allows, the extremes among them; scales of 11 significant bits."""
     rng = np.random.default_rng(columns)
     groups = scheme.groups(columns)
@@ -68,7 +68,7 @@ def random_quantized(scheme: AnyScheme, rows: int, columns: int) -> AnyQuantized
     return IntegerMatrix(codes, scales, zeros, scheme)
 
 
-def as_gguf_reads(quantized: AnyQuantized) -> tuple[NDArray[np.float32], float]:
+def as_gguf_reads(quantized: QuantizedMatrix) -> tuple[NDArray[np.float32], float]:
     """-> (weights, the error that `pack` admits)"""
     packed = pack(quantized)
     kind = Kind[block_type(quantized.scheme, quantized.codes.shape[1]).name]
@@ -89,11 +89,11 @@ def as_gguf_reads(quantized: AnyQuantized) -> tuple[NDArray[np.float32], float]:
         (ScaleMin(5), 768, "Q5_K"),
     ],
 )
-def test_blocks_hold_the_very_weights(scheme: AnyScheme, columns: int, name: str) -> None:
+def test_blocks_hold_the_very_weights(scheme: Scheme, columns: int, name: str) -> None:
     assert block_type(scheme, columns).name == name
     original = random_quantized(scheme, 7, columns)
     weights, error = as_gguf_reads(original)
-    np.testing.assert_array_equal(weights, dequantize(original))
+    np.testing.assert_array_equal(weights, original.dequantize())
     assert error == 0
 
 
@@ -107,15 +107,13 @@ def test_blocks_hold_the_very_weights(scheme: AnyScheme, columns: int, name: str
         (IntegerScheme(4, 64, symmetric=False), 192, "Q4_1"),
     ],
 )
-def test_blocks_with_float16_minima(
-    scheme: AnyScheme, columns: int, name: str, method: str
-) -> None:
+def test_blocks_with_float16_minima(scheme: Scheme, columns: int, name: str, method: str) -> None:
     """Exact where scales were chosen for it: found by search, or steps of short units."""
     assert block_type(scheme, columns).name == name
     values = np.random.default_rng(1).normal(0, 0.02, (40, columns)).astype(np.float32)
     original = METHODS[method](values, scheme)
     weights, error = as_gguf_reads(original)
-    difference = float(np.abs(weights - dequantize(original)).max())
+    difference = float(np.abs(weights - original.dequantize()).max())
     if isinstance(scheme, ScaleMin) or method == "search":
         assert difference == error == 0
     else:
@@ -131,13 +129,13 @@ def test_blocks_with_float16_minima(
         (IntegerScheme(8, 32, symmetric=False), 64, "8 bits with zero points"),
     ],
 )
-def test_float16_is_the_last_resort(scheme: AnyScheme, columns: int, words: str) -> None:
+def test_float16_is_the_last_resort(scheme: Scheme, columns: int, words: str) -> None:
     chosen = block_type(scheme, columns)
     assert chosen.name == "F16"
     assert words in chosen.reason
     original = random_quantized(scheme, 5, columns)
     weights, error = as_gguf_reads(original)
-    exact = dequantize(original)
+    exact = original.dequantize()
     assert float(np.abs(weights - exact).max()) == error
     assert error <= float(np.abs(exact).max()) * 2**-11
 
@@ -145,11 +143,11 @@ def test_float16_is_the_last_resort(scheme: AnyScheme, columns: int, words: str)
 def test_rows_of_int8_keep_their_codes() -> None:
     """Their scales are float32, those of Q8_0 float16."""
     values = np.random.default_rng(2).normal(0, 0.02, (9, 96)).astype(np.float32)
-    original = round_weights(values)
+    original = Int8Rows().round_to_nearest(values)
     weights, error = as_gguf_reads(original)
     half = original.scales.astype(np.float16).astype(np.float32)
     np.testing.assert_array_equal(weights, original.codes * half)
-    assert 0 < float(np.abs(weights - dequantize(original)).max()) <= error < 2e-5
+    assert 0 < float(np.abs(weights - original.dequantize()).max()) <= error < 2e-5
 
 
 def test_what_float16_cannot_hold_is_refused() -> None:

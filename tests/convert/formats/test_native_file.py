@@ -22,7 +22,6 @@ from dsconv.convert.open import open_checkpoint
 from dsconv.convert.quantize.plan import QuantizeOptions
 from dsconv.convert.quantize.run import quantize_checkpoint
 from dsconv.errors import InputError, OutputError, UnsupportedError, UsageError
-from dsconv.quant.rounding import dequantize
 from dsconv.runtime.sessions.native import NativeSession
 
 
@@ -73,7 +72,7 @@ def test_codes_and_scales_are_carried_over(tmp_path: Path, options: dict[str, An
             continue
         wanted = checkpoint.quantized_rows(name, 0, layout.rows)
         np.testing.assert_array_equal(stored.codes, wanted.codes)
-        np.testing.assert_array_equal(dequantize(stored), dequantize(wanted))
+        np.testing.assert_array_equal(stored.dequantize(), wanted.dequantize())
     vectors = set(file.tensors) - set(file.metadata.matrices) - {"rotary.0.frequencies"}
     assert vectors == {name for name, p in checkpoint.parameters.items() if len(p.shape) == 1}
     for name in vectors:

@@ -36,8 +36,8 @@ from dsconv.convert.quantize.run import MatrixReport, quantize_checkpoint
 from dsconv.errors import InputError, OutputError
 from dsconv.quant.gptq import factorize, gptq
 from dsconv.quant.integer import IntegerScheme
-from dsconv.quant.rounding import AnyScheme, dequantize
 from dsconv.quant.scale_min import ScaleMin
+from dsconv.quant.schemes import Scheme
 from dsconv.runtime.calibration.text_windows import (
     CalibrationOptions,
     CalibrationSource,
@@ -173,9 +173,7 @@ def group_inputs(
 
 
 @torch.inference_mode()
-def textbook(
-    checkpoint: Checkpoint, found: Checkpoint, scheme: AnyScheme, strength: float
-) -> Weights:
+def textbook(checkpoint: Checkpoint, found: Checkpoint, scheme: Scheme, strength: float) -> Weights:
     """Group after group: the whole model is run again, moments and corrections are explicit.
 
     Groups before are taken from `found`: a single code that tips over would move all that follows.
@@ -196,7 +194,7 @@ def textbook(
             name = f"{module}.weight"
             matrix = original[name].double().numpy()
             target = (matrix + strength * matrix @ move).astype(np.float32)
-            expected[name] = torch.from_numpy(dequantize(gptq(target, factor, scheme)))
+            expected[name] = torch.from_numpy(gptq(target, factor, scheme).dequantize())
             weights[name] = load_parameter(found, name, torch.float32)
     return expected
 
@@ -213,7 +211,7 @@ def textbook(
 )
 def test_the_stream_equals_running_the_model_again_for_every_group(
     family: str,
-    scheme: AnyScheme,
+    scheme: Scheme,
     strength: float,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

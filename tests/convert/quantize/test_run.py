@@ -30,7 +30,7 @@ from dsconv.convert.quantize.plan import QuantizeOptions
 from dsconv.convert.quantize.run import quantize_checkpoint
 from dsconv.errors import InputError, OutputError, UnsupportedError, UsageError
 from dsconv.quant.integer import IntegerScheme
-from dsconv.quant.rounding import METHODS, dequantize
+from dsconv.quant.schemes import METHODS
 
 VOCABULARY = 160
 SIZES: dict[str, Any] = {"hidden_size": 128, "intermediate_size": 256}
@@ -113,7 +113,7 @@ def test_the_files_hold_what_rounding_gave(
             continue
         # A tied head has no tensor of its own, and an untied head takes the bits of the body.
         bits = 8 if parameter.role is Role.EMBEDDING else 4
-        wanted = dequantize(METHODS[method](source.rows(name), IntegerScheme(bits, 32, False)))
+        wanted = METHODS[method](source.rows(name), IntegerScheme(bits, 32, False)).dequantize()
         np.testing.assert_array_equal(checkpoint.rows(name), wanted)
         np.testing.assert_array_equal(checkpoint.rows(name, 13, 51), wanted[13:51])
 

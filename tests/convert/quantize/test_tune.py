@@ -18,11 +18,11 @@ from dsconv.convert.quantize.plan import QuantizeOptions
 from dsconv.convert.quantize.run import quantize_checkpoint
 from dsconv.convert.quantize.tune import TuningOptions, _Matrix, tune
 from dsconv.quant.integer import IntegerMatrix, IntegerScheme
-from dsconv.quant.rounding import AnyScheme, dequantize, search
 from dsconv.quant.scale_min import ScaleMin, ScaleMinMatrix
+from dsconv.quant.schemes import Scheme
 
 WINDOWS = [random_tokens(48, 160, seed) for seed in range(24)]
-SCHEMES: list[AnyScheme] = [
+SCHEMES: list[Scheme] = [
     IntegerScheme(4, 32),
     IntegerScheme(4, 32, False),
     IntegerScheme(4, -1),
@@ -32,24 +32,24 @@ SCHEMES: list[AnyScheme] = [
 ]
 
 
-def quantized_matrix(scheme: AnyScheme, columns: int) -> IntegerMatrix | ScaleMinMatrix:
+def quantized_matrix(scheme: Scheme, columns: int) -> IntegerMatrix | ScaleMinMatrix:
     weights = np.random.default_rng(1).normal(0, 0.1, (6, columns)).astype(np.float32)
-    result = search(weights, scheme)
+    result = scheme.search(weights)
     assert isinstance(result, IntegerMatrix | ScaleMinMatrix)
     return result
 
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
 @pytest.mark.parametrize("columns", [64, 100, 576])
-def test_untouched_weights_are_the_dequantized_ones(scheme: AnyScheme, columns: int) -> None:
+def test_untouched_weights_are_the_dequantized_ones(scheme: Scheme, columns: int) -> None:
     quantized = quantized_matrix(scheme, columns)
     weights = _Matrix(quantized).weights(torch.float32).numpy()
-    np.testing.assert_allclose(weights, dequantize(quantized), rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(weights, quantized.dequantize(), rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
 @pytest.mark.parametrize("columns", [64, 100, 576])
-def test_gradients_are_those_of_autograd(scheme: AnyScheme, columns: int) -> None:
+def test_gradients_are_those_of_autograd(scheme: Scheme, columns: int) -> None:
     """d/dδ of Σ a·w for random a: w is linear in exp(δ), so its derivative is known."""
     quantized = quantized_matrix(scheme, columns)
     matrix = _Matrix(quantized)
@@ -66,9 +66,9 @@ def test_gradients_are_those_of_autograd(scheme: AnyScheme, columns: int) -> Non
         assert slope == pytest.approx(float(found[index][row, column]), rel=2e-2, abs=2e-3)
 
 
-def run(checkpoint: Checkpoint, scheme: AnyScheme, threads: int, rate: float) -> object:
+def run(checkpoint: Checkpoint, scheme: Scheme, threads: int, rate: float) -> object:
     matrices = {
-        name: search(checkpoint.rows(name), scheme)
+        name: scheme.search(checkpoint.rows(name))
         for name, parameter in checkpoint.parameters.items()
         if len(parameter.shape) == 2 and "embed" not in name
     }
@@ -86,7 +86,7 @@ def run(checkpoint: Checkpoint, scheme: AnyScheme, threads: int, rate: float) ->
 
 @pytest.mark.parametrize("scheme", [IntegerScheme(4, 32), ScaleMin(3)], ids=str)
 def test_tuning_lowers_the_held_out_kl_and_threads_do_not_show(
-    scheme: AnyScheme, tmp_path: Path
+    scheme: Scheme, tmp_path: Path
 ) -> None:
     checkpoint = open_checkpoint(str(tiny_checkpoint(tmp_path / "model", "qwen2")))
     first, second = run(checkpoint, scheme, 1, 1e-3), run(checkpoint, scheme, 2, 1e-3)
@@ -94,7 +94,7 @@ def test_tuning_lowers_the_held_out_kl_and_threads_do_not_show(
     assert first.kl_after == second.kl_after  # type: ignore[attr-defined]
     for name, matrix in first.matrices.items():  # type: ignore[attr-defined]
         other = second.matrices[name]  # type: ignore[attr-defined]
-        np.testing.assert_array_equal(dequantize(matrix), dequantize(other))
+        np.testing.assert_array_equal(matrix.dequantize(), other.dequantize())
 
 
 def test_tuning_never_ends_worse_than_it_began(tmp_path: Path) -> None:
@@ -129,5 +129,5 @@ def test_a_run_with_tuning_keeps_its_codes(options: dict[str, object], tmp_path:
         rows = parameter.shape[0]
         a, b = plain.quantized_rows(name, 0, rows), tuned.quantized_rows(name, 0, rows)
         np.testing.assert_array_equal(a.codes, b.codes)
-        changed += bool((dequantize(a) != dequantize(b)).any())
+        changed += bool((a.dequantize() != b.dequantize()).any())
     assert changed

@@ -33,13 +33,7 @@ from dsconv.convert.quantize.plan import (
 from dsconv.convert.quantize.run import QuantizedWriter, quantize_checkpoint
 from dsconv.errors import UnsupportedError, UsageError
 from dsconv.quant.gptq import factorize, gptq
-from dsconv.quant.int8_rows import (
-    Int8Rows,
-    Int8RowsMatrix,
-    dequantize_rows,
-    round_weights,
-    simulate_rows,
-)
+from dsconv.quant.int8_rows import Int8Rows, Int8RowsMatrix, simulate_rows
 
 Floats = NDArray[np.float32]
 
@@ -86,10 +80,10 @@ def divergence(source: Path, checkpoint: Checkpoint) -> float:
 def test_largest_weight_is_code_127() -> None:
     weights = np.random.default_rng(0).standard_normal((9, 40)).astype(np.float32)
     weights[4] = 0
-    found = round_weights(weights)
+    found = Int8Rows().round_to_nearest(weights)
     assert (found.scales > 0).all()
     assert np.delete(np.abs(found.codes.astype(int)).max(1), 4).tolist() == [127] * 8
-    assert np.abs(dequantize_rows(found) - weights).max() <= found.scales.max() / 2 * 1.0001
+    assert np.abs(found.dequantize() - weights).max() <= found.scales.max() / 2 * 1.0001
 
 
 def test_gptq_of_uncorrelated_inputs_rounds_to_nearest() -> None:
@@ -98,7 +92,7 @@ def test_gptq_of_uncorrelated_inputs_rounds_to_nearest() -> None:
     factor = factorize([np.diag(np.linspace(1, 5, 300)).astype(np.float32)], Int8Rows())
     found = gptq(weights, factor, Int8Rows())
     assert isinstance(found, Int8RowsMatrix)
-    wanted = round_weights(weights)
+    wanted = Int8Rows().round_to_nearest(weights)
     np.testing.assert_array_equal(found.scales, wanted.scales)
     np.testing.assert_array_equal(found.codes, wanted.codes)
 
@@ -113,8 +107,10 @@ def test_gptq_loses_less_than_rounding() -> None:
     for blocks in ([moment], [moment[:80, :80], moment[80:, 80:]]):
         found = gptq(weights, factorize(blocks, Int8Rows()), Int8Rows())
         assert isinstance(found, Int8RowsMatrix)
-        losses.append(np.square(inputs @ (dequantize_rows(found) - weights).T).sum())
-    rounded = np.square(inputs @ (dequantize_rows(round_weights(weights)) - weights).T).sum()
+        losses.append(np.square(inputs @ (found.dequantize() - weights).T).sum())
+    rounded = np.square(
+        inputs @ (Int8Rows().round_to_nearest(weights).dequantize() - weights).T
+    ).sum()
     assert losses[0] < losses[1] < 0.5 * rounded
 
 
@@ -219,7 +215,7 @@ def test_smoothing_leaves_the_function_as_it_was(
         assert isinstance(codes, Int8RowsMatrix)
         norm_scales = before.rows(f"{prefix}.post_attention_layernorm.weight")
         norm_scales /= after.rows(f"{prefix}.post_attention_layernorm.weight")
-        plain = round_weights(before.rows(f"{up}.weight") * norm_scales)
+        plain = Int8Rows().round_to_nearest(before.rows(f"{up}.weight") * norm_scales)
         scales = (plain.scales / codes.scales)[:, 0]
         smoothed += bool((scales != 1).any())
         assert_close_after(before, after, down, scales)
@@ -235,7 +231,7 @@ def assert_close_after(before: Checkpoint, after: Checkpoint, name: str, scales:
     found = after.quantized_rows(name, 0, len(wanted))
     assert isinstance(found, Int8RowsMatrix)
     np.testing.assert_allclose(found.scales[:, 0] * 127, np.abs(wanted).max(1), rtol=1e-5)
-    steps = (dequantize_rows(found) - wanted) / found.scales
+    steps = (found.dequantize() - wanted) / found.scales
     assert np.square(steps).mean() < 1
 
 

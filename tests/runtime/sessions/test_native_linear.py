@@ -19,9 +19,9 @@ from dsconv.convert.formats.native.linear_layout import (
     pack_linear,
     unpack_linear,
 )
-from dsconv.quant.integer import WHOLE_ROW, IntegerMatrix, IntegerScheme
-from dsconv.quant.rounding import dequantize, round_to_nearest
+from dsconv.quant.integer import IntegerMatrix, IntegerScheme
 from dsconv.quant.scale_min import ScaleMin, ScaleMinMatrix
+from dsconv.quant.schemes import WHOLE_ROW
 
 native = pytest.importorskip("dsconv.runtime._native", reason="the native engine is not built")
 
@@ -61,7 +61,7 @@ def packed(matrix: object) -> Packed:
     if isinstance(matrix, np.ndarray):
         weights = matrix.astype(np.float64)
     else:
-        weights = dequantize(matrix).astype(np.float64)
+        weights = matrix.dequantize().astype(np.float64)
     return Packed(LinearLayout.of(matrix), pack_linear(matrix).tobytes(), weights)
 
 
@@ -73,7 +73,7 @@ def made(scheme: object, rows: int, columns: int, seed: int = 0) -> Packed:
     weights = random_weights(rows, columns, seed)
     if isinstance(scheme, np.dtype):
         return packed(weights.astype(scheme))
-    return packed(round_to_nearest(weights, scheme))
+    return packed(scheme.round_to_nearest(weights))
 
 
 def multiply(
@@ -264,7 +264,7 @@ def test_low_terms_at_their_ends(kernels: str) -> None:
 @pytest.mark.parametrize("kernels", KERNELS)
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
 def test_zeros_stay_zero(kernels: str, scheme: IntegerScheme | ScaleMin) -> None:
-    matrix = packed(round_to_nearest(np.zeros((20, 96), np.float32), scheme))
+    matrix = packed(scheme.round_to_nearest(np.zeros((20, 96), np.float32)))
     x = random_weights(4, 96, seed=8)
     assert not multiply(kernels, matrix, x, "int8").any()
     matrix = made(scheme, 20, 96)
@@ -307,7 +307,7 @@ def test_rows_and_layout(scheme: object) -> None:
         if isinstance(scheme, np.dtype):
             matrix: object = weights.astype(scheme)
         else:
-            matrix = round_to_nearest(weights, scheme)
+            matrix = scheme.round_to_nearest(weights)
         whole = packed(matrix)
         assert native.linear_bytes(*whole.fields) == whole.layout.size == len(whole.data)
         for row in {0, rows // 2, rows - 1}:
@@ -321,7 +321,7 @@ def test_rows_and_layout(scheme: object) -> None:
 
 
 def test_slices_of_rows_follow_one_another() -> None:
-    quantized = round_to_nearest(random_weights(50, 70), ScaleMin(5))
+    quantized = ScaleMin(5).round_to_nearest(random_weights(50, 70))
     assert isinstance(quantized, ScaleMinMatrix)
 
     def rows(part: slice) -> ScaleMinMatrix:
