@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,9 @@ from dsconv.errors import UsageError
 
 from .scales import check_scales, grouped, nearest_codes, plain_scales, searched_scales
 from .schemes import WHOLE_ROW, Floats, Grid, QuantizedMatrix, Scheme, Units
+
+if TYPE_CHECKING:
+    from typing_extensions import Self  # typing has it from Python 3.11 on
 
 GROUP_SIZES = (32, 64, 128)
 # Groups a tensor may fall back to when its row is no multiple of the group asked for.

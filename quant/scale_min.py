@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,9 @@ from dsconv.errors import UsageError
 
 from .scales import MAX_SCALE, ScaleOverflow, inverse
 from .schemes import Floats, Grid, QuantizedMatrix, Scheme, Units, joined
+
+if TYPE_CHECKING:
+    from typing_extensions import Self  # typing has it from Python 3.11 on
 
 MAX_STEP = 63
 STEP_BITS = 6

@@ -50,6 +50,8 @@ def block_type(scheme: Scheme, columns: int) -> BlockType:
     """The blocks for rows of `columns` weights."""
     if columns % BLOCK:
         return BlockType("F16", f"their rows are no multiple of {BLOCK}")
+    if scheme.group_length(columns) % BLOCK:
+        return BlockType("F16", f"GGUF has no blocks of {scheme.group_size} weights")
     if scheme.has_minima:
         return _scale_min_type(scheme.bits, columns)
     if scheme.bits == 4:

@@ -126,6 +126,8 @@ def test_blocks_with_float16_minima(scheme: Scheme, columns: int, name: str, met
         (ScaleMin(6), 256, "6 bits"),
         (ScaleMin(4), 80, "no multiple of 32"),
         (IntegerScheme(4, 16), 48, "no multiple of 32"),
+        (IntegerScheme(4, 16), 64, "no blocks of 16 weights"),
+        (IntegerScheme(8, 16), 96, "no blocks of 16 weights"),
         (IntegerScheme(8, 32, symmetric=False), 64, "8 bits with zero points"),
     ],
 )
