@@ -9,19 +9,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dsconv.convert.checkpoint.manifest import COMMIT
+from dsconv.convert.formats.gguf.container import read_header
+from dsconv.convert.hub.model_name import looks_like_hub_name, parse_reference
 from dsconv.errors import InputError
+from dsconv.runtime.console import say
 from dsconv.runtime.model_paths import local_path
 
 from .recipe import Recipe
+from .state import BuildState
 
+PULL = "pull"
 PACKAGE = "package:"  # the one .gguf file of an installed Python package
 FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---", re.DOTALL)
 LICENCE = re.compile(r"^license:[ \t]*[\"']?([\w.+-]+)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
-class Pulled:
-    """A model on this disk. `commit` is that of the hub; `hub_name` None for what is no hub's."""
+class SourceModel:
+    """A recipe's model on this disk. commit: of the hub; hub_name: None for what is no hub's."""
 
     path: Path
     name: str
@@ -36,19 +41,41 @@ def hub_name(recipe: Recipe) -> str:
     return f"{recipe.source}@{recipe.revision}"
 
 
-def find_local(source: str) -> Pulled | None:
+def find_source(
+    recipe: Recipe, state: BuildState, work: Path, dry: bool
+) -> tuple[SourceModel | None, str | None]:
+    """-> the model, and why it had or has to be asked for; None where only the hub can tell."""
+    local = find_local(recipe.source)
+    if local is not None:
+        return local, None
+    name, record = hub_name(recipe), state.record(PULL)
+    before = None
+    if record is not None and record.facts.get("name") == name:
+        folder = Path(str(record.facts.get("folder")))
+        before = pulled_snapshot(name, folder) if folder.exists() else None
+    if before is not None and is_pinned(name):
+        return before, None
+    if dry:
+        return None, f"asks the hub for {name}"
+    say(f"{PULL}: {name}")
+    pulled = download(name)
+    facts = {"name": name, "folder": str(pulled.path)}
+    state.done(PULL, {"source": name}, work / PULL, facts)
+    unchanged = before is not None and before.path == pulled.path
+    return pulled, None if unchanged else f"downloaded {name}"
+
+
+def find_local(source: str) -> SourceModel | None:
     """What needs no download; None for a hub name.
 
     Raises:
         InputError: neither there nor a hub name.
     """
-    from dsconv.convert.hub.model_name import looks_like_hub_name
-
     if source.startswith(PACKAGE):
         return _in_package(source)
     path = Path(source).expanduser()
     if os.path.exists(path):
-        return Pulled(path, path.resolve().name)
+        return SourceModel(path, path.resolve().name)
     if looks_like_hub_name(source):
         return None
     raise InputError(
@@ -57,7 +84,7 @@ def find_local(source: str) -> Pulled | None:
     )
 
 
-def _in_package(source: str) -> Pulled:
+def _in_package(source: str) -> SourceModel:
     from dsconv.runtime import demo
 
     if source != PACKAGE + demo.PACKAGE:
@@ -66,34 +93,28 @@ def _in_package(source: str) -> Pulled:
             "give a folder, a .gguf file, or a hub name (org/model)",
         )
     path = demo.find_model()
-    return Pulled(path, f"{path.name} of {demo.PACKAGE} {demo.PACKAGE_VERSION}")
+    return SourceModel(path, f"{path.name} of {demo.PACKAGE} {demo.PACKAGE_VERSION}")
 
 
-def pulled_snapshot(name: str, path: Path) -> Pulled:
+def pulled_snapshot(name: str, path: Path) -> SourceModel:
     """A hub model that was downloaded: the hub's cache names the folder by the commit."""
-    from dsconv.convert.hub.model_name import parse_reference
-
     commits = [part for part in path.parts if COMMIT.fullmatch(part)]
-    return Pulled(path, name, parse_reference(name).name, commits[-1] if commits else None)
+    return SourceModel(path, name, parse_reference(name).name, commits[-1] if commits else None)
 
 
-def download(name: str) -> Pulled:
+def download(name: str) -> SourceModel:
     """Raises DownloadError, UnsupportedError."""
     return pulled_snapshot(name, Path(local_path(name)))
 
 
 def is_pinned(name: str) -> bool:
     """A commit never changes, so what was downloaded once need not be asked for again."""
-    from dsconv.convert.hub.model_name import parse_reference
-
     return parse_reference(name).commit is not None
 
 
 def licence_of(path: Path, side_files: Mapping[str, bytes]) -> str | None:
     """As the model's card, GGUF metadata or LICENSE file has it; None where nothing tells."""
     if path.is_file():
-        from dsconv.convert.formats.gguf.container import read_header
-
         value = read_header(path)[0].get("general.license")
         return value if isinstance(value, str) and value else None
     card = path / "README.md"

@@ -20,7 +20,7 @@ from dsconv.runtime.verify.measure import read_text
 from dsconv.runtime.verify.run import VerifyReport, VerifyRequest, run_verify
 from dsconv.runtime.verify.thresholds import from_table
 
-from .recipe import VerifyPart
+from .recipe import Recipe, VerifyPart
 
 VERDICT, REPORT = "verdict.json", "report.html"
 
@@ -52,20 +52,19 @@ def purpose_of(part: VerifyPart) -> dict[str, Any]:
     }
 
 
-def judge(artifact: Path, reference: Path, part: VerifyPart, where: str, threads: int) -> Judgement:
+def judge(artifact: Path, reference: Path, recipe: Recipe, threads: int) -> Judgement:
     """Measure the artifact in its own runtime against the model it was made from.
 
     Only the recipe's limits count, or where it has none the defaults: a build does not depend on
     the folder that it is started in.
-
-    where: the recipe's file, for messages.
     """
+    part = recipe.verify
     request = VerifyRequest(
         str(artifact),
         str(reference),
         None if part.text is None else Path(part.text),
         part.options(),
-        recipe=from_table(part.limits(), f"{where}: [verify]", "recipe"),
+        recipe=from_table(part.limits(), f"{recipe.file}: [verify]", "recipe"),
         baseline=None if part.baseline is None else Path(part.baseline),
         cache=default_folder(),
         provider=part.provider,

@@ -10,7 +10,7 @@ from dsconv.errors import VerdictFailed
 from .options import Json, Threads, print_json, thread_count
 
 if TYPE_CHECKING:
-    from dsconv.runtime.build.build import Step
+    from dsconv.runtime.build.build import StepResult
     from dsconv.runtime.build.report import BuildReport
 
 EXAMPLE = "dsconv build r1-distill-qwen-1.5b-native-int4 -o r1"
@@ -73,8 +73,8 @@ def show(report: "BuildReport") -> None:
     print("verdict: passed" if report.passed else "verdict: failed")
 
 
-def _why(step: "Step") -> str:
-    from dsconv.runtime.build.build import PULL
+def _why(step: "StepResult") -> str:
+    from dsconv.runtime.build.source import PULL
 
     if step.reason is not None:
         return step.reason

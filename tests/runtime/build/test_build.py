@@ -24,7 +24,7 @@ from dsconv.runtime.build import source as build_source
 from dsconv.runtime.build.build import build, plan_build, refuse_other_folder, work_folder
 from dsconv.runtime.build.model_card import Card
 from dsconv.runtime.build.recipe import Recipe, load_recipe, recipe_names
-from dsconv.runtime.build.source import Pulled, find_local, licence_of
+from dsconv.runtime.build.source import SourceModel, find_local, licence_of
 
 NAMES = ["pull", "quantize", "export", "verify", "folder"]
 
@@ -303,7 +303,7 @@ def test_a_step_that_fails_leaves_those_before_it(
 
     output = tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr("dsconv.runtime.build.build.judge", fail)
+        patch.setattr("dsconv.runtime.build.steps.judge", fail)
         with pytest.raises(InputError, match="gone"):
             run(file, output)
     assert not output.exists()
@@ -375,7 +375,7 @@ def test_the_dry_run_does_not_ask_the_hub(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- sources
 
 
-def hub_model(name: str, folder: Path) -> Pulled:
+def hub_model(name: str, folder: Path) -> SourceModel:
     return build_source.pulled_snapshot(name, folder)
 
 
@@ -386,11 +386,11 @@ def test_a_hub_model_at_its_commit(
     folder = write_checkpoint(tmp_path / "snapshots" / commit)
     asked = []
 
-    def download(name: str) -> Pulled:
+    def download(name: str) -> SourceModel:
         asked.append(name)
         return hub_model(name, folder)
 
-    monkeypatch.setattr("dsconv.runtime.build.build.download", download)
+    monkeypatch.setattr("dsconv.runtime.build.source.download", download)
     output = tmp_path / "out"
     assert run(file, output, "source=org/small") == NAMES
     content, card = manifest(output), (output / "README.md").read_text(encoding="utf-8")
