@@ -264,7 +264,7 @@ def _retire_and_rename(partial: Path, final: Path) -> None:
 
 
 def _bring_back_what_was_retired(final: Path) -> bool:
-    """Mend what a process has left that died in `_retire_and_rename`; False: there was nothing."""
+    """Restore what a process left that died in `_retire_and_rename`; False: there was nothing."""
     retired = _retired(final)
     if retired.is_symlink() or not os.path.isdir(retired):
         return False

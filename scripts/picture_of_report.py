@@ -32,6 +32,8 @@ def build(folder: Path) -> Path:
 
 
 def photograph(page: Path, browser: str) -> None:
+    if not page.is_file():
+        sys.exit(f"{page}: no such page")
     PICTURE.parent.mkdir(exist_ok=True)
     flags = ("--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars")
     size = f"--window-size={WIDTH},{HEIGHT}"

@@ -1,4 +1,4 @@
-"""Check an ONNX graph, made by whomever, against what a target takes."""
+"""Check an ONNX graph, from any tool, against what a target takes."""
 
 from __future__ import annotations
 

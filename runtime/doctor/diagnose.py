@@ -1,4 +1,4 @@
-"""What is installed, what of it really works, and the one command that mends the rest."""
+"""What is installed, what of it really works, and the one command that fixes the rest."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class GraphResult:
 
 @dataclass(frozen=True)
 class TargetState:
-    """One target. cure: the command or step that mends it, in words."""
+    """One target. cure: the command or step that fixes it, in words."""
 
     name: str
     state: State

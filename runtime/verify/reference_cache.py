@@ -98,7 +98,7 @@ class ReferenceCache:
             return None
 
     def store(self, key: str, predictions: KeptPredictions) -> None:
-        """A folder that cannot be written is a pity, not an error."""
+        """Best effort: a folder that cannot be written is reported, no more."""
         try:
             with output_file(self.path(key), overwrite=True) as partial:
                 partial.write_bytes(_pack(key, predictions))

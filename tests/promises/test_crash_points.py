@@ -162,7 +162,7 @@ def test_killed_by_the_portable_hook_at_every_step(
 def test_killed_while_replacing_in_two_steps(
     server: ForkServer, sources: dict[str, str], tmp_path: Path
 ) -> None:
-    """Between two renames nothing bears the name; the next run mends that."""
+    """Between two renames nothing bears the name; the next run restores it."""
     (case,) = (case for case in CASES if case.name == "onnx-over")
     trial = Trial(server, case, sources, tmp_path / "place")
     two_renames = {"DSCONV_TEST_TWO_RENAMES": "1"}

@@ -1,4 +1,4 @@
-"""Doctor: what is there, what works, what would mend the rest."""
+"""Doctor: what is there, what works, what would fix the rest."""
 
 from __future__ import annotations
 
