@@ -15,8 +15,11 @@ from pathlib import Path
 import numpy as np
 
 from dsconv.convert.open import open_checkpoint
-from dsconv.convert.quantize.plan import QuantizeOptions
-from dsconv.convert.quantize.run import MatrixReport, quantize_checkpoint
+from dsconv.convert.quantize.inputs import GivenWindows
+from dsconv.convert.quantize.matrix_report import MatrixReport
+from dsconv.convert.quantize.options import QuantizeOptions
+from dsconv.convert.quantize.run import quantize_checkpoint
+from dsconv.convert.quantize.run_state import Listeners
 from dsconv.runtime.memory import peak_rss_bytes
 
 WINDOW = 512
@@ -38,7 +41,9 @@ def main(model: str, output: Path, tokens: int, max_memory: float) -> None:
             flush=True,
         )
 
-    quantize_checkpoint(checkpoint, options, output, True, windows=windows, report=report)
+    quantize_checkpoint(
+        checkpoint, options, output, True, GivenWindows(windows), Listeners(report=report)
+    )
     print(f"{time.perf_counter() - start:.0f} s, peak {peak_rss_bytes() / 2**30:.2f} GiB")
 
 

@@ -34,7 +34,8 @@ from dsconv.convert.files.json_file import ConfigReader
 from dsconv.convert.files.safetensors import DTYPES, PlannedTensor, SafetensorsWriter
 from dsconv.convert.formats.onnx.export import export_onnx
 from dsconv.convert.open import open_checkpoint
-from dsconv.convert.quantize.plan import QuantizeOptions, plan
+from dsconv.convert.quantize.options import QuantizeOptions
+from dsconv.convert.quantize.plan import plan
 from dsconv.convert.targets.choice import choose_options
 from dsconv.convert.targets.table import TARGETS
 from dsconv.runtime.sessions.onnx import OnnxSession

@@ -13,8 +13,9 @@ from typing import Any
 from dsconv.convert.formats.onnx.export import ExportOptions, export_onnx
 from dsconv.convert.inspect import describe
 from dsconv.convert.open import open_checkpoint
-from dsconv.convert.quantize.plan import QuantizeOptions
+from dsconv.convert.quantize.options import QuantizeOptions
 from dsconv.convert.quantize.run import quantize_checkpoint
+from dsconv.convert.quantize.run_state import Listeners
 from dsconv.errors import InputError
 from dsconv.progress import Progress
 from dsconv.runtime.generate.answer import Answer, UserPrompt, answer
@@ -145,7 +146,9 @@ class _Steps:
         checkpoint = open_checkpoint(str(self.model))
         options = QuantizeOptions(bits=bits, embedding_bits=8, threads=self.threads)
         with self.progress("quantize", checkpoint.parameter_count, "weights") as advance:
-            quantize_checkpoint(checkpoint, options, self.folder / quantized, True, advance)
+            quantize_checkpoint(
+                checkpoint, options, self.folder / quantized, True, listeners=Listeners(advance)
+            )
         self.emit(f"$ dsconv export {quantized} --format onnx --target cpu -o {exported}")
         smaller = open_checkpoint(str(self.folder / quantized))
         result = export_onnx(smaller, ExportOptions(), self.folder / exported, True)

@@ -14,8 +14,9 @@ from typing import Any
 from dsconv.atomic import free_bytes
 from dsconv.convert.checkpoint.checkpoint import Checkpoint
 from dsconv.convert.config_only import open_for_planning
-from dsconv.convert.quantize.cost import Cost, Step, Windows, Work, Workload, cost_of
-from dsconv.convert.quantize.plan import CALIBRATED, BitsTarget, QuantizeOptions
+from dsconv.convert.quantize.cost import cost_of
+from dsconv.convert.quantize.cost_model import Cost, Step, Windows, Work, Workload
+from dsconv.convert.quantize.options import CALIBRATED, BitsTarget, QuantizeOptions
 from dsconv.convert.quantize.run import refuse_quantized
 from dsconv.convert.quantize.work_rates import Rates, measure
 from dsconv.errors import DsconvError, OutputError, UnsupportedError
@@ -147,7 +148,7 @@ def workload_of(
     refuse_quantized(checkpoint)
     if options.method != CALIBRATED and target is None:
         return Workload(checkpoint, options)
-    from dsconv.convert.quantize.calibration.calibrate import forward_dtype
+    from dsconv.convert.forward.torch_ops import forward_dtype
 
     size = min(calibration.window, checkpoint.decoder.config.max_position_embeddings)
     count = max(1, calibration.tokens // size)
@@ -176,7 +177,7 @@ def _writes(workload: Workload) -> bool:
 def _writing(workload: Workload) -> Step:
     """One step per token of a text, for all texts at once; weights are held, or read every time."""
     from dsconv.convert.forward.batch_generation import SlotCache
-    from dsconv.convert.quantize.calibration.calibrate import forward_dtype
+    from dsconv.convert.forward.torch_ops import forward_dtype
     from dsconv.runtime.calibration.self_written import MAX_HELD_BYTES, plan_layout
 
     checkpoint, windows = workload.checkpoint, workload.windows

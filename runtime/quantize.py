@@ -13,15 +13,17 @@ from typing import Any
 
 from dsconv.atomic import MANIFEST, partial_of
 from dsconv.convert.checkpoint.checkpoint import Checkpoint
-from dsconv.convert.quantize.inputs import Prepared
-from dsconv.convert.quantize.plan import (
+from dsconv.convert.quantize.inputs import Preparation, Prepared
+from dsconv.convert.quantize.matrix_report import MatrixReport
+from dsconv.convert.quantize.options import (
     CALIBRATED,
     FLOAT_ACTIVATIONS,
     BitsTarget,
     QuantizeOptions,
-    read_allocation,
 )
-from dsconv.convert.quantize.run import MatrixReport, QuantizeResult, quantize_checkpoint
+from dsconv.convert.quantize.plan import read_allocation
+from dsconv.convert.quantize.run import NO_TEXT, QuantizeResult, quantize_checkpoint
+from dsconv.convert.quantize.run_state import Listeners
 from dsconv.errors import UsageError
 from dsconv.runtime.calibration.text_windows import CalibrationOptions, calibration_windows
 
@@ -127,7 +129,7 @@ def _quantize(
     if recipe is not None:
         options = replace(options, allocation=read_allocation(recipe))
     refuse_what_cannot_fit(checkpoint, options, output, calibration, target)
-    preparation = None
+    preparation: Preparation = NO_TEXT
     if calibrates or target is not None:
         preparation = TextAndBits(checkpoint, options, calibration, target)
     show = _show_matrix if sys.stderr.isatty() else lambda matrix: None
@@ -138,10 +140,8 @@ def _quantize(
                 options,
                 output,
                 overwrite,
-                advance,
-                report=show,
-                say=say,
-                preparation=preparation,
+                preparation,
+                Listeners(advance, show, say),
             )
     except (KeyboardInterrupt, SystemExit):
         say(f"interrupted; the same command goes on from {partial_of(output)}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the command line imports this module for every command
-    from dsconv.convert.quantize.plan import QuantizeOptions
+    from dsconv.convert.quantize.options import QuantizeOptions
 
 
 def quantize_options(
@@ -26,7 +26,7 @@ def quantize_options(
 
     calibrates: a calibration text or a target is given; see `default_method`.
     """
-    from dsconv.convert.quantize import plan as plans
+    from dsconv.convert.quantize import options as plans
 
     from .console import parse_size
 

@@ -25,6 +25,12 @@ SMALLEST = torch.finfo(torch.float32).smallest_normal
 Predicate = Callable[[str], bool]  # of a parameter's name
 
 
+def forward_dtype() -> torch.dtype:
+    """bfloat16 where the processor multiplies it natively (about four times as fast)."""
+    has_bfloat16: Callable[[], bool] = torch.ops.mkldnn._is_mkldnn_bf16_supported
+    return torch.bfloat16 if has_bfloat16() else torch.float32
+
+
 @dataclass
 class KeyValueCache:
     """Rotated keys and values so far: per layer [1, kv_heads, length, head_dim]."""

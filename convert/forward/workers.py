@@ -10,10 +10,11 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Concatenate, ParamSpec, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+Shared = ParamSpec("Shared")
 
 
 class Workers:
@@ -29,12 +30,19 @@ class Workers:
     def __exit__(self, *failure: object) -> None:
         self._pool.shutdown(cancel_futures=True)
 
-    def in_order(self, work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-        """Results in the order of the items; at most one waits beyond the busy threads."""
+    def in_order(
+        self,
+        work: Callable[Concatenate[Item, Shared], Result],
+        items: Iterable[Item],
+        *shared: Shared.args,
+        **named: Shared.kwargs,
+    ) -> Iterator[Result]:
+        """`work(item, *shared)` in the order of the items; at most one result waits beyond the busy
+        threads."""
         waiting: deque[Future[Result]] = deque()
         try:
             for item in items:
-                waiting.append(self._pool.submit(work, item))
+                waiting.append(self._pool.submit(work, item, *shared, **named))
                 if len(waiting) > self._threads:
                     yield waiting.popleft().result()
             while waiting:

@@ -30,7 +30,7 @@ from dsconv.convert.quantize.calibration.moments import (
 from dsconv.quant.gptq import COLUMNS_AT_A_TIME
 
 from .choose_bits import WINDOWS as SENSITIVITY_WINDOWS
-from .cost import Step, Work, Workload, forward_operations, rounding_step
+from .cost_model import Step, Work, Workload, forward_operations, rounding_step
 from .sensitivity import SAMPLED_ROWS
 from .tune import TOP_TOKENS
 

@@ -14,8 +14,8 @@ from dsconv.convert.checkpoint.checkpoint import Checkpoint
 from dsconv.convert.checkpoint.jobs import Job, tensors_of
 from dsconv.convert.checkpoint.matrix_layout import stored_tensors
 from dsconv.convert.families.inventory import Role
+from dsconv.convert.forward.torch_ops import forward_dtype
 from dsconv.convert.forward.workers import Workers, single_threaded_libraries
-from dsconv.convert.quantize.calibration.calibrate import forward_dtype
 from dsconv.errors import UsageError
 from dsconv.progress import Advance
 from dsconv.quant.allocation import Option, allocate, smallest_within
@@ -24,7 +24,8 @@ from dsconv.quant.labels import label_of
 from dsconv.quant.scale_min import ScaleMin
 from dsconv.quant.schemes import Scheme
 
-from .plan import CALIBRATED, SCALE_MIN, BitsTarget, QuantizeOptions, plan
+from .options import CALIBRATED, SCALE_MIN, BitsTarget, QuantizeOptions
+from .plan import plan
 from .sensitivity import Sensitivity, estimated_kl, sensitivities, uses_of
 
 # What is left of the estimated loss when a matrix is rounded with error feedback, and of that of a

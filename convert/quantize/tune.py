@@ -13,7 +13,7 @@ the result does not depend on the number of threads.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,17 +24,13 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from dsconv.convert.checkpoint.checkpoint import Checkpoint, module_of
-from dsconv.convert.checkpoint.jobs import Job
 from dsconv.convert.checkpoint.matrix_layout import encode
 from dsconv.convert.families.base import Decoder
-from dsconv.convert.forward.torch_ops import KeyValueCache, TorchOps, load_parameter
+from dsconv.convert.forward.torch_ops import KeyValueCache, TorchOps, forward_dtype, load_parameter
 from dsconv.convert.forward.workers import Workers, single_threaded_libraries
-from dsconv.convert.quantize.calibration.calibrate import forward_dtype
 from dsconv.quant.schemes import QuantizedMatrix
 
-from .journal import Journal
-from .plan import QuantizeOptions
-from .run import QuantizedWriter
+from .run_state import QuantizeRun
 
 TUNED = "tuned.safetensors"
 UNITS = ("weight_scale", "weight_super_scale", "weight_super_minimum")  # what tuning changes
@@ -63,16 +59,17 @@ class TuningResult:
 
 
 @dataclass(frozen=True)
-class Target:
+class Example:
     """What the original model says to a window: log-probabilities of its TOP_TOKENS likeliest
     tokens [positions, k], their ids, and of all others together [positions]."""
 
+    tokens: torch.Tensor
     ids: torch.Tensor
     top: torch.Tensor
     tail: torch.Tensor
 
 
-class _Matrix:
+class TrainableMatrix:
     """One quantized matrix with trainable units: w = scale * code - minimum, group by group."""
 
     def __init__(self, quantized: QuantizedMatrix) -> None:
@@ -144,23 +141,29 @@ def _floats(values: NDArray[Any]) -> torch.Tensor:
     return torch.from_numpy(values.astype(np.float32))
 
 
+@dataclass(frozen=True)
+class TunedModel:
+    """checkpoint: the original; decoder: of the quantized model, whose ties may differ from the
+    original's; matrices: what is tuned, by the parameter's name."""
+
+    checkpoint: Checkpoint
+    decoder: Decoder
+    matrices: Mapping[str, QuantizedMatrix]
+    dtype: torch.dtype
+
+    def load(self, name: str) -> torch.Tensor:
+        return load_parameter(self.checkpoint, name, self.dtype)
+
+
 def tune(
-    checkpoint: Checkpoint,
-    decoder: Decoder,
-    matrices: dict[str, QuantizedMatrix],
+    model: TunedModel,
     windows: Sequence[Sequence[int]],
     options: TuningOptions,
-    dtype: torch.dtype,
     workers: Workers,
     say: Callable[[str], None] = lambda line: None,
 ) -> TuningResult:
-    """Train the units of all `matrices` (by parameter name). Holds the model in memory.
-
-    decoder: of the quantized model, whose ties may differ from the original's.
-    """
-    tokens = [torch.tensor(list(window)) for window in windows]
-    targets = _targets(checkpoint, tokens, dtype, workers)
-    training = _Training(checkpoint, decoder, matrices, tokens, targets, dtype, workers)
+    """Train the units of all matrices. Holds the model in memory."""
+    training = _Training(model, _examples(model, windows, workers), workers)
     held = max(1, round(HELD_OUT_SHARE * len(windows)))
     order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(0)).tolist()
     held_out, training_set = order[:held], order[held:]
@@ -197,45 +200,78 @@ def _schedule(step: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1.0, steps - rise)))
 
 
-def _targets(
-    checkpoint: Checkpoint, tokens: Sequence[torch.Tensor], dtype: torch.dtype, workers: Workers
-) -> list[Target]:
-    weights = {name: load_parameter(checkpoint, name, dtype) for name in checkpoint.parameters}
+def _examples(
+    model: TunedModel, windows: Sequence[Sequence[int]], workers: Workers
+) -> list[Example]:
+    weights = {name: model.load(name) for name in model.checkpoint.parameters}
+    tokens = [torch.tensor(list(window)) for window in windows]
+    return list(workers.in_order(example_of, tokens, model.checkpoint.decoder, weights))
 
-    @torch.no_grad()
-    def one(window: torch.Tensor) -> Target:
-        ops = TorchOps(weights.__getitem__, window, KeyValueCache())
-        logits = checkpoint.decoder.forward(ops)[0].float()
-        logits -= logits.logsumexp(-1, keepdim=True)
-        top, ids = logits.topk(min(TOP_TOKENS, logits.shape[1] - 1), dim=-1)
-        tail = torch.log1p(-top.exp().sum(-1).clamp(max=1 - 1e-6))
-        return Target(ids, top, tail)
 
-    return list(workers.in_order(one, tokens))
+# Units of work: pure functions of values that can be pickled.
+
+
+@torch.no_grad()
+def example_of(
+    tokens: torch.Tensor, decoder: Decoder, weights: Mapping[str, torch.Tensor]
+) -> Example:
+    """decoder, weights: of the original model."""
+    ops = TorchOps(weights.__getitem__, tokens, KeyValueCache())
+    logits = decoder.forward(ops)[0].float()
+    logits -= logits.logsumexp(-1, keepdim=True)
+    top, ids = logits.topk(min(TOP_TOKENS, logits.shape[1] - 1), dim=-1)
+    tail = torch.log1p(-top.exp().sum(-1).clamp(max=1 - 1e-6))
+    return Example(tokens, ids, top, tail)
+
+
+@torch.no_grad()
+def loss_of(example: Example, decoder: Decoder, weights: Mapping[str, torch.Tensor]) -> float:
+    """Summed over the positions of a window."""
+    return float(_kl(example, decoder, weights))
+
+
+def gradients_of(
+    example: Example,
+    decoder: Decoder,
+    weights: Mapping[str, torch.Tensor],
+    matrices: Mapping[str, TrainableMatrix],
+) -> list[torch.Tensor]:
+    """Of the loss of a window, by the units of all matrices, whose weights require a gradient."""
+    leaves = [weights[name] for name in matrices]
+    found = torch.autograd.grad(_kl(example, decoder, weights), leaves)
+    return [
+        part
+        for matrix, gradient in zip(matrices.values(), found, strict=True)
+        for part in matrix.gradients(gradient)
+    ]
+
+
+def weights_of(matrix: TrainableMatrix, dtype: torch.dtype) -> torch.Tensor:
+    return matrix.weights(dtype)
+
+
+def _kl(example: Example, decoder: Decoder, weights: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    ops = TorchOps(weights.__getitem__, example.tokens, KeyValueCache())
+    logits = decoder.forward(ops)[0].float()
+    whole = logits.logsumexp(-1)
+    top = logits.gather(1, example.ids) - whole[:, None]
+    tail = torch.log1p(-top.exp().sum(-1).clamp(max=1 - 1e-6))
+    kl = (example.top.exp() * (example.top - top)).sum(-1)
+    return (kl + example.tail.exp() * (example.tail - tail)).sum()
 
 
 class _Training:
     """The quantized model as a function of its units."""
 
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        decoder: Decoder,
-        matrices: dict[str, QuantizedMatrix],
-        tokens: Sequence[torch.Tensor],
-        targets: Sequence[Target],
-        dtype: torch.dtype,
-        workers: Workers,
-    ) -> None:
-        self._decoder = decoder
-        self._matrices = {name: _Matrix(quantized) for name, quantized in matrices.items()}
+    def __init__(self, model: TunedModel, examples: Sequence[Example], workers: Workers) -> None:
+        self._decoder, self._dtype = model.decoder, model.dtype
+        self._matrices = {name: TrainableMatrix(rows) for name, rows in model.matrices.items()}
         self._floats = {
-            name: load_parameter(checkpoint, name, dtype)
-            for name in checkpoint.parameters
-            if name not in matrices
+            name: model.load(name)
+            for name in model.checkpoint.parameters
+            if name not in model.matrices
         }
-        self._tokens, self._targets = tokens, targets
-        self._dtype, self._workers = dtype, workers
+        self._examples, self._workers = examples, workers
 
     @property
     def parameters(self) -> list[torch.Tensor]:
@@ -250,84 +286,50 @@ class _Training:
 
     def loss(self, indices: Sequence[int]) -> float:
         """Mean KL per token over whole windows."""
-        weights = self._weights()
-
-        @torch.no_grad()
-        def one(index: int) -> float:
-            return float(self._kl(index, weights))
-
-        return sum(self._workers.in_order(one, indices)) / self._positions(indices)
+        examples = [self._examples[index] for index in indices]
+        losses = self._workers.in_order(loss_of, examples, self._decoder, self._weights())
+        return sum(losses) / _positions(examples)
 
     def gradients(self, indices: Sequence[int]) -> list[torch.Tensor]:
         """Of the mean KL per token, by the units of all matrices."""
+        examples = [self._examples[index] for index in indices]
         weights = self._weights()
-        leaves = [weights[name].requires_grad_() for name in self._matrices]
-
-        def one(index: int) -> list[torch.Tensor]:
-            found = torch.autograd.grad(self._kl(index, weights), leaves)
-            return [
-                part
-                for matrix, gradient in zip(self._matrices.values(), found, strict=True)
-                for part in matrix.gradients(gradient)
-            ]
-
+        for name in self._matrices:
+            weights[name].requires_grad_()
         total: list[torch.Tensor] = []
-        for part in self._workers.in_order(one, indices):
+        for part in self._workers.in_order(
+            gradients_of, examples, self._decoder, weights, self._matrices
+        ):
             total = [a + b for a, b in zip(total, part, strict=True)] if total else part
-        return [gradient / self._positions(indices) for gradient in total]
-
-    def _positions(self, indices: Sequence[int]) -> int:
-        return sum(len(self._tokens[index]) for index in indices)
+        return [gradient / _positions(examples) for gradient in total]
 
     def _weights(self) -> dict[str, torch.Tensor]:
-        names = list(self._matrices)
-
-        def one(name: str) -> torch.Tensor:
-            return self._matrices[name].weights(self._dtype)
-
-        built = self._workers.in_order(one, names)
-        return {**self._floats, **dict(zip(names, built, strict=True))}
-
-    def _kl(self, index: int, weights: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Summed over the positions of a window."""
-        target = self._targets[index]
-        ops = TorchOps(weights.__getitem__, self._tokens[index], KeyValueCache())
-        logits = self._decoder.forward(ops)[0].float()
-        whole = logits.logsumexp(-1)
-        top = logits.gather(1, target.ids) - whole[:, None]
-        tail = torch.log1p(-top.exp().sum(-1).clamp(max=1 - 1e-6))
-        kl = (target.top.exp() * (target.top - top)).sum(-1)
-        return (kl + target.tail.exp() * (target.tail - tail)).sum()
+        built = self._workers.in_order(weights_of, self._matrices.values(), self._dtype)
+        return {**self._floats, **dict(zip(self._matrices, built, strict=True))}
 
 
-def tune_written(
-    checkpoint: Checkpoint,
-    decoder: Decoder,
-    jobs: Sequence[Job],
-    windows: Sequence[Sequence[int]],
-    writer: QuantizedWriter,
-    options: QuantizeOptions,
-    journal: Journal,
-    say: Callable[[str], None],
-) -> TuningResult | None:
+def _positions(examples: Sequence[Example]) -> int:
+    return sum(len(example.tokens) for example in examples)
+
+
+def tune_written(run: QuantizeRun, decoder: Decoder) -> TuningResult | None:
     """Tune the matrices of a finished run in its files.
 
     The tuned rows are first kept beside them: a run that is cut off while it writes begins again
     with the same rows. None when an earlier run had tuned them.
     """
-    kept = journal.folder / TUNED
+    kept = run.journal.folder / TUNED
     result = None
-    if not any(record.get("tuned") for record in journal.records):
+    if not any(record.get("tuned") for record in run.journal.records):
         matrices = {
-            job.parameter.name: writer.read_quantized(job, 0, job.parameter.shape[0])
-            for job in jobs
+            job.parameter.name: run.writer.read_quantized(job, 0, job.parameter.shape[0])
+            for job in run.jobs
             if job.scheme and job.scheme.tunable
         }
-        tuning = TuningOptions(options.tuning_epochs)
-        with single_threaded_libraries(), Workers(options.threads) as workers:
-            result = tune(
-                checkpoint, decoder, matrices, windows, tuning, forward_dtype(), workers, say
-            )
+        with single_threaded_libraries(), Workers(run.options.threads) as workers:
+            model = TunedModel(run.checkpoint, decoder, matrices, forward_dtype())
+            tuning = TuningOptions(run.options.tuning_epochs)
+            result = tune(model, run.windows, tuning, workers, run.listeners.say)
         arrays = {
             f"{module_of(name)}.{kind}": array
             for name, quantized in result.matrices.items()
@@ -335,9 +337,9 @@ def tune_written(
             if kind in UNITS
         }
         save_file(arrays, kept)
-        journal.append({"modules": [], "addition": 0, "reports": [], "tuned": True}, [kept])
+        run.journal.append({"modules": [], "addition": 0, "reports": [], "tuned": True}, [kept])
     with safe_open(kept, "np") as file:
         for name in file.keys():  # noqa: SIM118 (not a dictionary)
-            writer.rewrite(name, file.get_tensor(name))
-    writer.flush()
+            run.writer.rewrite(name, file.get_tensor(name))
+    run.writer.flush()
     return result

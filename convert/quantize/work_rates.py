@@ -22,8 +22,8 @@ from dsconv.convert.families.inventory import Role
 from dsconv.convert.forward.workers import Workers, single_threaded_libraries
 from dsconv.quant.schemes import Floats, Scheme
 
-from .cost import Work, Workload
-from .run import BLOCK_WEIGHTS, round_in_blocks
+from .cost_model import Work, Workload
+from .rounding import BLOCK_WEIGHTS, round_in_blocks
 
 MOMENT = 0.2  # seconds per kind of work
 LAYER_WEIGHTS = 1 << 22  # of the decoder layer that stands for larger ones
@@ -101,7 +101,7 @@ def _beginning(path: Path) -> bytes:
 def _products(workload: Workload, workers: Workers) -> dict[Work, float]:
     import torch
 
-    from dsconv.convert.quantize.calibration.calibrate import forward_dtype
+    from dsconv.convert.forward.torch_ops import forward_dtype
     from dsconv.convert.quantize.calibration.moments import MomentSum
 
     threads, size = workload.options.threads, workload.windows.size

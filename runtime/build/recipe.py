@@ -26,7 +26,7 @@ from dsconv.runtime.sessions.providers import PROVIDERS
 from .toml_schema import Settings, TableReader, limited, parse_toml
 
 if TYPE_CHECKING:  # a list of recipes needs none of these
-    from dsconv.convert.quantize.plan import BitsTarget, QuantizeOptions
+    from dsconv.convert.quantize.options import BitsTarget, QuantizeOptions
     from dsconv.runtime.calibration.text_windows import CalibrationOptions
     from dsconv.runtime.export import ExportRequest
     from dsconv.runtime.verify.measure import VerifyOptions
@@ -98,7 +98,7 @@ class QuantizePart:
         return CalibrationOptions(sources, self.calibration_tokens)
 
     def target(self) -> BitsTarget | None:
-        from dsconv.convert.quantize.plan import BitsTarget
+        from dsconv.convert.quantize.options import BitsTarget
 
         return None if self.target_bpw is None else BitsTarget(bits_per_weight=self.target_bpw)
 

@@ -23,8 +23,8 @@ from dsconv.convert.checkpoint.checkpoint import Checkpoint
 from dsconv.convert.families.base import DecoderConfig
 from dsconv.convert.files.json_file import parse_json
 from dsconv.convert.forward.batch_generation import GeneratingOps, SlotCache, WeightPieces
+from dsconv.convert.forward.torch_ops import forward_dtype
 from dsconv.convert.forward.workers import Workers, single_threaded_libraries
-from dsconv.convert.quantize.calibration.calibrate import forward_dtype
 from dsconv.errors import DsconvError, InputError
 from dsconv.progress import Advance
 from dsconv.runtime.generate.sampling import Sampling

@@ -55,7 +55,7 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Predict memory, disk and time of quantize on this machine; no weights are needed."""
-    from dsconv.convert.quantize.plan import BitsTarget
+    from dsconv.convert.quantize.options import BitsTarget
     from dsconv.runtime.calibration.text_windows import CalibrationOptions, CalibrationSource
     from dsconv.runtime.plan import predict
 

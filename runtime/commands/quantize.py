@@ -73,7 +73,7 @@ def quantize(
     as_json: Json = False,
 ) -> None:
     """Quantize a checkpoint to int4 or int8, calibrated, in bounded memory; resumes."""
-    from dsconv.convert.quantize.plan import BitsTarget
+    from dsconv.convert.quantize.options import BitsTarget
     from dsconv.runtime.calibration.text_windows import CalibrationOptions, CalibrationSource
     from dsconv.runtime.console import parse_size
     from dsconv.runtime.quantize import quantize_command

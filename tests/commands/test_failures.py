@@ -23,7 +23,7 @@ from small_models import write_checkpoint, write_json
 
 from dsconv.convert.formats.onnx.export import ExportOptions, export_onnx
 from dsconv.convert.open import open_checkpoint
-from dsconv.convert.quantize.plan import QuantizeOptions
+from dsconv.convert.quantize.options import QuantizeOptions
 from dsconv.convert.quantize.run import quantize_checkpoint
 
 Damage = Callable[[Path], None]
@@ -483,13 +483,13 @@ def test_offline_mode(tmp_path: Path) -> None:
 SLOW_QUANTIZE = """
 import sys, time
 from dsconv import cli
-from dsconv.convert import quantized
+from dsconv.convert.quantize import run
 
 def wait(*arguments):
     print("busy", flush=True)
     time.sleep(60)
 
-quantized.write_json = wait
+run.write_json = wait
 sys.argv = ["dsconv", *sys.argv[1:]]
 cli.main()
 """
@@ -530,7 +530,7 @@ def test_a_bug_of_ours_is_exit_code_70_with_the_traceback_in_a_file(
     def fail(*arguments: object) -> None:
         raise ZeroDivisionError("the\nunexpected")
 
-    monkeypatch.setattr("dsconv.convert.quantize.run._quantize_freely", fail)
+    monkeypatch.setattr("dsconv.convert.quantize.run.round_freely", fail)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     outcome = call("quantize", model, "--method", "search", "-o", tmp_path / "out")
     assert_refused(outcome, 70, "ZeroDivisionError: the unexpected")
@@ -549,7 +549,7 @@ def test_too_little_memory_is_no_bug_of_ours(
     def fail(*arguments: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("dsconv.convert.quantize.run._quantize_freely", fail)
+    monkeypatch.setattr("dsconv.convert.quantize.run.round_freely", fail)
     outcome = call("quantize", model, "--method", "search", "-o", tmp_path / "out")
     assert_refused(outcome, 4, "not enough memory")
 

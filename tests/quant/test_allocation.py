@@ -16,7 +16,9 @@ from dsconv.convert.forward.torch_ops import KeyValueCache, TorchOps, load_param
 from dsconv.convert.forward.workers import Workers
 from dsconv.convert.open import open_checkpoint
 from dsconv.convert.quantize.choose_bits import choose_bits
-from dsconv.convert.quantize.plan import BitsTarget, QuantizeOptions, read_allocation
+from dsconv.convert.quantize.inputs import GivenWindows
+from dsconv.convert.quantize.options import BitsTarget, QuantizeOptions
+from dsconv.convert.quantize.plan import read_allocation
 from dsconv.convert.quantize.run import quantize_checkpoint
 from dsconv.convert.quantize.sensitivity import estimated_kl, sensitivities
 from dsconv.errors import InputError, UsageError
@@ -172,7 +174,9 @@ def test_a_target_is_reached_written_down_and_given_back(tied: bool, tmp_path: P
     with_labels = QuantizeOptions(
         scheme_name="scale-min", method="gptq", threads=1, allocation=labels
     )
-    result = quantize_checkpoint(checkpoint, with_labels, tmp_path / "out", windows=WINDOWS)
+    result = quantize_checkpoint(
+        checkpoint, with_labels, tmp_path / "out", preparation=GivenWindows(WINDOWS)
+    )
     assert 4.6 <= result.bits_per_weight <= 5.0
     manifest = json.loads((tmp_path / "out/dsconv.json").read_text())
     assert manifest["recipe"]["allocation"] == labels

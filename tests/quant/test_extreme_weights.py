@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 from small_models import write_checkpoint
 
 from dsconv.convert.open import open_checkpoint
-from dsconv.convert.quantize.plan import QuantizeOptions
+from dsconv.convert.quantize.options import QuantizeOptions
 from dsconv.convert.quantize.run import quantize_checkpoint
 from dsconv.errors import InputError
 from dsconv.quant.gptq import factorize, gptq

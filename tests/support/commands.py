@@ -10,7 +10,7 @@ from command_line import Outcome
 from small_models import gpt2_checkpoint
 
 from dsconv.convert.open import open_checkpoint
-from dsconv.convert.quantize.plan import QuantizeOptions
+from dsconv.convert.quantize.options import QuantizeOptions
 from dsconv.convert.quantize.run import quantize_checkpoint
 
 CALIBRATED = ("--method", "gptq", "--calibration", "text", "--calibration-tokens")

@@ -17,27 +17,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dsconv.convert.checkpoint.checkpoint import Checkpoint, module_of
+from dsconv.convert.checkpoint.checkpoint import module_of
 from dsconv.convert.checkpoint.jobs import Job, chunks_of
 from dsconv.convert.families.base import Linear, Norm, Table
 from dsconv.convert.families.inventory import Role
 from dsconv.convert.forward.activation_store import ActivationStore, StoredWindows
 from dsconv.convert.forward.malloc import return_freed_blocks
-from dsconv.convert.forward.torch_ops import load_parameter
+from dsconv.convert.forward.torch_ops import forward_dtype, load_parameter
 from dsconv.convert.forward.workers import Workers, single_threaded_libraries
-from dsconv.convert.quantize.journal import Journal
-from dsconv.convert.quantize.plan import QuantizeOptions
-from dsconv.convert.quantize.run import (
-    MatrixReport,
-    QuantizedWriter,
-    Report,
-    refuse_non_finite,
-    round_in_blocks,
-)
+from dsconv.convert.quantize.matrix_report import MatrixReport
+from dsconv.convert.quantize.rounding import damage_named, round_in_blocks
+from dsconv.convert.quantize.run_state import QuantizeRun
+from dsconv.convert.quantize.writer import refuse_non_finite
 from dsconv.errors import InputError
-from dsconv.progress import Advance
 from dsconv.quant.gptq import Factor, NotPositiveDefinite, correction, factorize, gptq
-from dsconv.quant.scales import ScaleOverflow
 from dsconv.quant.schemes import Floats, QuantizedMatrix
 from dsconv.quant.sqnr import decibels, error_power, output_power
 
@@ -53,17 +46,8 @@ SAMPLES = 1024  # positions on which the smoothing is chosen, spread over all wi
 LOWEST_SQNR = 0.0  # dB: below, the error is larger than the signal and the run stops
 
 
-def quantize_calibrated(
-    checkpoint: Checkpoint,
-    jobs: list[Job],
-    windows: Sequence[Sequence[int]],
-    writer: QuantizedWriter,
-    options: QuantizeOptions,
-    journal: Journal,
-    advance: Advance,
-    report: Report,
-) -> tuple[list[MatrixReport], float | None]:
-    """Quantize and write all matrices of `jobs`, calibrating on windows of token ids.
+def quantize_calibrated(run: QuantizeRun) -> tuple[list[MatrixReport], float | None]:
+    """Quantize and write all matrices of the run, calibrating on its windows of token ids.
 
     Returns:
         How it went for every matrix; and the mean KL from the original on some of the windows, in
@@ -75,43 +59,26 @@ def quantize_calibrated(
         InputError: weights or activations that are not finite, or a matrix that cannot be
             quantized with less error than signal.
     """
+    options = run.options
     return_freed_blocks()
     with single_threaded_libraries(), Workers(options.threads) as workers, torch.inference_mode():
-        store = ActivationStore(journal.folder, memory_for_activations(options.max_memory))
-        calibration = _Calibration(
-            checkpoint, jobs, windows, writer, workers, store, options, journal, advance, report
-        )
+        store = ActivationStore(run.journal.folder, memory_for_activations(options.max_memory))
+        calibration = _Calibration(run, workers, store)
         ops = CalibratingOps(
-            windows, calibration, store, workers, with_original=options.prefix_correction > 0
+            run.windows, calibration, store, workers, with_original=options.prefix_correction > 0
         )
         if not calibration.complete:
-            checkpoint.decoder.forward(ops)
+            run.checkpoint.decoder.forward(ops)
             calibration.close()
     return calibration.reports, calibration.divergence
-
-
-def forward_dtype() -> torch.dtype:
-    """bfloat16 where the processor multiplies it natively (about four times as fast)."""
-    has_bfloat16: Callable[[], bool] = torch.ops.mkldnn._is_mkldnn_bf16_supported
-    return torch.bfloat16 if has_bfloat16() else torch.float32
 
 
 class _Calibration:
     """What the forward pass calls back."""
 
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        jobs: list[Job],
-        windows: Sequence[Sequence[int]],
-        writer: QuantizedWriter,
-        workers: Workers,
-        store: ActivationStore,
-        options: QuantizeOptions,
-        journal: Journal,
-        advance: Advance,
-        report: Report,
-    ) -> None:
+    def __init__(self, run: QuantizeRun, workers: Workers, store: ActivationStore) -> None:
+        checkpoint, jobs, options, journal = run.checkpoint, run.jobs, run.options, run.journal
+        writer, advance = run.writer, run.listeners.advance
         self._checkpoint = checkpoint
         self._jobs = {job.module: job for job in jobs if job.parameter.role is not Role.VECTOR}
         by_name = {job.parameter.name: job for job in jobs}
@@ -122,13 +89,13 @@ class _Calibration:
         self._options = options
         self._journal = journal
         self._advance = advance
-        self._report = report
+        self._report = run.listeners.report
         self._dtype = forward_dtype()
         self._with_original = options.prefix_correction > 0
         self._head = checkpoint.decoder.head_linear.name
-        self._windows = windows
+        self._windows = run.windows
         self._store = store
-        self._lengths = [len(window) for window in windows]
+        self._lengths = [len(window) for window in run.windows]
         self._residuals = ResidualFiles(
             journal.folder,
             self._lengths,
@@ -384,18 +351,13 @@ class _Calibration:
 
         powers = np.zeros(4)
         offsets: list[Floats] = []
-        try:
+        with damage_named(self._checkpoint, job):
             for part, power, offset in self._workers.in_order(work, range(0, rows, step)):
                 self._writer.write_quantized(job, part)
                 self._advance(part.codes.size)
                 powers += power
                 if offset is not None:
                     offsets.append(offset)
-        except ScaleOverflow as error:
-            raise InputError(
-                f"{self._checkpoint.origin}: tensor {job.source!r}: {error}",
-                "the checkpoint is damaged; download it again",
-            ) from error
         seconds = time.perf_counter() - start_time
         signal, lost, lost_by_rounding, flat_rows = powers
         entry = MatrixReport(

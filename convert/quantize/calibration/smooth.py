@@ -14,7 +14,7 @@ import numpy as np
 from dsconv.convert.checkpoint.jobs import Job, chunks_of
 from dsconv.convert.families.base import Linear, Norm
 from dsconv.convert.files.safetensors import DTYPES
-from dsconv.convert.quantize.run import QuantizedWriter
+from dsconv.convert.quantize.writer import QuantizedWriter
 from dsconv.quant.int8_rows import Int8RowsMatrix
 from dsconv.quant.schemes import Floats
 from dsconv.quant.smoothing import column_squares, fold_into_gain, search_smoothing

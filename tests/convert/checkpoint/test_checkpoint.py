@@ -23,7 +23,7 @@ from small_models import (
 from dsconv.convert.checkpoint.checkpoint import eos_token_ids
 from dsconv.convert.files import limits
 from dsconv.convert.open import open_checkpoint
-from dsconv.convert.quantize.plan import QuantizeOptions
+from dsconv.convert.quantize.options import QuantizeOptions
 from dsconv.convert.quantize.run import quantize_checkpoint
 from dsconv.errors import InputError, UnsupportedError
 

@@ -21,7 +21,7 @@ from dsconv.convert.files.local_files import open_regular
 from dsconv.convert.formats.onnx.export import ExportOptions, export_onnx
 from dsconv.convert.formats.onnx.external_data import check_external_data, read_model
 from dsconv.convert.open import open_checkpoint
-from dsconv.convert.quantize.plan import QuantizeOptions
+from dsconv.convert.quantize.options import QuantizeOptions
 from dsconv.convert.quantize.run import quantize_checkpoint
 from dsconv.convert.targets import graph_view
 from dsconv.convert.targets.lint import lint

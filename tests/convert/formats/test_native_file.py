@@ -19,7 +19,7 @@ from dsconv.convert.formats.native.file import NativeFile, open_native_file
 from dsconv.convert.formats.native.linear_layout import unpack_linear
 from dsconv.convert.inspect import describe
 from dsconv.convert.open import open_checkpoint
-from dsconv.convert.quantize.plan import QuantizeOptions
+from dsconv.convert.quantize.options import QuantizeOptions
 from dsconv.convert.quantize.run import quantize_checkpoint
 from dsconv.errors import InputError, OutputError, UnsupportedError, UsageError
 from dsconv.runtime.sessions.native import NativeSession

@@ -30,9 +30,12 @@ from dsconv.convert.open import open_checkpoint
 from dsconv.convert.quantize.calibration import calibrate as calibrated_module
 from dsconv.convert.quantize.calibration import memory_budget as calibration_budget
 from dsconv.convert.quantize.calibration.moments import InputStatistics, diagonal_blocks
+from dsconv.convert.quantize.inputs import GivenWindows
 from dsconv.convert.quantize.journal import Journal
-from dsconv.convert.quantize.plan import QuantizeOptions
-from dsconv.convert.quantize.run import MatrixReport, quantize_checkpoint
+from dsconv.convert.quantize.matrix_report import MatrixReport
+from dsconv.convert.quantize.options import QuantizeOptions
+from dsconv.convert.quantize.run import quantize_checkpoint
+from dsconv.convert.quantize.run_state import Listeners
 from dsconv.errors import InputError, OutputError
 from dsconv.quant.gptq import factorize, gptq
 from dsconv.quant.integer import IntegerScheme
@@ -52,7 +55,7 @@ WINDOWS = [random_tokens(48, 160, seed) for seed in range(12)]
 def calibrated(source: Path, output: Path, **options: Any) -> Path:
     checkpoint = open_checkpoint(str(source))
     chosen = QuantizeOptions(method="gptq", **options)
-    quantize_checkpoint(checkpoint, chosen, output, windows=WINDOWS)
+    quantize_checkpoint(checkpoint, chosen, output, preparation=GivenWindows(WINDOWS))
     return output
 
 
@@ -131,7 +134,10 @@ def test_calibration_pays_on_a_real_model(tmp_path: Path) -> None:
         output = tmp_path / method
         options = QuantizeOptions(method=method, group_size=128)
         quantize_checkpoint(
-            checkpoint, options, output, windows=windows if method == "gptq" else ()
+            checkpoint,
+            options,
+            output,
+            preparation=GivenWindows(windows if method == "gptq" else ()),
         )
         model = TorchModel.load(open_checkpoint(str(output)))
         divergences[method] = np.mean(
@@ -357,7 +363,7 @@ from pathlib import Path
 sys.path[:0] = sys.argv[4:]
 import test_calibrate as tests
 from dsconv.convert.quantize.journal import Journal
-from dsconv.convert.quantize.run import QuantizedWriter
+from dsconv.convert.quantize.writer import QuantizedWriter
 
 def stop_after(kind, count):
     owner, name = (Journal, "append") if kind == "commit" else (QuantizedWriter, "write_quantized")
@@ -406,7 +412,14 @@ def run(source: Path, output: Path, kind: str, overwrite: bool = False, **change
     options = QuantizeOptions(**{**RUNS[kind], **changes})
     windows = WINDOWS[:8] if options.method == "gptq" else []
     checkpoint = open_checkpoint(str(source))
-    quantize_checkpoint(checkpoint, options, output, overwrite, told.advance, windows, told.report)
+    quantize_checkpoint(
+        checkpoint,
+        options,
+        output,
+        overwrite,
+        GivenWindows(windows),
+        Listeners(told.advance, told.report),
+    )
     return told
 
 
@@ -577,7 +590,9 @@ def test_the_error_is_that_of_the_outputs_aimed_at(tmp_path: Path) -> None:
     ones, though not always to what the original weights would give for the same inputs."""
     source = tiny_checkpoint(tmp_path / "model", "llama")
     options = QuantizeOptions(method="gptq", bits=4, group_size=32, prefix_correction=1.0)
-    quantize_checkpoint(open_checkpoint(str(source)), options, tmp_path / "out", windows=WINDOWS)
+    quantize_checkpoint(
+        open_checkpoint(str(source)), options, tmp_path / "out", preparation=GivenWindows(WINDOWS)
+    )
     facts = json.loads((tmp_path / "out/dsconv.json").read_text())["facts"]["matrices"]
     gains = [fact["sqnr"] - fact["sqnr_rounded"] for fact in facts.values()]
     assert min(gains) > 0
@@ -595,7 +610,7 @@ def test_a_row_whose_codes_are_all_alike_is_marked(tmp_path: Path) -> None:
     save_file(tensors, path, {"format": "pt"})
     options = QuantizeOptions(method="gptq", group_size=-1, prefix_correction=0.0, threads=1)
     result = quantize_checkpoint(
-        open_checkpoint(str(source)), options, tmp_path / "out", windows=WINDOWS
+        open_checkpoint(str(source)), options, tmp_path / "out", preparation=GivenWindows(WINDOWS)
     )
     facts = json.loads((tmp_path / "out/dsconv.json").read_text())["facts"]["matrices"]
     assert facts[module]["flat_rows"] == 1

@@ -15,8 +15,10 @@ from reference_models import tiny_checkpoint
 
 from dsconv.convert.open import open_checkpoint
 from dsconv.convert.quantize.inputs import PREPARED, GivenWindows, Prepared, prepared
-from dsconv.convert.quantize.plan import QuantizeOptions
-from dsconv.convert.quantize.run import MatrixReport, quantize_checkpoint
+from dsconv.convert.quantize.matrix_report import MatrixReport
+from dsconv.convert.quantize.options import QuantizeOptions
+from dsconv.convert.quantize.run import quantize_checkpoint
+from dsconv.convert.quantize.run_state import Listeners
 from dsconv.errors import OutputError
 
 WINDOWS = [random_tokens(32, 160, seed) for seed in range(4)]
@@ -51,8 +53,8 @@ def run(source: Path, output: Path, preparation: Counting, stop_after: int | Non
         open_checkpoint(str(source)),
         QuantizeOptions(method="gptq"),
         output,
-        report=report,
         preparation=preparation,
+        listeners=Listeners(report=report),
     )
 
 

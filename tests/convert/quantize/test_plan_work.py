@@ -13,8 +13,8 @@ from small_models import small_config, write_checkpoint, write_json
 
 import dsconv.runtime.plan as planning
 from dsconv.convert.config_only import open_for_planning
-from dsconv.convert.quantize.cost import Cost, Step, Work
-from dsconv.convert.quantize.plan import BitsTarget, QuantizeOptions
+from dsconv.convert.quantize.cost_model import Cost, Step, Work
+from dsconv.convert.quantize.options import BitsTarget, QuantizeOptions
 from dsconv.errors import OutputError, UnsupportedError
 from dsconv.runtime.calibration.text_windows import CalibrationOptions, CalibrationSource
 from dsconv.runtime.memory import machine_memory_bytes

@@ -25,9 +25,10 @@ from dsconv.convert.checkpoint.checkpoint import Checkpoint
 from dsconv.convert.families.inventory import Role
 from dsconv.convert.forward.torch_ops import TorchModel
 from dsconv.convert.open import open_checkpoint
-from dsconv.convert.quantize import run as quantized_module
-from dsconv.convert.quantize.plan import QuantizeOptions
+from dsconv.convert.quantize import rounding
+from dsconv.convert.quantize.options import QuantizeOptions
 from dsconv.convert.quantize.run import quantize_checkpoint
+from dsconv.convert.quantize.run_state import Listeners
 from dsconv.errors import InputError, OutputError, UnsupportedError, UsageError
 from dsconv.quant.integer import IntegerScheme
 from dsconv.quant.schemes import METHODS
@@ -191,7 +192,7 @@ def test_the_bytes_depend_on_nothing_but_the_input(
     quantized(untied, tmp_path / "first", threads=2, **options)
     wanted = hashes(tmp_path / "first")
     monkeypatch.setattr(jobs_module, "CHUNK_WEIGHTS", 128 * 24)  # many chunks per matrix
-    monkeypatch.setattr(quantized_module, "BLOCK_WEIGHTS", 128 * 7)
+    monkeypatch.setattr(rounding, "BLOCK_WEIGHTS", 128 * 7)
     for threads in (1, 2, 3):
         quantized(untied, tmp_path / str(threads), threads=threads, **options)
         assert hashes(tmp_path / str(threads)) == wanted
@@ -369,5 +370,5 @@ def test_progress_reaches_the_number_of_weights(tied: Path, tmp_path: Path) -> N
     source = open_checkpoint(str(tied))
     told: list[int] = []
     options = QuantizeOptions(embedding_bits=4)
-    quantize_checkpoint(source, options, tmp_path / "q", advance=told.append)
+    quantize_checkpoint(source, options, tmp_path / "q", listeners=Listeners(advance=told.append))
     assert sum(told) == source.parameter_count

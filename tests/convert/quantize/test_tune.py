@@ -14,9 +14,10 @@ from reference_models import tiny_checkpoint
 from dsconv.convert.checkpoint.checkpoint import Checkpoint
 from dsconv.convert.forward.workers import Workers, single_threaded_libraries
 from dsconv.convert.open import open_checkpoint
-from dsconv.convert.quantize.plan import QuantizeOptions
+from dsconv.convert.quantize.inputs import GivenWindows
+from dsconv.convert.quantize.options import QuantizeOptions
 from dsconv.convert.quantize.run import quantize_checkpoint
-from dsconv.convert.quantize.tune import TuningOptions, _Matrix, tune
+from dsconv.convert.quantize.tune import TrainableMatrix, TunedModel, TuningOptions, tune
 from dsconv.quant.integer import IntegerMatrix, IntegerScheme
 from dsconv.quant.scale_min import ScaleMin, ScaleMinMatrix
 from dsconv.quant.schemes import Scheme
@@ -43,7 +44,7 @@ def quantized_matrix(scheme: Scheme, columns: int) -> IntegerMatrix | ScaleMinMa
 @pytest.mark.parametrize("columns", [64, 100, 576])
 def test_untouched_weights_are_the_dequantized_ones(scheme: Scheme, columns: int) -> None:
     quantized = quantized_matrix(scheme, columns)
-    weights = _Matrix(quantized).weights(torch.float32).numpy()
+    weights = TrainableMatrix(quantized).weights(torch.float32).numpy()
     np.testing.assert_allclose(weights, quantized.dequantize(), rtol=1e-6, atol=1e-7)
 
 
@@ -52,7 +53,7 @@ def test_untouched_weights_are_the_dequantized_ones(scheme: Scheme, columns: int
 def test_gradients_are_those_of_autograd(scheme: Scheme, columns: int) -> None:
     """d/dδ of Σ a·w for random a: w is linear in exp(δ), so its derivative is known."""
     quantized = quantized_matrix(scheme, columns)
-    matrix = _Matrix(quantized)
+    matrix = TrainableMatrix(quantized)
     a = torch.from_numpy(np.random.default_rng(2).normal(size=(6, columns)).astype(np.float32))
     found = matrix.gradients(a)
     for index, delta in enumerate(matrix.deltas):
@@ -73,15 +74,8 @@ def run(checkpoint: Checkpoint, scheme: Scheme, threads: int, rate: float) -> ob
         if len(parameter.shape) == 2 and "embed" not in name
     }
     with single_threaded_libraries(), Workers(threads) as workers:
-        return tune(
-            checkpoint,
-            checkpoint.decoder,
-            matrices,  # type: ignore[arg-type]
-            WINDOWS,
-            TuningOptions(3, rate),
-            torch.float32,
-            workers,
-        )
+        model = TunedModel(checkpoint, checkpoint.decoder, matrices, torch.float32)  # type: ignore[arg-type]
+        return tune(model, WINDOWS, TuningOptions(3, rate), workers)
 
 
 @pytest.mark.parametrize("scheme", [IntegerScheme(4, 32), ScaleMin(3)], ids=str)
@@ -115,7 +109,7 @@ def test_a_run_with_tuning_keeps_its_codes(options: dict[str, object], tmp_path:
 
     def quantize(name: str, epochs: int, threads: int = 1) -> Checkpoint:
         chosen = QuantizeOptions(method="gptq", tuning_epochs=epochs, threads=threads, **options)  # type: ignore[arg-type]
-        quantize_checkpoint(checkpoint, chosen, tmp_path / name, windows=windows)
+        quantize_checkpoint(checkpoint, chosen, tmp_path / name, preparation=GivenWindows(windows))
         return open_checkpoint(str(tmp_path / name))
 
     plain, tuned = quantize("plain", 0), quantize("tuned", 12)

@@ -23,14 +23,16 @@ from dsconv.convert.formats.onnx.export import ExportOptions, export_onnx
 from dsconv.convert.forward.torch_ops import TorchModel, round_tokens
 from dsconv.convert.inspect import describe
 from dsconv.convert.open import open_checkpoint
+from dsconv.convert.quantize.inputs import GivenWindows
 from dsconv.convert.quantize.journal import Journal
-from dsconv.convert.quantize.plan import (
+from dsconv.convert.quantize.options import (
     QuantizeOptions,
     default_embedding_bits,
     default_method,
     default_prefix_correction,
 )
-from dsconv.convert.quantize.run import QuantizedWriter, quantize_checkpoint
+from dsconv.convert.quantize.run import quantize_checkpoint
+from dsconv.convert.quantize.writer import QuantizedWriter
 from dsconv.errors import UnsupportedError, UsageError
 from dsconv.quant.gptq import factorize, gptq
 from dsconv.quant.int8_rows import Int8Rows, Int8RowsMatrix, simulate_rows
@@ -45,7 +47,9 @@ INT8: dict[str, Any] = {"bits": 8, "activations": "int8", "prefix_correction": 0
 def quantized(source: Path, output: Path, method: str = "gptq", **options: Any) -> Checkpoint:
     chosen = QuantizeOptions(**{**INT8, "method": method, **options})
     windows = WINDOWS if method == "gptq" else []
-    quantize_checkpoint(open_checkpoint(str(source)), chosen, output, windows=windows)
+    quantize_checkpoint(
+        open_checkpoint(str(source)), chosen, output, preparation=GivenWindows(windows)
+    )
     return open_checkpoint(str(output))
 
 

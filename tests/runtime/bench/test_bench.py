@@ -22,7 +22,7 @@ from small_models import write_checkpoint
 from dsconv.convert.formats.onnx.export import ExportOptions, export_onnx
 from dsconv.convert.inspect import describe
 from dsconv.convert.open import open_checkpoint
-from dsconv.convert.quantize.plan import QuantizeOptions
+from dsconv.convert.quantize.options import QuantizeOptions
 from dsconv.convert.quantize.run import quantize_checkpoint
 from dsconv.errors import InputError, UsageError
 from dsconv.runtime.bench import bandwidth, bench, cpu_load

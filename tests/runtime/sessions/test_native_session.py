@@ -18,7 +18,7 @@ from small_models import LLAMA, QWEN3
 from dsconv.convert.checkpoint.checkpoint import Checkpoint
 from dsconv.convert.formats.native.file import NativeFile
 from dsconv.convert.open import open_checkpoint
-from dsconv.convert.quantize.plan import QuantizeOptions
+from dsconv.convert.quantize.options import QuantizeOptions
 from dsconv.convert.quantize.run import quantize_checkpoint
 from dsconv.errors import UsageError
 from dsconv.runtime.sessions.native import (

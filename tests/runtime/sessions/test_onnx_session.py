@@ -12,7 +12,7 @@ from small_models import VOCABULARY, write_checkpoint
 
 from dsconv.convert.formats.onnx.export import ExportOptions, export_onnx
 from dsconv.convert.open import open_checkpoint
-from dsconv.convert.quantize.plan import QuantizeOptions
+from dsconv.convert.quantize.options import QuantizeOptions
 from dsconv.convert.quantize.run import quantize_checkpoint
 from dsconv.errors import InputError, ProviderError, UsageError
 from dsconv.runtime.sessions.onnx import FIRST_BUFFER, PREFILL_CHUNK, OnnxSession

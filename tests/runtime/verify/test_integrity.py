@@ -20,7 +20,7 @@ from dsconv.convert.formats.gguf.export import export_gguf
 from dsconv.convert.formats.gguf.seal import KEY
 from dsconv.convert.formats.gguf.write_tokenizer import TextSettings
 from dsconv.convert.open import open_checkpoint
-from dsconv.convert.quantize.plan import QuantizeOptions
+from dsconv.convert.quantize.options import QuantizeOptions
 from dsconv.convert.quantize.run import quantize_checkpoint
 from dsconv.runtime.build.build import build
 from dsconv.runtime.build.recipe import load_recipe

@@ -24,7 +24,8 @@ from dsconv.convert.formats.native.export import export_native
 from dsconv.convert.formats.native.file import open_native_file
 from dsconv.convert.formats.onnx.export import ExportOptions, export_onnx
 from dsconv.convert.open import open_checkpoint
-from dsconv.convert.quantize.plan import QuantizeOptions
+from dsconv.convert.quantize.inputs import GivenWindows
+from dsconv.convert.quantize.options import QuantizeOptions
 from dsconv.convert.quantize.run import quantize_checkpoint
 from dsconv.errors import ProviderError
 from dsconv.runtime.sessions import onnx as onnx_session
@@ -70,7 +71,9 @@ def reference(model: Path) -> Checkpoint:
 def quantize(source: Path, output: Path, **options: Any) -> Checkpoint:
     windows = CALIBRATION if options.get("method") == "gptq" else ()
     given = QuantizeOptions(**options)
-    quantize_checkpoint(open_checkpoint(str(source)), given, output, windows=windows)
+    quantize_checkpoint(
+        open_checkpoint(str(source)), given, output, preparation=GivenWindows(windows)
+    )
     return open_checkpoint(str(output))
 
 

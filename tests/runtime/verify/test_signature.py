@@ -15,7 +15,7 @@ from command_line import Outcome, assert_refused, call_main
 from small_models import write_checkpoint
 
 from dsconv.convert.open import open_checkpoint
-from dsconv.convert.quantize.plan import QuantizeOptions
+from dsconv.convert.quantize.options import QuantizeOptions
 from dsconv.convert.quantize.run import quantize_checkpoint
 from dsconv.runtime.export import ExportRequest, export_model
 

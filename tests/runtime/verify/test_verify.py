@@ -24,7 +24,7 @@ from dsconv.convert.checkpoint.checkpoint import Checkpoint
 from dsconv.convert.files.hashes import FileHashes
 from dsconv.convert.formats.onnx.export import ExportOptions, export_onnx
 from dsconv.convert.open import open_checkpoint
-from dsconv.convert.quantize.plan import QuantizeOptions
+from dsconv.convert.quantize.options import QuantizeOptions
 from dsconv.convert.quantize.run import quantize_checkpoint
 from dsconv.errors import InputError, UsageError
 from dsconv.runtime.sessions.load import Loaded, load

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from dsconv.convert.checkpoint.checkpoint import Checkpoint
 from dsconv.convert.open import open_checkpoint
-from dsconv.convert.quantize.plan import QuantizeOptions
+from dsconv.convert.quantize.options import QuantizeOptions
 from dsconv.convert.quantize.run import quantize_checkpoint
 
 from .mutations import mutate_json
