@@ -4,8 +4,8 @@
 //   prefill: multiply-adds (as 2 operations) per second against multiply-adds in registers alone
 //
 // Build and run from the repository root:
-//   g++ -std=c++17 -O3 -ffp-contract=off -pthread -Iruntime/native benchmarks/linear_kernels.cpp
-//       runtime/native/linear*.cpp -o build/linear_kernels && build/linear_kernels
+//   g++ -std=c++17 -O3 -ffp-contract=off -pthread -iquote runtime/native benchmarks/linear_kernels.cpp
+//       $(find runtime/native/linear -name '*.cpp') -o build/linear_kernels && build/linear_kernels
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -20,7 +20,7 @@
 
 #include <sys/mman.h>
 
-#include "linear_geometry.h"
+#include "linear/geometry.h"
 
 using namespace dsconv;
 

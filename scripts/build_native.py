@@ -20,15 +20,17 @@ UNIX_FLAGS = ["-std=c++17", "-O3", "-ffp-contract=off", "-fvisibility=hidden", "
 UNIX_FLAGS += ["-Wno-maybe-uninitialized", "-Wno-uninitialized"]
 # The same file wherever it is compiled: debugging information would name the folder.
 UNIX_FLAGS += [f"-ffile-prefix-map={Path.cwd()}=."]
-MSVC_FLAGS = ["/std:c++17", "/O2", "/fp:precise", "/EHsc", "/utf-8"]
+# Sources include each other by their path in this folder; -I would hide the system's memory.h.
+UNIX_FLAGS += ["-iquote", str(SOURCES)]
+MSVC_FLAGS = ["/std:c++17", "/O2", "/fp:precise", "/EHsc", "/utf-8", f"/I{SOURCES}"]
 
 
 class BuildNative(build_ext):
     """Adds the sources, and the flags of the compiler at hand."""
 
     def build_extension(self, ext: Extension) -> None:
-        ext.sources = sorted(str(path) for path in SOURCES.glob("*.cpp"))
-        ext.depends = sorted(str(path) for path in SOURCES.glob("*.h"))
+        ext.sources = sorted(str(path) for path in SOURCES.rglob("*.cpp"))
+        ext.depends = sorted(str(path) for path in SOURCES.rglob("*.h"))
         is_msvc = self.compiler.compiler_type == "msvc"
         ext.extra_compile_args = MSVC_FLAGS if is_msvc else [*UNIX_FLAGS, *self._more_flags()]
         ext.extra_link_args = [] if is_msvc else ["-pthread", *self._more_flags()]

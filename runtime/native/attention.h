@@ -9,7 +9,7 @@
 #include "program.h"
 #include "rotary.h"
 #include "thread_team.h"
-#include "vector_kernels.h"
+#include "vector/kernels.h"
 
 namespace dsconv {
 

@@ -14,7 +14,7 @@
 #include <vector>
 
 #include "engine.h"
-#include "linear_binding.h"
+#include "linear/binding.h"
 #include "memory.h"
 #include "program_reader.h"
 

@@ -7,11 +7,11 @@
 
 #include "attention.h"
 #include "key_value_cache.h"
-#include "linear.h"
+#include "linear/linear.h"
 #include "memory.h"
 #include "program.h"
 #include "thread_team.h"
-#include "vector_kernels.h"
+#include "vector/kernels.h"
 
 namespace dsconv {
 

@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "memory.h"
-#include "vector_kernels.h"
+#include "vector/kernels.h"
 
 namespace dsconv {
 

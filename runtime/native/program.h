@@ -7,7 +7,7 @@
 #include <variant>
 #include <vector>
 
-#include "linear.h"
+#include "linear/linear.h"
 
 namespace dsconv {
 

@@ -3,7 +3,7 @@
 #include <cmath>
 #include <utility>
 
-#include "vector_kernels.h"
+#include "vector/kernels.h"
 
 namespace dsconv {
 

@@ -1,4 +1,4 @@
-"""Matrices in the byte order that the native kernels read (runtime/native/linear.h), and back.
+"""Matrices in the byte order of the native kernels (runtime/native/linear/linear.h), and back.
 
 A matrix [rows, cols] is a sequence of blocks of 16 rows; the last one is padded with rows of zero
 bytes. Every block has the same size, rounded up to whole cache lines (64 bytes), and is written
@@ -44,7 +44,7 @@ BLOCK_ROWS = 16
 ALIGNMENT = 64
 # Bits of the planes that hold codes of so many bits, low bits first.
 PLANES = {3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2), 8: (8,)}
-# The numbers of LinearKind in runtime/native/linear.h.
+# The numbers of LinearKind in runtime/native/linear/linear.h.
 KINDS = {
     "int4": 4,
     "int8": 8,

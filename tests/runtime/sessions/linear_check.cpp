@@ -8,7 +8,7 @@
 #include <utility>
 #include <vector>
 
-#include "linear.h"
+#include "linear/linear.h"
 
 using namespace dsconv;
 

@@ -12,17 +12,15 @@ from places import ROOT
 
 pytestmark = pytest.mark.slow
 
-SOURCES = sorted(
-    path for path in (ROOT / "runtime" / "native").glob("linear*.cpp") if "binding" not in path.name
-)
+NATIVE = ROOT / "runtime" / "native"
+SOURCES = sorted(path for path in (NATIVE / "linear").rglob("*.cpp") if path.name != "binding.cpp")
 FLAGS = ["-std=c++17", "-O1", "-ffp-contract=off", "-w"]
 
 
 def build(compiler: str, folder: Path, *flags: str) -> Path:
     program = folder / "linear_check"
     sources = [str(path) for path in (Path(__file__).with_name("linear_check.cpp"), *SOURCES)]
-    include = f"-I{ROOT / 'runtime' / 'native'}"
-    command = [compiler, *FLAGS, *flags, include, *sources, "-o", str(program)]
+    command = [compiler, *FLAGS, *flags, "-iquote", str(NATIVE), *sources, "-o", str(program)]
     subprocess.run(command, check=True)
     return program
 

@@ -1,0 +1,19 @@
+// The vector kernels for 64-bit ARM, where NEON is always there.
+#include "vector/kernels.h"
+
+#if defined(__aarch64__) || defined(_M_ARM64)
+
+#include "vector/lanes_neon.h"
+#include "vector/kernels_impl.h"
+
+namespace dsconv {
+extern const VectorKernels* const neon_vector_kernels = &kernels_of_this_isa;
+}
+
+#else
+
+namespace dsconv {
+extern const VectorKernels* const neon_vector_kernels = nullptr;
+}
+
+#endif

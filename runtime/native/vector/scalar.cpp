@@ -1,0 +1,7 @@
+// The portable vector kernels.
+#include "vector/lanes_scalar.h"
+#include "vector/kernels_impl.h"
+
+namespace dsconv {
+extern const VectorKernels* const scalar_vector_kernels = &kernels_of_this_isa;
+}
