@@ -23,10 +23,10 @@ from pathlib import Path
 from dsconv.errors import ProviderError
 from dsconv.runtime.bench.bench import BenchOptions, bench
 from dsconv.runtime.bench.peers import PEERS, Peer
-from dsconv.runtime.bench.report import Artifact, Figures, Report
-from dsconv.runtime.bench.worker import OURS, Subject
+from dsconv.runtime.bench.report import Artifact, BenchReport, Figures
+from dsconv.runtime.bench.subject import OURS, Subject
 from dsconv.runtime.console import quantity, say, size_text
-from dsconv.runtime.demo import find_model
+from dsconv.runtime.demo.model import find_model
 
 GENAI, LLAMA, OPENVINO = "onnxruntime-genai", "llama.cpp", "openvino"
 GROUP_SIZE = 128
@@ -126,7 +126,7 @@ def sections(models: Models, threads: int, rounds: int, wanted: Sequence[str]) -
 # ---------------------------------------------------------------- tables
 
 
-def table(section: Section, report: Report) -> list[str]:
+def table(section: Section, report: BenchReport) -> list[str]:
     """Markdown: a column per subject, a row per figure, the ratio to the best peer last."""
     subjects = section.subjects
     heads = [f"{_name(subject)}, {_threads(subject)}" for subject in subjects]

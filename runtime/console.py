@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -23,6 +24,7 @@ from rich.text import Text
 from dsconv.errors import UsageError
 from dsconv.progress import Advance
 
+BARS = "▁▂▃▄▅▆▇█"
 PREFIXES = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
@@ -75,6 +77,13 @@ def time_text(seconds: float) -> str:
         return f"{seconds:.2g} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def sparkline(shares: Sequence[float], bars: str = BARS) -> str:
+    """A bar per value between 0 and 1; `?` where it is not a number."""
+    return "".join(
+        "?" if math.isnan(share) else bars[round(share * (len(bars) - 1))] for share in shares
+    )
 
 
 @contextmanager

@@ -15,8 +15,8 @@ from dsconv.runtime.sessions.load import DEFAULT_CACHE
 
 from .bench import BenchOptions, bench, planned_rounds
 from .peers import Peer, find_peer
-from .report import Report
-from .worker import Subject
+from .report import BenchReport
+from .subject import Subject
 
 PEER_BITS = (4, 8)
 
@@ -92,7 +92,7 @@ class BenchRequest:
         ]
 
 
-def bench_artifacts(request: BenchRequest) -> Report:
+def bench_artifacts(request: BenchRequest) -> BenchReport:
     """Measure the artifacts and whatever they are compared with.
 
     Raises:

@@ -16,10 +16,11 @@ from typing import Any, Generic, TypeVar
 from dsconv.errors import UsageError
 from dsconv.progress import Advance
 
-from .cpu_load import machine_time
-from .report import Artifact, Decode, Figures, Report
+from .machine import machine_time
+from .process import Worker
+from .report import Artifact, BenchReport, Decode, Figures
+from .subject import BANDWIDTH, Opened, Subject, Timed
 from .weight_bytes import weight_bytes_per_token
-from .worker import BANDWIDTH, Opened, Subject, Timed, Worker
 
 ATTEMPTS = 2  # rounds tried per round wanted
 SHORTEST_WALL = 0.2  # seconds of a round below which the kernel's ticks say nothing of others
@@ -73,7 +74,7 @@ class Startup:
     first: Timed
 
 
-class _Machine:
+class _Processes:
     """The processes of a run, in the order of the subjects, and the rounds they took part in."""
 
     def __init__(self, subjects: Sequence[Subject], options: BenchOptions) -> None:
@@ -138,12 +139,12 @@ def quietest(rounds: Sequence[Round[T]], count: int) -> list[Round[T]]:
 
 
 @contextmanager
-def _machine(subjects: Sequence[Subject], options: BenchOptions) -> Iterator[_Machine]:
-    machine = _Machine(subjects, options)
+def _started(subjects: Sequence[Subject], options: BenchOptions) -> Iterator[_Processes]:
+    processes = _Processes(subjects, options)
     try:
-        yield machine
+        yield processes
     finally:
-        for worker in (*machine.workers, machine.probe):
+        for worker in (*processes.workers, processes.probe):
             if worker is not None:
                 worker.kill()
 
@@ -153,20 +154,53 @@ def planned_rounds(options: BenchOptions) -> int:
     return options.rounds * (2 + len(options.contexts))
 
 
+@dataclass(frozen=True)
+class _Measured:
+    """All rounds, the decodes by subject; what became of one subject in them."""
+
+    options: BenchOptions
+    startups: Sequence[Round[Startup]]
+    prefills: Sequence[Round[Timed]]
+    decodes: Sequence[Sequence[Decode]]
+    weight_bytes: Sequence[int]
+
+    def artifact(self, index: int, subject: Subject) -> Artifact:
+        tokens, decodes = self.options.prefill, self.decodes[index]
+        starts = [entry.turns[index] for entry in self.startups]
+        peaks = [entry.turns[index].peak_rss_bytes for entry in self.prefills]
+        return Artifact(
+            path=subject.path,
+            runtime=starts[0].opened.runtime,
+            provider=subject.provider,
+            threads=subject.threads,
+            load_seconds=Figures.of(start.opened.load_seconds for start in starts),
+            first_token_seconds=Figures.of(
+                start.opened.load_seconds + start.first.value for start in starts
+            ),
+            prefill_tokens=tokens,
+            cold_prefill=Figures.of(tokens / start.first.value for start in starts),
+            prefill=Figures.of(tokens / entry.turns[index].value for entry in self.prefills),
+            decodes=tuple(decodes),
+            peak_rss_bytes=max([*peaks, *(decode.peak_rss_bytes for decode in decodes)]),
+            weight_bytes_per_token=self.weight_bytes[index],
+            placement=tuple(starts[0].opened.placement),
+        )
+
+
 def bench(
     subjects: Sequence[Subject], options: BenchOptions, advance: Advance = lambda rounds: None
-) -> Report:
+) -> BenchReport:
     """Measure all subjects, interleaved.
 
     Raises:
         DsconvError: whatever opening or running one of them raises.
     """
     everyone = range(len(subjects))
-    with _machine(subjects, options) as machine:
-        startups = machine.rounds(machine.restart, everyone, advance)
+    with _started(subjects, options) as processes:
+        startups = processes.rounds(processes.restart, everyone, advance)
         lengths = [turn.opened.context_length for turn in startups[0].turns]
-        prefills = machine.rounds(
-            lambda index: machine.worker(index).prefill(options.prefill), everyone, advance
+        prefills = processes.rounds(
+            lambda index: processes.worker(index).prefill(options.prefill), everyone, advance
         )
         decodes: list[list[Decode]] = [[] for _ in subjects]
         weights = [
@@ -176,32 +210,33 @@ def bench(
         for context in sorted(set(options.contexts)):
             fitting = [i for i in everyone if max(1, context) + options.decode < lengths[i]]
             if fitting:
-                rounds = _decode_rounds(machine, context, options, fitting, advance)
+                rounds = _decode_rounds(processes, context, options, fitting, advance)
                 for place, index in enumerate(fitting):
                     decodes[index].append(
                         _decode(rounds, place, context, options.decode, weights[index])
                     )
-        artifacts = tuple(
-            _artifact(i, subjects[i], startups, prefills, decodes[i], weights[i], options)
-            for i in everyone
-        )
-        return Report(
-            artifacts,
-            Figures.of(entry.bandwidth for entry in machine.kept),
-            Figures.of(entry.foreign for entry in machine.kept if entry.foreign is not None),
-            machine.discarded,
+        measured = _Measured(options, startups, prefills, decodes, weights)
+        return BenchReport(
+            tuple(measured.artifact(index, subjects[index]) for index in everyone),
+            Figures.of(entry.bandwidth for entry in processes.kept),
+            Figures.of(entry.foreign for entry in processes.kept if entry.foreign is not None),
+            processes.discarded,
             options.max_foreign,
         )
 
 
 def _decode_rounds(
-    machine: _Machine, context: int, options: BenchOptions, chosen: Sequence[int], advance: Advance
+    processes: _Processes,
+    context: int,
+    options: BenchOptions,
+    chosen: Sequence[int],
+    advance: Advance,
 ) -> list[Round[Timed]]:
     tokens = max(1, context)  # there must be a token to begin with
     for index in chosen:  # untimed: fills the caches
-        machine.worker(index).decode(tokens, options.decode)
-    return machine.rounds(
-        lambda index: machine.worker(index).decode(tokens, options.decode), chosen, advance
+        processes.worker(index).decode(tokens, options.decode)
+    return processes.rounds(
+        lambda index: processes.worker(index).decode(tokens, options.decode), chosen, advance
     )
 
 
@@ -214,33 +249,3 @@ def _decode(
     ]
     peak = max(entry.turns[place].peak_rss_bytes for entry in rounds)
     return Decode(context, Figures.of(rates), Figures.of(fractions), peak)
-
-
-def _artifact(
-    index: int,
-    subject: Subject,
-    startups: Sequence[Round[Startup]],
-    prefills: Sequence[Round[Timed]],
-    decodes: Sequence[Decode],
-    weight_bytes: int,
-    options: BenchOptions,
-) -> Artifact:
-    starts = [entry.turns[index] for entry in startups]
-    loads = Figures.of(start.opened.load_seconds for start in starts)
-    firsts = Figures.of(start.opened.load_seconds + start.first.value for start in starts)
-    peaks = [entry.turns[index].peak_rss_bytes for entry in prefills]
-    return Artifact(
-        path=subject.path,
-        runtime=starts[0].opened.runtime,
-        provider=subject.provider,
-        threads=subject.threads,
-        load_seconds=loads,
-        first_token_seconds=firsts,
-        prefill_tokens=options.prefill,
-        cold_prefill=Figures.of(options.prefill / start.first.value for start in starts),
-        prefill=Figures.of(options.prefill / entry.turns[index].value for entry in prefills),
-        decodes=tuple(decodes),
-        peak_rss_bytes=max([*peaks, *(decode.peak_rss_bytes for decode in decodes)]),
-        weight_bytes_per_token=weight_bytes,
-        placement=tuple(starts[0].opened.placement),
-    )

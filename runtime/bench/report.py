@@ -1,4 +1,4 @@
-"""What `bench` found: figures with their spread, as JSON and as a table for people."""
+"""What `bench` found: figures with their spread, as JSON."""
 
 from __future__ import annotations
 
@@ -8,10 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-
-from dsconv.runtime.console import quantity, size_text
-
-BARS = "▁▂▃▄▅▆▇█"
 
 
 @dataclass(frozen=True)
@@ -43,11 +39,10 @@ class Figures:
         }
 
     @property
-    def sparkline(self) -> str:
-        """A bar per round: how it stands between the smallest (at the bottom) and the largest."""
+    def shares(self) -> list[float]:
+        """Where each value lies between the smallest (0) and the largest (1)."""
         low, high = min(self.values, default=0.0), max(self.values, default=0.0)
-        step = (high - low) / (len(BARS) - 1) or 1.0
-        return "".join(BARS[round((value - low) / step)] for value in self.values)
+        return [(value - low) / (high - low or 1.0) for value in self.values]
 
 
 @dataclass(frozen=True)
@@ -117,7 +112,7 @@ class Artifact:
 
 
 @dataclass(frozen=True)
-class Report:
+class BenchReport:
     """All artifacts and the machine they shared; foreign: what others took of it, per round."""
 
     artifacts: tuple[Artifact, ...]
@@ -142,66 +137,3 @@ class Report:
             "disturbed": self.is_disturbed,
             "machine": platform.machine(),
         }
-
-    def show(self) -> None:
-        from rich.console import Console
-        from rich.table import Table
-
-        table = Table(title="median, quartiles, and the rounds", title_justify="left")
-        table.add_column("")
-        for artifact in self.artifacts:
-            name = f"{artifact.path}\n{artifact.runtime}, {artifact.threads} threads"
-            table.add_column(name, justify="right", overflow="fold")
-        for title, cells in self._rows():
-            table.add_row(title, *cells)
-        Console().print(table)
-        low, high = (quantity(value) for value in self.bandwidth.quartiles)
-        print(
-            f"read bandwidth {quantity(self.bandwidth.median)}B/s, quartiles {low}B/s to {high}B/s"
-        )
-        if self.foreign.values:
-            print(
-                f"others used {self.foreign.median:.0%} of the machine (at most "
-                f"{max(self.foreign.values):.0%}); {self.discarded_rounds} rounds thrown away"
-            )
-        if self.is_disturbed:
-            print(
-                f"warning: too few rounds with less than {self.max_foreign:.0%}; compare the "
-                "columns with each other, not with other runs"
-            )
-
-    def _rows(self) -> Iterable[tuple[str, list[str]]]:
-        every = self.artifacts
-        tokens = every[0].prefill_tokens
-        yield "load, s", [_cell(a.load_seconds, "{:.3g}") for a in every]
-        yield f"first of {tokens}, s", [_cell(a.first_token_seconds, "{:.3g}") for a in every]
-        yield f"prefill {tokens}, first, tokens/s", [_cell(a.cold_prefill) for a in every]
-        yield f"prefill {tokens}, tokens/s", [_cell(a.prefill) for a in every]
-        for context in sorted({d.context for a in every for d in a.decodes}):
-            found = [next((d for d in a.decodes if d.context == context), None) for a in every]
-            yield (
-                f"decode at {context}, tokens/s",
-                [_cell(d.rate) if d else "-" for d in found],
-            )
-            yield (
-                "  of the bandwidth",
-                [f"{d.fraction.median:.0%}" if d else "-" for d in found],
-            )
-        yield "weights per token", [size_text(a.weight_bytes_per_token) for a in every]
-        yield "peak memory", [size_text(a.peak_rss_bytes) for a in every]
-        if any(a.placement for a in every):
-            yield "nodes (of the time)", ["\n".join(map(_share, a.placement)) for a in every]
-
-
-def _share(share: Mapping[str, Any]) -> str:
-    time = "" if share["time_share"] is None else f" ({share['time_share']:.0%})"
-    return f"{share['provider'].removesuffix('ExecutionProvider')} {share['node_share']:.0%}{time}"
-
-
-def _cell(figures: Figures, form: str = "{:.1f}") -> str:
-    return f"{form.format(figures.median)}\n{_spread(figures, form)}"
-
-
-def _spread(figures: Figures, form: str = "{:.3g}") -> str:
-    low, high = (form.format(value) for value in figures.quartiles)
-    return f"{low}–{high} {figures.sparkline}"

@@ -9,7 +9,8 @@ from dsconv.convert.families.inventory import Role, parameters_of
 from dsconv.convert.files.json_file import ConfigReader
 from dsconv.convert.inspect import describe
 
-from .worker import OURS, Opened, Subject
+from .peers import find_peer
+from .subject import OURS, Opened, Subject
 
 TORCH_BYTES = 4  # the torch reference computes in float32
 
@@ -21,8 +22,6 @@ def weight_bytes_per_token(subject: Subject, opened: Opened) -> int:
     it loads them reads more than this.
     """
     if subject.runtime != OURS:
-        from .peers import find_peer
-
         return find_peer(subject.runtime).weight_bytes_per_token(Path(subject.path))
     decoder = read_family(ConfigReader(opened.config, subject.path))
     roles = {parameter.name: parameter.role for parameter in parameters_of(decoder)}

@@ -1,11 +1,15 @@
 """`dsconv bench`."""
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .options import AllowFallback, Json, Kv, Provider, Threads, print_json, thread_count
+
+if TYPE_CHECKING:
+    from dsconv.runtime.bench.report import BenchReport, Figures
 
 EXAMPLE = (
     "dsconv bench r1-onnx --against onnxruntime-genai --checkpoint "
@@ -56,4 +60,73 @@ def bench(
         kv=kv,
     )
     report = bench_artifacts(request)
-    print_json(report.to_json()) if as_json else report.show()
+    print_json(report.to_json()) if as_json else show(report)
+
+
+def show(report: "BenchReport") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from dsconv.runtime.console import quantity
+
+    table = Table(title="median, quartiles, and the rounds", title_justify="left")
+    table.add_column("")
+    for artifact in report.artifacts:
+        name = f"{artifact.path}\n{artifact.runtime}, {artifact.threads} threads"
+        table.add_column(name, justify="right", overflow="fold")
+    for title, cells in _rows(report):
+        table.add_row(title, *cells)
+    Console().print(table)
+    low, high = (quantity(value) for value in report.bandwidth.quartiles)
+    print(f"read bandwidth {quantity(report.bandwidth.median)}B/s, quartiles {low}B/s to {high}B/s")
+    if report.foreign.values:
+        print(
+            f"others used {report.foreign.median:.0%} of the machine (at most "
+            f"{max(report.foreign.values):.0%}); {report.discarded_rounds} rounds thrown away"
+        )
+    if report.is_disturbed:
+        print(
+            f"warning: too few rounds with less than {report.max_foreign:.0%}; compare the "
+            "columns with each other, not with other runs"
+        )
+
+
+def _rows(report: "BenchReport") -> Iterator[tuple[str, list[str]]]:
+    from dsconv.runtime.console import size_text
+
+    every = report.artifacts
+    tokens = every[0].prefill_tokens
+    yield "load, s", [_cell(a.load_seconds, "{:.3g}") for a in every]
+    yield f"first of {tokens}, s", [_cell(a.first_token_seconds, "{:.3g}") for a in every]
+    yield f"prefill {tokens}, first, tokens/s", [_cell(a.cold_prefill) for a in every]
+    yield f"prefill {tokens}, tokens/s", [_cell(a.prefill) for a in every]
+    for context in sorted({d.context for a in every for d in a.decodes}):
+        found = [next((d for d in a.decodes if d.context == context), None) for a in every]
+        yield (
+            f"decode at {context}, tokens/s",
+            [_cell(d.rate) if d else "-" for d in found],
+        )
+        yield (
+            "  of the bandwidth",
+            [f"{d.fraction.median:.0%}" if d else "-" for d in found],
+        )
+    yield "weights per token", [size_text(a.weight_bytes_per_token) for a in every]
+    yield "peak memory", [size_text(a.peak_rss_bytes) for a in every]
+    if any(a.placement for a in every):
+        yield "nodes (of the time)", ["\n".join(map(_share, a.placement)) for a in every]
+
+
+def _share(share: Mapping[str, Any]) -> str:
+    time = "" if share["time_share"] is None else f" ({share['time_share']:.0%})"
+    return f"{share['provider'].removesuffix('ExecutionProvider')} {share['node_share']:.0%}{time}"
+
+
+def _cell(figures: "Figures", form: str = "{:.1f}") -> str:
+    return f"{form.format(figures.median)}\n{_spread(figures, form)}"
+
+
+def _spread(figures: "Figures", form: str = "{:.3g}") -> str:
+    from dsconv.runtime.console import sparkline
+
+    low, high = (form.format(value) for value in figures.quartiles)
+    return f"{low}–{high} {sparkline(figures.shares)}"

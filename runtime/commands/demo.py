@@ -10,7 +10,7 @@ from dsconv.errors import VerdictFailed
 from .options import Json, Threads, print_json, thread_count
 
 if TYPE_CHECKING:
-    from dsconv.runtime.demo import DemoResult
+    from dsconv.runtime.demo.run import DemoResult
 
 EXAMPLE = "dsconv demo"
 
@@ -24,7 +24,7 @@ def demo(
 ) -> None:
     """Run the whole pipeline on a small real model, offline."""
     from dsconv.runtime.console import progress, say
-    from dsconv.runtime.demo import run_demo
+    from dsconv.runtime.demo.run import run_demo
 
     result = run_demo(progress, say, keep, thread_count(threads))
     print_json(result.to_json()) if as_json else show(result)

@@ -13,8 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from dsconv.runtime.bench.report import BARS
-from dsconv.runtime.console import size_text
+from dsconv.runtime.console import BARS, size_text, sparkline
 from dsconv.runtime.verify.verdict import Verdict, WorstToken
 
 from .axis import linear_axis
@@ -119,13 +118,6 @@ def _figures(verdict: Verdict, console: Console) -> Table:
         cells = (figure.label, text, floor_text(verdict, figure), above)
         table.add_row(*(_text(console, cell) for cell in cells))
     return table
-
-
-def sparkline(shares: Sequence[float], bars: str = BARS) -> str:
-    """A bar per value between 0 and 1; `?` where it is not a number."""
-    return "".join(
-        "?" if math.isnan(share) else bars[round(share * (len(bars) - 1))] for share in shares
-    )
 
 
 def _sparklines(verdict: Verdict, console: Console) -> Iterator[str]:

@@ -46,7 +46,7 @@ ALLOWED = {
     "runtime/build/state.py": "removes what a step wrote before it is done again; " + GIVEN,
     "runtime/build/steps.py": IN_SCRATCH,
     "runtime/build/verdict.py": IN_SCRATCH,
-    "runtime/demo.py": "a temporary folder",
+    "runtime/demo/run.py": "a temporary folder",
     "runtime/report/github_annotations.py": "appends to the file that GitHub gives to all steps",
     "runtime/verify/weights.py": GIVEN,
     "runtime/report/junit.py": GIVEN,

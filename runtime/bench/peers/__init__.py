@@ -1,4 +1,10 @@
-"""Other runtimes that `bench --against` measures beside ours, each on its own quantization."""
+"""Other runtimes that `bench --against` measures beside ours, each on its own quantization.
+
+llama_cpp_peer  llama.cpp, by package llama-cpp-python
+genai_peer      onnxruntime-genai
+openvino_peer   OpenVINO GenAI
+building        runs a peer's own tools, which make its model
+"""
 
 from __future__ import annotations
 

@@ -25,13 +25,15 @@ from dsconv.convert.open import open_checkpoint
 from dsconv.convert.quantize.options import QuantizeOptions
 from dsconv.convert.quantize.run import quantize_checkpoint
 from dsconv.errors import InputError, UsageError
-from dsconv.runtime.bench import bandwidth, bench, cpu_load
-from dsconv.runtime.bench.bandwidth import ReadProbe
+from dsconv.runtime.bench import bench, machine
 from dsconv.runtime.bench.bench import BenchOptions, Round, quietest
-from dsconv.runtime.bench.cpu_load import MachineTime, parse_statistics
+from dsconv.runtime.bench.machine import MachineTime, ReadProbe, parse_statistics
+from dsconv.runtime.bench.process import Worker
 from dsconv.runtime.bench.report import Figures
+from dsconv.runtime.bench.subject import BANDWIDTH, Opened, Subject, Timed
 from dsconv.runtime.bench.weight_bytes import weight_bytes_per_token
-from dsconv.runtime.bench.worker import BANDWIDTH, Opened, Subject, Timed, Worker, tokens_of
+from dsconv.runtime.bench.worker import tokens_of
+from dsconv.runtime.console import sparkline
 from dsconv.runtime.generate.timed import SessionRunner
 
 # ---------------------------------------------------------------- the machine
@@ -59,12 +61,12 @@ def test_foreign_share(busy: float, own: float, share: float) -> None:
 
 
 def test_the_systems_own_file_is_read() -> None:
-    if not cpu_load.STATISTICS.exists():
-        assert cpu_load.machine_time() is None
+    if not machine.STATISTICS.exists():
+        assert machine.machine_time() is None
         return
-    before = cpu_load.machine_time()
+    before = machine.machine_time()
     end = before.wall + 0.3 if before else 0.0
-    while (after := cpu_load.machine_time()) is not None and after.wall < end:
+    while (after := machine.machine_time()) is not None and after.wall < end:
         pass
     assert before is not None
     assert after is not None
@@ -81,11 +83,11 @@ def test_bandwidth_is_the_whole_buffer_over_the_time(monkeypatch: pytest.MonkeyP
 
     probe = ReadProbe(3, size=3 << 20)
     clock = itertools.count(0.0, 0.5)
-    monkeypatch.setattr(bandwidth.time, "perf_counter", lambda: next(clock))
-    monkeypatch.setattr(bandwidth.np, "max", record)
+    monkeypatch.setattr(machine.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(machine.np, "max", record)
     assert probe.bytes_per_second() == 2 * (3 << 20)
-    assert sum(read) == bandwidth.PASSES * (3 << 20)
-    assert len(read) == bandwidth.PASSES * 3
+    assert sum(read) == machine.PASSES * (3 << 20)
+    assert len(read) == machine.PASSES * 3
 
 
 def test_peak_memory_is_that_of_this_process() -> None:
@@ -114,9 +116,9 @@ def test_quartiles_are_those_of_the_textbook() -> None:
 
 
 def test_sparklines() -> None:
-    assert Figures.of([0, 7, 3.4, 3.6]).sparkline == "▁█▄▅"
-    assert Figures.of([2, 2]).sparkline == "▁▁"
-    assert Figures.of([]).sparkline == ""
+    assert sparkline(Figures.of([0, 7, 3.4, 3.6]).shares) == "▁█▄▅"
+    assert sparkline(Figures.of([2, 2]).shares) == "▁▁"
+    assert sparkline(Figures.of([]).shares) == ""
 
 
 def test_the_quietest_rounds_stay_in_their_order() -> None:

