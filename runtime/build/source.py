@@ -13,6 +13,7 @@ from dsconv.convert.formats.gguf.container import read_header
 from dsconv.convert.hub.model_name import looks_like_hub_name, parse_reference
 from dsconv.errors import InputError
 from dsconv.runtime.console import say
+from dsconv.runtime.demo import model as demo_model
 from dsconv.runtime.model_paths import local_path
 
 from .recipe import Recipe
@@ -85,15 +86,13 @@ def find_local(source: str) -> SourceModel | None:
 
 
 def _in_package(source: str) -> SourceModel:
-    from dsconv.runtime import demo
-
-    if source != PACKAGE + demo.PACKAGE:
+    if source != PACKAGE + demo_model.PACKAGE:
         raise InputError(
-            f"source: {source!r} is not known; allowed: {PACKAGE}{demo.PACKAGE}",
+            f"source: {source!r} is not known; allowed: {PACKAGE}{demo_model.PACKAGE}",
             "give a folder, a .gguf file, or a hub name (org/model)",
         )
-    path = demo.find_model()
-    return SourceModel(path, f"{path.name} of {demo.PACKAGE} {demo.PACKAGE_VERSION}")
+    path = demo_model.find_model()
+    return SourceModel(path, f"{path.name} of {demo_model.PACKAGE} {demo_model.PACKAGE_VERSION}")
 
 
 def pulled_snapshot(name: str, path: Path) -> SourceModel:
