@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING
 
 from dsconv.convert.files import limits
 from dsconv.convert.files.local_files import read_limited
+from dsconv.convert.files.toml_file import parse_toml
 from dsconv.convert.formats.onnx.names import DIALECT_NAMES
 from dsconv.convert.targets.table import TARGETS
 from dsconv.errors import InputError, UnsupportedError, UsageError
 from dsconv.runtime.quantize_defaults import quantize_options
 from dsconv.runtime.sessions.providers import PROVIDERS
 
-from .toml_schema import Settings, TableReader, limited, parse_toml
+from .toml_schema import Settings, TableReader, limited
 
 if TYPE_CHECKING:  # a list of recipes needs none of these
     from dsconv.convert.quantize.options import BitsTarget, QuantizeOptions
@@ -233,7 +234,8 @@ def load_recipe(name_or_file: str, settings: tuple[str, ...] = ()) -> Recipe:
     """
     text, file, name = _text_of(name_or_file)
     chosen = Settings.parse(settings)
-    table = chosen.applied_to(parse_toml(text, file))
+    content = parse_toml(text, f"{file}: not valid TOML", "see docs/recipes.md")
+    table = chosen.applied_to(content)
     parts = TableReader(file, chosen).read(Parts, table)
     return Recipe(**vars(parts), name=name, file=file)
 

@@ -6,32 +6,18 @@ the value comes from, its key, the value and what is allowed.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
 from types import NoneType, UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from dsconv.convert.files.toml_file import parse_toml
 from dsconv.errors import DsconvError, InputError, UsageError
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 Table = TypeVar("Table")
 LARGEST = 2.0**53  # beyond it floats leave out integers
 TYPE_NAMES = {str: "a string", int: "an integer", float: "a number", bool: "true or false"}
-
-
-def parse_toml(text: str, file: str) -> dict[str, Any]:
-    """Raises InputError: not TOML."""
-    try:
-        return tomllib.loads(text)
-    except (ValueError, RecursionError) as error:  # numbers of thousands of digits too
-        reason = "nested too deeply" if isinstance(error, RecursionError) else error
-        raise InputError(f"{file}: not valid TOML: {reason}", "see docs/recipes.md") from error
 
 
 @dataclass(frozen=True)
@@ -86,8 +72,8 @@ class Settings:
     def value(self, key: str) -> Any:
         """The text as TOML; what TOML does not know is a string, so that quotes are not needed."""
         try:
-            return tomllib.loads(f"value = {self.texts[key]}")["value"]
-        except (ValueError, RecursionError):
+            return parse_toml(f"value = {self.texts[key]}", key, "")["value"]
+        except InputError:
             return self.texts[key]
 
     def applied_to(self, table: Mapping[str, Any]) -> dict[str, Any]:

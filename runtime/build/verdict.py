@@ -16,9 +16,11 @@ from dsconv.atomic import MANIFEST
 from dsconv.convert.files.cache_folder import default_folder
 from dsconv.convert.files.hashes import sha256_file
 from dsconv.runtime.report.page import report_html
+from dsconv.runtime.verify.judge import failures
 from dsconv.runtime.verify.measure import read_text
-from dsconv.runtime.verify.run import VerifyReport, VerifyRequest, run_verify
+from dsconv.runtime.verify.run import VerifyRequest, run_verify
 from dsconv.runtime.verify.thresholds import from_table
+from dsconv.runtime.verify.verdict_json import to_json
 
 from .recipe import Recipe, VerifyPart
 
@@ -73,8 +75,9 @@ def judge(artifact: Path, reference: Path, recipe: Recipe, threads: int) -> Judg
         kv=part.kv,
     )
     verdict = run_verify(request)
-    report = VerifyReport(verdict)
-    return Judgement(verdict.passed, tuple(report.failures), report.to_json(), report_html(verdict))
+    return Judgement(
+        verdict.passed, tuple(failures(verdict)), to_json(verdict), report_html(verdict)
+    )
 
 
 def result_files(folder: Path) -> list[Path]:

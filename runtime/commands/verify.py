@@ -1,11 +1,12 @@
 """`dsconv verify`."""
 
+import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
-from dsconv.errors import VerdictFailed
+from dsconv.errors import OutputError, VerdictFailed
 
 from .options import (
     AllowFallback,
@@ -17,6 +18,11 @@ from .options import (
     Threads,
     print_json,
 )
+
+if TYPE_CHECKING:
+    from dsconv.runtime.verify.findings.signature import Signature
+    from dsconv.runtime.verify.run import VerifyRequest
+    from dsconv.runtime.verify.verdict import Verdict
 
 EXAMPLE = (
     "dsconv verify r1-onnx --reference deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B "
@@ -100,44 +106,32 @@ def verify(
 
     signed = signature_of(signature, public_key)
     if reference is None:
-        from dsconv.runtime.commands.integrity import integrity_command, refuse_without_reference
-
-        refuse_without_reference(_given(context), integrity)
-        found = integrity_command(artifact, signed)
-        print_json(found.to_json()) if as_json else found.show()
-        if not found.passed:
-            raise VerdictFailed(found.summary, found.hint)
+        look_at_files(artifact, signed, integrity, _given(context), as_json)
         return
     from dsconv.runtime.verify.checks import WantedChecks
     from dsconv.runtime.verify.measure import VerifyOptions
     from dsconv.runtime.verify.reference_cache import chosen_folder
-    from dsconv.runtime.verify.run import (
-        VerifyReport,
-        VerifyRequest,
-        refuse_unwritable,
-        run_verify,
-    )
+    from dsconv.runtime.verify.run import VerifyRequest
     from dsconv.runtime.verify.task import TaskOptions
     from dsconv.runtime.verify.thresholds import from_options
 
-    refuse_unwritable(report, junit)
-    limits = from_options(
-        {
-            "max_kl": max_kl,
-            "max_kl_p99": max_kl_p99,
-            "min_top1": min_top1,
-            "max_ppl_ratio": max_ppl_ratio,
-            "max_probability_shift": max_probability_shift,
-            "min_speedup": min_speedup,
-        }
-    )
+    _refuse_unwritable(report, junit)
+    limits = {
+        "max_kl": max_kl,
+        "max_kl_p99": max_kl_p99,
+        "min_top1": min_top1,
+        "max_ppl_ratio": max_ppl_ratio,
+        "max_probability_shift": max_probability_shift,
+        "min_speedup": min_speedup,
+    }
+    thresholds = from_options(limits)
     asked = TaskOptions(task_questions, task_seeds, task_tokens)
     request = VerifyRequest(
         artifact,
         reference,
         text,
         VerifyOptions(window, max_tokens),
-        limits,
+        thresholds,
         baseline=baseline,
         cache=chosen_folder(reference_cache, no_reference_cache),
         provider=provider,
@@ -148,11 +142,77 @@ def verify(
         settings=Path(),
         checks=WantedChecks(layers, integrity, free_running, task, asked, signature=signed),
     )
-    result = VerifyReport(run_verify(request))
-    result.publish(junit, github, report)
-    print_json(result.to_json()) if as_json else result.show()
-    if not result.verdict.passed:
-        raise VerdictFailed("; ".join(result.failures), result.hint)
+    compare(request, Publication(report, junit, github), as_json)
+
+
+def look_at_files(
+    artifact: str, signed: "Signature | None", integrity: bool, given: list[str], as_json: bool
+) -> None:
+    """Hashes and signature, nothing else. given: names of the parameters on the command line."""
+    from .integrity import integrity_command, refuse_without_reference
+
+    refuse_without_reference(given, integrity)
+    found = integrity_command(artifact, signed)
+    print_json(found.to_json()) if as_json else found.show()
+    if not found.passed:
+        raise VerdictFailed(found.summary, found.hint)
+
+
+class Publication(NamedTuple):
+    """Files for people and CI systems, beside what is printed."""
+
+    page: Path | None
+    junit: Path | None
+    github: bool
+
+
+def compare(request: "VerifyRequest", publication: Publication, as_json: bool) -> None:
+    """With the model that it was made from, by everything that the request asks for."""
+    from dsconv.runtime.verify.judge import cure, failures
+    from dsconv.runtime.verify.run import run_verify
+    from dsconv.runtime.verify.verdict_json import to_json
+
+    verdict = run_verify(request)
+    publish(verdict, publication)
+    print_json(to_json(verdict)) if as_json else show(verdict)
+    if not verdict.passed:
+        raise VerdictFailed("; ".join(failures(verdict)), cure(verdict))
+
+
+def publish(verdict: "Verdict", publication: Publication) -> None:
+    """Raises OutputError: a file cannot be written."""
+    from dsconv.runtime.console import say
+    from dsconv.runtime.report.github_annotations import append_step_summary, error_annotations
+    from dsconv.runtime.report.junit import write_junit
+
+    if publication.page is not None:
+        from dsconv.runtime.report.page import write_report
+
+        write_report(verdict, publication.page)
+    if publication.junit is not None:
+        write_junit(publication.junit, verdict)
+    if publication.github:
+        for line in error_annotations(verdict):
+            say(line)
+        append_step_summary(verdict, os.environ)
+
+
+def show(verdict: "Verdict") -> None:
+    from rich.console import Console
+
+    from dsconv.runtime.report.terminal import show_verdict
+
+    show_verdict(verdict, Console())
+    print("verdict: passed" if verdict.passed else "verdict: failed")
+
+
+def _refuse_unwritable(*files: Path | None) -> None:
+    """Before hours of measuring. Raises OutputError: a file has no folder to lie in."""
+    for file in files:
+        if file is not None and not file.parent.is_dir():
+            raise OutputError(
+                f"{file}: there is no folder {str(file.parent)!r}", "make it, or give another path"
+            )
 
 
 def _given(context: typer.Context) -> list[str]:

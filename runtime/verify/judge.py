@@ -32,6 +32,7 @@ FEWEST_BLOCKS = 8  # below, their spread says nothing
 STANDARD_ERRORS = 3.0
 MATERIAL = 0.02  # of the earlier figure
 MATERIAL_LOSS = 0.002  # nats: 0.2 % of the perplexity
+CURE = "calibrate, use smaller groups or more bits (--head-bits 8, --bits 8)"
 
 
 @dataclass(frozen=True)
@@ -188,6 +189,11 @@ def failures(verdict: Verdict) -> list[str]:
         *(f"{finding.place}: {finding.message}" for finding in verdict.findings),
         *(sentence(check) for check in verdict.checks if not check.passed),
     ]
+
+
+def cure(verdict: Verdict) -> str:
+    """Of what is wrong in itself; otherwise of too much loss."""
+    return next((finding.hint for finding in verdict.findings if finding.hint), CURE)
 
 
 def sentence(check: LimitCheck) -> str:

@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from dsconv.convert.files.hashes import FileHashes
-from dsconv.errors import OutputError
 from dsconv.runtime.console import progress, say
-from dsconv.runtime.report.github_annotations import append_step_summary, error_annotations
-from dsconv.runtime.report.junit import write_junit
 from dsconv.runtime.sessions.load import load
 
 from .checks import WantedChecks, checks_of, with_checks
 from .circumstances import circumstances_of, weight_hashes
 from .comparison import Comparison
-from .judge import failures, judge, read_baseline
+from .judge import judge, read_baseline
 from .measure import VerifyOptions, measure, plan_windows, read_text
 from .reference import LivePredictions, Reference, Tokens, open_reference
 from .reference_cache import ReferenceCache, cache_key
 from .task import read_task
 from .thresholds import Threshold, choose, from_file, narrowest_bits
 from .verdict import Verdict
-from .verdict_json import to_json
-
-CURE = "calibrate, use smaller groups or more bits (--head-bits 8, --bits 8)"
 
 
 @dataclass(frozen=True)
@@ -52,15 +44,6 @@ class VerifyRequest:
     kv: str = "fp16"
     settings: Path | None = None
     checks: WantedChecks = field(default_factory=WantedChecks)
-
-
-def refuse_unwritable(*files: Path | None) -> None:
-    """Before hours of measuring. Raises OutputError: a file has no folder to lie in."""
-    for file in files:
-        if file is not None and not file.parent.is_dir():
-            raise OutputError(
-                f"{file}: there is no folder {str(file.parent)!r}", "make it, or give another path"
-            )
 
 
 def run_verify(request: VerifyRequest) -> Verdict:
@@ -110,42 +93,3 @@ def run_verify(request: VerifyRequest) -> Verdict:
 def _predict(reference: Reference, windows: Tokens) -> LivePredictions:
     with progress("reference", reference.work(windows), "tokens") as advance:
         return reference.predict(windows, advance)
-
-
-@dataclass(frozen=True)
-class VerifyReport:
-    verdict: Verdict
-
-    @property
-    def hint(self) -> str:
-        """The cure of what is wrong in itself; otherwise of too much loss."""
-        cures = [finding.hint for finding in self.verdict.findings if finding.hint]
-        return cures[0] if cures else CURE
-
-    @property
-    def failures(self) -> list[str]:
-        return failures(self.verdict)
-
-    def to_json(self) -> dict[str, Any]:
-        return to_json(self.verdict)
-
-    def publish(self, junit: Path | None, github: bool, report: Path | None = None) -> None:
-        """Write what people and CI systems read. Raises OutputError: a file cannot be written."""
-        if report is not None:
-            from dsconv.runtime.report.page import write_report
-
-            write_report(self.verdict, report)
-        if junit is not None:
-            write_junit(junit, self.verdict)
-        if github:
-            for line in error_annotations(self.verdict):
-                say(line)
-            append_step_summary(self.verdict, os.environ)
-
-    def show(self) -> None:
-        from rich.console import Console
-
-        from dsconv.runtime.report.terminal import show_verdict
-
-        show_verdict(self.verdict, Console())
-        print("verdict: passed" if self.verdict.passed else "verdict: failed")

@@ -7,7 +7,6 @@ the dsconv.toml of the working folder. Only where nobody names any, the defaults
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +14,11 @@ from typing import Literal
 
 from dsconv.convert.files.limits import RECIPE_BYTES
 from dsconv.convert.files.local_files import read_limited
+from dsconv.convert.files.toml_file import parse_toml
+from dsconv.convert.inspect import describe
 from dsconv.errors import InputError, UsageError
 
 from .verdict import Verdict
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 CONFIG_FILE = "dsconv.toml"
 SECTION = "verify"
@@ -142,10 +138,8 @@ def from_file(folder: Path) -> tuple[Threshold, ...]:
     path = folder / CONFIG_FILE
     if not os.path.lexists(path):
         return ()
-    try:
-        content = tomllib.loads(read_limited(path, RECIPE_BYTES).decode("utf-8"))
-    except (ValueError, RecursionError) as error:  # numbers of thousands of digits too
-        raise InputError(f"{path}: not TOML: {error}", "mend the line that it names") from error
+    text = read_limited(path, RECIPE_BYTES)
+    content = parse_toml(text, f"{path}: not TOML", "mend the line that it names")
     table = content.get(SECTION, {})
     if not isinstance(table, dict):
         raise InputError(f"{path}: {SECTION}: not a table", f"write it as [{SECTION}]")
@@ -173,7 +167,5 @@ def defaults(bits: float) -> tuple[Threshold, ...]:
 
 def narrowest_bits(path: str) -> float:
     """Bits per weight, scales included, of the artifact's matrix that is stored in the fewest."""
-    from dsconv.convert.inspect import describe
-
     matrices = [row for row in describe(path).tensors if len(row.shape) == 2]
     return min(8 * row.size_bytes / (row.shape[0] * row.shape[1]) for row in matrices)

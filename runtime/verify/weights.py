@@ -136,7 +136,7 @@ def _read(path: Path) -> Part | None:
 
 
 def _write(path: Path, found: Part) -> None:
-    """As well as it goes: a folder that cannot be written only costs the next verify time."""
+    """Best effort: a folder that cannot be written only costs the next verify its time."""
     content: Mapping[str, Any] = {
         "layers": [{**asdict(layer), "matrices": dict(layer.matrices)} for layer in found.layers],
         "findings": [asdict(finding) for finding in found.findings],
