@@ -33,7 +33,7 @@ METHOD, OWN_METHOD = "compressed-tensors", "dsconv"
 
 
 @dataclass(frozen=True)
-class Target:
+class ConfigGroup:
     """One config group: which modules (names, `re:` patterns or class names) have which scheme."""
 
     modules: ModulePatterns
@@ -42,7 +42,7 @@ class Target:
 
 @dataclass(frozen=True)
 class QuantizationConfig:
-    targets: tuple[Target, ...]
+    groups: tuple[ConfigGroup, ...]
     ignore: ModulePatterns
 
     def scheme_for(self, module: str, kind: str) -> Scheme | None:
@@ -53,9 +53,9 @@ class QuantizationConfig:
         if self.ignore.rank(module, kind):
             return None
         found = [
-            (rank, target.scheme)
-            for target in self.targets
-            if (rank := target.modules.rank(module, kind))
+            (rank, group.scheme)
+            for group in self.groups
+            if (rank := group.modules.rank(module, kind))
         ]
         return min(found, key=lambda item: item[0])[1] if found else None
 
@@ -88,7 +88,7 @@ def read_quantization_config(reader: ConfigReader) -> QuantizationConfig:
                 f"supported: {FORMAT}, {ROWS_FORMAT}",
             )
         scheme = read_scheme(group, form)
-        targets.append(Target(_modules(group, "targets"), scheme))
+        targets.append(ConfigGroup(_modules(group, "targets"), scheme))
     patterns = sum(len(target.modules.patterns) for target in targets)
     if patterns > limits.PATTERNS:
         raise reader.fail("config_groups", f"{patterns} patterns, limit {limits.PATTERNS}")

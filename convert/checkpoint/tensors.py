@@ -13,7 +13,7 @@ from dsconv.convert.files import limits
 from dsconv.convert.files.json_file import read_json_object, write_json
 from dsconv.convert.files.local_files import safe_join
 from dsconv.convert.files.safetensors import TensorInfo, read_rows, read_tensor_infos
-from dsconv.errors import InputError
+from dsconv.errors import InputError, UnsupportedError
 
 INDEX = "model.safetensors.index.json"
 # Of the layout AscendV1 (see `formats/ascend`): its index, and what tells the types of its tensors.
@@ -149,8 +149,6 @@ def _shard_path(folder: Path, index: Path, shard: str) -> Path:
 
 
 def _no_weights(folder: Path, candidates: list[Path]) -> Exception:
-    from dsconv.errors import UnsupportedError
-
     pickles = sorted(path.name for suffix in PICKLE_SUFFIXES for path in folder.glob(f"*{suffix}"))
     if candidates:
         return InputError(

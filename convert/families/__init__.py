@@ -1,4 +1,12 @@
-"""Model families: one file each; the table below maps a config to its family."""
+"""Model families: one file each; the table below maps a config to its family.
+
+llama, qwen2, qwen3  the families
+base         what a decoder is, said once against a small vocabulary of operations
+rope         rotary embedding and its scalings
+config_keys  keys that families share
+inventory    the interpreter that lists what a checkpoint must hold
+wiring       the interpreter that tells what each linear map reads
+"""
 
 from __future__ import annotations
 

@@ -1,0 +1,10 @@
+"""Reading what strangers wrote: nothing larger, deeper or slower than expected gets through.
+
+limits        how large each part of a file may be
+local_files   opening: regular files only, names that stay in their folder
+json_file     strict JSON, and typed access to it
+patterns      is a regular expression safe to run?
+safetensors   the container: rows of a tensor read, a file written in a stream
+hashes        sha256 of files, remembered
+cache_folder  where dsconv keeps what it can make again
+"""

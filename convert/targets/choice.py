@@ -12,7 +12,7 @@ from dsconv.errors import UnsupportedError
 from dsconv.quant.schemes import WHOLE_ROW
 
 from .lint import lint
-from .target import Recipe, Target
+from .target import GraphRecipe, Target
 
 
 def choose_format(target: Target, wanted: str | None) -> str:
@@ -91,7 +91,7 @@ def _check_size(target: Target, checkpoint: Checkpoint) -> None:
         )
 
 
-def _check_weights(name: str, recipe: Recipe, checkpoint: Checkpoint) -> None:
+def _check_weights(name: str, recipe: GraphRecipe, checkpoint: Checkpoint) -> None:
     """Are the matrices quantized in a way that the target multiplies?"""
     if recipe.precision == "float16" and recipe.dialect != "contrib":
         return  # matrices are written in float16, whatever they were

@@ -10,8 +10,7 @@ from typing import Any
 from dsconv.convert.formats.onnx.names import GRAPH_FILE
 from dsconv.errors import InputError, UnsupportedError
 
-from .checks import CHECKS
-from .finding import Finding
+from .checks import CHECKS, LintFinding
 from .graph_view import STANDARD_DOMAINS, GraphView, input_of, open_graph_view
 from .target import ANY_OPSET, GraphRules, Refusal, Target
 
@@ -25,7 +24,7 @@ class LintResult:
     target: str
     files: tuple[str, ...]
     nodes: int
-    findings: tuple[Finding, ...]
+    findings: tuple[LintFinding, ...]
 
 
 def lint(artifact: Path, target: Target) -> LintResult:
@@ -59,7 +58,7 @@ def graph_files(artifact: Path) -> list[Path]:
     return found
 
 
-def check_graph(view: GraphView, rules: GraphRules) -> Iterator[Finding]:
+def check_graph(view: GraphView, rules: GraphRules) -> Iterator[LintFinding]:
     """Every departure of one graph from the rules."""
     for check in (_opset, _size, _inputs, _operators, _elements, _zero_points):
         yield from check(view, rules)
@@ -67,20 +66,20 @@ def check_graph(view: GraphView, rules: GraphRules) -> Iterator[Finding]:
         yield from CHECKS[name](view)
 
 
-Check = Callable[[GraphView, GraphRules], Iterator[Finding]]
+Check = Callable[[GraphView, GraphRules], Iterator[LintFinding]]
 
 
-def _opset(view: GraphView, rules: GraphRules) -> Iterator[Finding]:
+def _opset(view: GraphView, rules: GraphRules) -> Iterator[LintFinding]:
     low, high = rules.opsets
     if rules.opsets != ANY_OPSET and not low <= view.opset <= high:
         message = f"opset {view.opset}, the target takes {low} to {high}"
-        yield Finding(view.path.name, "opset", "", "", message, f"convert it to opset {high}")
+        yield LintFinding(view.path.name, "opset", "", "", message, f"convert it to opset {high}")
 
 
-def _size(view: GraphView, rules: GraphRules) -> Iterator[Finding]:
+def _size(view: GraphView, rules: GraphRules) -> Iterator[LintFinding]:
     limit = rules.graph_bytes
     if limit is not None and view.size_bytes >= limit:
-        yield Finding(
+        yield LintFinding(
             view.path.name,
             "size",
             "",
@@ -90,13 +89,13 @@ def _size(view: GraphView, rules: GraphRules) -> Iterator[Finding]:
         )
 
 
-def _inputs(view: GraphView, rules: GraphRules) -> Iterator[Finding]:
+def _inputs(view: GraphView, rules: GraphRules) -> Iterator[LintFinding]:
     if not rules.fixed_shapes:
         return
     for value in view.inputs:
         shape = view.shape(value)
         if any(isinstance(size, str) or size <= 0 for size in shape):
-            yield Finding(
+            yield LintFinding(
                 view.path.name,
                 "open-dimension",
                 value.name,
@@ -106,20 +105,20 @@ def _inputs(view: GraphView, rules: GraphRules) -> Iterator[Finding]:
             )
 
 
-def _operators(view: GraphView, rules: GraphRules) -> Iterator[Finding]:
+def _operators(view: GraphView, rules: GraphRules) -> Iterator[LintFinding]:
     for node in view.nodes:
         domain = "" if node.domain in STANDARD_DOMAINS else node.domain
         if node.op_type == "Constant" or view.is_folded(node):
             continue
         refusal = _refusal(node.op_type, domain, rules)
         if refusal is not None:
-            yield Finding.of(view, node, "operator", refusal.reason, refusal.fix)
+            yield LintFinding.of(view, node, "operator", refusal.reason, refusal.fix)
         elif domain not in rules.domains:
             message = f"domain {domain!r} is not known to the target"
-            yield Finding.of(view, node, "domain", message, rules.fix)
+            yield LintFinding.of(view, node, "domain", message, rules.fix)
         elif rules.operators is not None and node.op_type not in rules.operators:
             message = "not among the operators of the target"
-            yield Finding.of(view, node, "operator", message, rules.fix)
+            yield LintFinding.of(view, node, "operator", message, rules.fix)
 
 
 def _refusal(operator: str, domain: str, rules: GraphRules) -> Refusal | None:
@@ -128,7 +127,7 @@ def _refusal(operator: str, domain: str, rules: GraphRules) -> Refusal | None:
     )
 
 
-def _elements(view: GraphView, rules: GraphRules) -> Iterator[Finding]:
+def _elements(view: GraphView, rules: GraphRules) -> Iterator[LintFinding]:
     """One finding per node: the first of its values with a type that the target lacks."""
     if rules.elements is None:
         return
@@ -139,17 +138,17 @@ def _elements(view: GraphView, rules: GraphRules) -> Iterator[Finding]:
             kind = view.element(name)
             if kind is not None and kind not in rules.elements:
                 message = f"{name!r} is {kind.lower()}, which the target does not take"
-                yield Finding.of(view, node, "type", message, rules.fix)
+                yield LintFinding.of(view, node, "type", message, rules.fix)
                 break
 
 
-def _zero_points(view: GraphView, rules: GraphRules) -> Iterator[Finding]:
+def _zero_points(view: GraphView, rules: GraphRules) -> Iterator[LintFinding]:
     if rules.zero_points == "any":
         return
     for node in view.nodes:
         problem = _zero_point_problem(view, node, rules.zero_points)
         if problem is not None:
-            yield Finding.of(view, node, "zero-point", *problem)
+            yield LintFinding.of(view, node, "zero-point", *problem)
 
 
 def _zero_point_problem(view: GraphView, node: Any, rule: str) -> tuple[str, str] | None:

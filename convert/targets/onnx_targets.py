@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .operators import CANN, MIGRAPHX, MUSA
-from .target import GraphRules, Note, Recipe, Refusal, Target
+from .target import GraphRecipe, GraphRules, Note, Refusal, Target
 
 STANDARD = frozenset({""})
 NO_BFLOAT16 = frozenset(
@@ -23,7 +23,7 @@ CPU = Target(
     provider="cpu",
     wheel="onnxruntime",
     versions="1.22 to 1.32",
-    recipe=Recipe("contrib"),
+    recipe=GraphRecipe("contrib"),
     rules=GraphRules(
         refused=(Refusal("PagedAttention", "a CUDA kernel only", "use GroupQueryAttention"),),
         checks=("bfloat16-product",),
@@ -44,7 +44,7 @@ CUDA = Target(
     provider="cuda",
     wheel="onnxruntime-gpu",
     versions="1.31, CUDA 13, cuDNN 9",
-    recipe=Recipe("contrib", "float16"),
+    recipe=GraphRecipe("contrib", "float16"),
     rules=GraphRules(checks=("half-attention",)),
     notes=(
         Note(
@@ -62,7 +62,7 @@ WEBGPU = Target(
     provider="webgpu",
     wheel="onnxruntime-webgpu",
     versions="1.27",
-    recipe=Recipe("contrib", bfloat16=False, fused_products=False),
+    recipe=GraphRecipe("contrib", bfloat16=False, fused_products=False),
     rules=GraphRules(
         refused=(
             Refusal("FusedMatMul", "no kernel", "use Transpose and MatMul"),
@@ -89,7 +89,7 @@ OPENVINO = Target(
     provider="openvino",
     wheel="onnxruntime-openvino",
     versions="1.24.1 (OpenVINO 2025.4)",
-    recipe=Recipe("std17-nbits", packed_embedding=False, bfloat16=False),
+    recipe=GraphRecipe("std17-nbits", packed_embedding=False, bfloat16=False),
     rules=GraphRules(
         opsets=(7, 22),
         refused=(
@@ -133,7 +133,7 @@ OPENVINO_NPU = Target(
     options={"device_type": "NPU"},
     wheel="onnxruntime-openvino",
     versions="1.24.1 (OpenVINO 2025.4)",
-    recipe=Recipe(
+    recipe=GraphRecipe(
         "std21",
         prefill_length=64,
         packed_embedding=False,
@@ -167,7 +167,7 @@ QNN = Target(
     options={"backend_type": "htp"},
     wheel="onnxruntime-qnn",
     versions="2.7.0 beside onnxruntime 1.31",
-    recipe=Recipe(
+    recipe=GraphRecipe(
         "std17-nbits",
         prefill_length=64,
         packed_embedding=False,
@@ -218,7 +218,7 @@ CANN_TARGET = Target(
     options={"precision_mode_v2": "origin"},
     wheel="onnxruntime-cann",
     versions="1.24.4, needs numpy below 2",
-    recipe=Recipe("std17", "float16", prefill_length=64),
+    recipe=GraphRecipe("std17", "float16", prefill_length=64),
     rules=GraphRules(
         opsets=(8, 18),
         domains=STANDARD,
@@ -260,7 +260,7 @@ MUSA_TARGET = Target(
     provider="musa",
     wheel="onnxruntime_musa, built from its repository",
     versions="for onnxruntime 1.26, MUSA 5.1",
-    recipe=Recipe("std17", "float16", rotary_tables=True),
+    recipe=GraphRecipe("std17", "float16", rotary_tables=True),
     rules=GraphRules(
         opsets=(13, 19),
         operators=MUSA,
@@ -292,7 +292,7 @@ MIGRAPHX_TARGET = Target(
     options={"migraphx_bf16_enable": "1"},
     wheel="onnxruntime-migraphx",
     versions="1.27.1, ROCm 7",
-    recipe=Recipe("std17-nbits", prefill_length=64, packed_embedding=False, bfloat16=False),
+    recipe=GraphRecipe("std17-nbits", prefill_length=64, packed_embedding=False, bfloat16=False),
     rules=GraphRules(
         operators=MIGRAPHX,
         fixed_shapes=True,
@@ -326,7 +326,7 @@ TENSORRT = Target(
     options={"trt_bf16_enable": "1", "trt_engine_cache_enable": "1"},
     wheel="onnxruntime-gpu",
     versions="1.31, TensorRT 10",
-    recipe=Recipe(
+    recipe=GraphRecipe(
         "std21",
         prefill_length=64,
         packed_embedding=False,

@@ -62,7 +62,7 @@ class GraphRules:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class GraphRecipe:
     """How export writes a graph for the target, and which checkpoints it can write.
 
     The first fields are those of `ExportOptions`. `group_sizes` of quantized matrices, None for
@@ -103,6 +103,6 @@ class Target:
     options: Mapping[str, str] = field(default_factory=dict)
     wheel: str = ""
     versions: str = ""
-    recipe: Recipe | None = None
+    recipe: GraphRecipe | None = None
     rules: GraphRules | None = None
     notes: tuple[Note, ...] = ()

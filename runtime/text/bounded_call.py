@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import resource
 import select
 import signal
 import sys
@@ -100,8 +101,6 @@ def _child(work: Callable[[], str], source: int, sink: int, seconds: float, memo
 
 def _limit_process(seconds: float, memory: int) -> None:
     """Processor time too: should the parent die, nobody is left to end this process."""
-    import resource
-
     cpu = math.ceil(seconds) + 1
     resource.setrlimit(resource.RLIMIT_CPU, (cpu, cpu))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

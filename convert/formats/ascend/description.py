@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from dsconv.convert.checkpoint.module_patterns import read_patterns
-from dsconv.convert.checkpoint.quantization_config import QuantizationConfig, Target
+from dsconv.convert.checkpoint.quantization_config import ConfigGroup, QuantizationConfig
 from dsconv.convert.checkpoint.tensors import ASCEND_DESCRIPTION, SafetensorsSource
 from dsconv.convert.files.json_file import read_json_object
 from dsconv.errors import InputError, UnsupportedError
@@ -82,7 +82,7 @@ def read_description(
         _check_offsets(folder, source, module)
     hidden = {f"{module}.{OFFSET}" for module in modules}
     infos = {name: info for name, info in source.infos.items() if name not in hidden}
-    target = Target(read_patterns(modules, str(path)), Int8Rows())
+    target = ConfigGroup(read_patterns(modules, str(path)), Int8Rows())
     nothing = read_patterns([], str(path))
     return SafetensorsSource(infos), QuantizationConfig((target,), nothing)
 

@@ -32,7 +32,7 @@ Form = Callable[[Scheme, int], Scheme | None]
 
 
 @dataclass(frozen=True)
-class Matrix:
+class StoredMatrix:
     module: str
     shape: tuple[int, int]
     scheme: Scheme | None
@@ -71,7 +71,7 @@ def readable_schemes(checkpoint: Checkpoint) -> dict[str, Scheme | None]:
     separate = not decoder.config.tie_word_embeddings
     embedding = next(matrix for matrix in matrices if matrix.module == table)
     if embedding.scheme is not None and not separate:
-        matrices.append(Matrix(head, embedding.shape, embedding.scheme))
+        matrices.append(StoredMatrix(head, embedding.shape, embedding.scheme))
     choices = []
     for form in _forms(schemes):
         choice = {m.module: form(m.scheme, m.shape[1]) if m.scheme else None for m in matrices}
@@ -81,11 +81,11 @@ def readable_schemes(checkpoint: Checkpoint) -> dict[str, Scheme | None]:
     return min(choices, key=lambda choice: sum(m.nbytes(choice[m.module]) for m in matrices))
 
 
-def _matrices(checkpoint: Checkpoint) -> Iterator[Matrix]:
+def _matrices(checkpoint: Checkpoint) -> Iterator[StoredMatrix]:
     for name, parameter in checkpoint.parameters.items():
         if parameter.role is not Role.VECTOR:
             rows, columns = parameter.shape
-            yield Matrix(module_of(name), (rows, columns), checkpoint.scheme(name))
+            yield StoredMatrix(module_of(name), (rows, columns), checkpoint.scheme(name))
 
 
 def _forms(schemes: list[Scheme]) -> list[Form]:
@@ -112,7 +112,7 @@ def _unpacked_as(common: IntegerScheme) -> Form:
     return form
 
 
-def _takes_embedding(choice: Mapping[str, Scheme | None], embedding: Matrix) -> bool:
+def _takes_embedding(choice: Mapping[str, Scheme | None], embedding: StoredMatrix) -> bool:
     """Only as it is, and only where everything has its scheme: then transformers may unpack all."""
     scheme = embedding.scheme
     kinds = {kind for kind in choice.values() if kind is not None}

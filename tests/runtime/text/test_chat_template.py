@@ -13,7 +13,7 @@ from real_tokenizers import NAMES, folder, real, side_files
 from dsconv.convert.files import limits
 from dsconv.errors import InputError
 from dsconv.runtime.text import bounded_call
-from dsconv.runtime.text import chat_template as chat
+from dsconv.runtime.text import template_sandbox as sandbox
 from dsconv.runtime.text.chat_template import Message, chat_template, render_chat
 from dsconv.runtime.text.thinking import ThinkSplitter, opens_thinking, split_thinking
 
@@ -163,7 +163,7 @@ def test_where_processes_cannot_be_copied(
     template: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bounded_call, "CAN_FORK", False)
-    monkeypatch.setattr(chat, "CAN_FORK", False)
+    monkeypatch.setattr(sandbox, "CAN_FORK", False)
     monkeypatch.setattr(limits, "TEMPLATE_SECONDS", 0.3)
     before = sys.gettrace()
     with pytest.raises(InputError, match=f"{message}|still running"):
