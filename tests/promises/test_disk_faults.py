@@ -363,6 +363,12 @@ def test_a_second_run_is_refused_at_once(
     assert names(tmp_path) == {case.output}
 
 
+@pytest.fixture(scope="module")
+def second(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
+    with ForkServer(tmp_path_factory.mktemp("second")) as running:
+        yield running
+
+
 def race(
     servers: tuple[ForkServer, ForkServer],
     case: Case,
@@ -378,7 +384,7 @@ def race(
         place.mkdir()
         command = case.command(sources, place)
         first = servers[0].start(*command)
-        time.sleep(chance.uniform(0, 0.15))
+        time.sleep(chance.uniform(0, 0.08))  # about as long as a run
         outcomes = [servers[1].run(*command), first.wait()]
         codes = sorted(outcome.code for outcome in outcomes)
         assert codes == [0, 6], [outcome.err for outcome in outcomes]
@@ -394,6 +400,7 @@ def race(
 @pytest.mark.parametrize("pairs", [4, pytest.param(60, marks=pytest.mark.slow)])
 def test_two_runs_at_the_same_time(
     server: ForkServer,
+    second: ForkServer,
     sources: dict[str, str],
     wanted: dict[str, str | None],
     tmp_path: Path,
@@ -401,10 +408,8 @@ def test_two_runs_at_the_same_time(
     pairs: int,
 ) -> None:
     (case,) = (case for case in NEW if case.name == name)
-    (tmp_path / "second").mkdir()
-    with ForkServer(tmp_path / "second") as second:
-        both = (server, second)
-        refused = race(both, case, sources, wanted[name], tmp_path / "place", pairs)
+    both = (server, second)
+    refused = race(both, case, sources, wanted[name], tmp_path / "place", pairs)
     print(f"{name}: {refused} of {pairs} met the lock")
 
 
