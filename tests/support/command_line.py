@@ -2,47 +2,58 @@
 
 from __future__ import annotations
 
-import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
 
 import pytest
+from outcome import Outcome as Outcome
+from processes.forked import PATIENCE, ForkServer
 
 from dsconv import cli
-
-
-@dataclass(frozen=True)
-class Outcome:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> dict[str, Any]:
-        """Standard output, which must be one JSON object and nothing else."""
-        content = json.loads(self.out)
-        assert isinstance(content, dict)
-        return content
 
 
 def dsconv(
     *arguments: object, environment: Mapping[str, str] | None = None, cwd: Path | None = None
 ) -> Outcome:
-    """Run `python -m dsconv` and wait for it."""
+    """Run a command in a process of its own, forked from one that has everything imported."""
+    if sys.platform != "linux":
+        return fresh_dsconv(*arguments, environment=environment, cwd=cwd)
+    variables = {**os.environ, **(environment or {})}
+    return _server().run(*arguments, variables=variables, cwd=cwd or Path.cwd())
+
+
+def fresh_dsconv(
+    *arguments: object, environment: Mapping[str, str] | None = None, cwd: Path | None = None
+) -> Outcome:
+    """Run `python -m dsconv` and wait for it: for tests of how it starts and what it imports."""
     done = subprocess.run(
         [sys.executable, "-m", "dsconv", *map(str, arguments)],
         env={**os.environ, **(environment or {})},
         cwd=cwd,
         capture_output=True,
         encoding="utf-8",
-        timeout=120,
+        timeout=PATIENCE,
     )
     return Outcome(done.returncode, done.stdout, done.stderr)
+
+
+@cache
+def _server() -> ForkServer:
+    return ForkServer(Path(tempfile.mkdtemp(prefix="dsconv-tests-"))).__enter__()
+
+
+def stop_server() -> None:
+    """At the end of a session of tests."""
+    if _server.cache_info().currsize:
+        _server().__exit__(None, None, None)
+        shutil.rmtree(_server().scratch)
+        _server.cache_clear()
 
 
 def call_main(

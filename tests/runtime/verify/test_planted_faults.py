@@ -8,6 +8,7 @@ import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -78,10 +79,21 @@ def quantize(source: Path, output: Path, **options: Any) -> Checkpoint:
 
 
 @pytest.fixture(scope="module")
-def quantized(model: Path) -> Path:
-    output = model.parent / "q"
-    quantize(model, output, bits=4, method="search")
-    return output
+def quantized_by(model: Path) -> Callable[[str], Path]:
+    """A name of METHODS -> the model quantized so, once."""
+
+    @cache
+    def made(method: str) -> Path:
+        output = model.parent / method
+        quantize(model, output, **METHODS[method])
+        return output
+
+    return made
+
+
+@pytest.fixture(scope="module")
+def quantized(quantized_by: Callable[[str], Path]) -> Path:
+    return quantized_by("search")
 
 
 def view(artifact: Path, reference: Checkpoint) -> LayerView:
@@ -144,10 +156,13 @@ def test_a_healthy_checkpoint_gives_no_finding(tmp_path: Path, family: str, meth
 @pytest.mark.parametrize("kind", ["contrib", "std24", "std17", "dsq"])
 @pytest.mark.parametrize("method", ["search", "asymmetric", "gptq", "int8"])
 def test_a_healthy_export_gives_no_finding(
-    tmp_path: Path, model: Path, reference: Checkpoint, kind: str, method: str
+    tmp_path: Path,
+    quantized_by: Callable[[str], Path],
+    reference: Checkpoint,
+    kind: str,
+    method: str,
 ) -> None:
-    quantize(model, tmp_path / "q", **METHODS[method])
-    artifact = export(tmp_path / "q", tmp_path / "x", kind)
+    artifact = export(quantized_by(method), tmp_path / "x", kind)
     assert places(artifact, reference) == []
     assert integrity_findings(artifact) == ()
     assert tokens(open_weights(str(artifact)), reference) == []
@@ -155,10 +170,9 @@ def test_a_healthy_export_gives_no_finding(
 
 @pytest.mark.parametrize("method", ["scale-min", "scale-min 3", "tuned"])
 def test_a_healthy_native_file_gives_no_finding(
-    tmp_path: Path, model: Path, reference: Checkpoint, method: str
+    tmp_path: Path, quantized_by: Callable[[str], Path], reference: Checkpoint, method: str
 ) -> None:
-    quantize(model, tmp_path / "q", **METHODS[method])
-    assert places(export(tmp_path / "q", tmp_path / "x", "dsq"), reference) == []
+    assert places(export(quantized_by(method), tmp_path / "x", "dsq"), reference) == []
 
 
 def test_the_figures_of_a_layer_are_those_of_its_definition(
@@ -275,14 +289,19 @@ def test_a_fault_in_the_weights_is_named(
 @pytest.mark.parametrize("factor", [1.02, 0.98])
 @pytest.mark.parametrize("layer", [0, 3, LAYERS - 1])
 def test_scales_of_one_layer_whatever_the_method(
-    tmp_path: Path, model: Path, reference: Checkpoint, method: str, factor: float, layer: int
+    tmp_path: Path,
+    quantized_by: Callable[[str], Path],
+    reference: Checkpoint,
+    method: str,
+    factor: float,
+    layer: int,
 ) -> None:
     def edit(tensors: Tensors) -> None:
         for name in tensors:
             if name.startswith(f"model.layers.{layer}.") and name.endswith("weight_scale"):
                 tensors[name] = (tensors[name].astype(np.float32) * factor).astype(np.float16)
 
-    quantize(model, tmp_path / "q", **METHODS[method])
+    shutil.copytree(quantized_by(method), tmp_path / "q")
     edit_tensors(tmp_path / "q", edit)
     assert places(tmp_path / "q", reference) == [f"model.layers.{layer}"]
 

@@ -9,7 +9,7 @@ from typing import Any
 from xml.etree import ElementTree as Xml
 
 import pytest
-from command_line import Outcome, assert_refused, call_main, dsconv
+from command_line import Outcome, assert_refused, call_main, dsconv, fresh_dsconv
 from outputs import quantized
 from small_models import write_checkpoint
 
@@ -71,9 +71,9 @@ def test_a_second_verify_runs_without_torch(tmp_path: Path, model: Path, artifac
     paths = [str(tmp_path / "poison"), *filter(None, [os.environ.get("PYTHONPATH")])]
     poisoned = {"PYTHONPATH": os.pathsep.join(paths)}
     options = ("--reference", model, *SHORT, "--json", "--reference-cache", tmp_path / "cache")
-    assert dsconv("verify", artifact, *options, environment=poisoned).code == 70
+    assert fresh_dsconv("verify", artifact, *options, environment=poisoned).code == 70
     first = dsconv("verify", artifact, *options)
-    second = dsconv("verify", artifact, *options, environment=poisoned)
+    second = fresh_dsconv("verify", artifact, *options, environment=poisoned)
     assert (first.code, second.code) == (0, 0), second.err
     assert second.json["kl"]["mean"] == pytest.approx(first.json["kl"]["mean"], rel=1e-9)
     assert second.json["noise_floor"] == first.json["noise_floor"]
@@ -89,14 +89,14 @@ def test_where_torch_is_not_installed(
     paths = [str(tmp_path / "without"), *filter(None, [os.environ.get("PYTHONPATH")])]
     without = {"PYTHONPATH": os.pathsep.join(paths)}
     options = ("--reference", model, *SHORT, "--json", "--reference-cache", tmp_path / "cache")
-    unknown = dsconv("verify", artifact, *options, environment=without)
+    unknown = fresh_dsconv("verify", artifact, *options, environment=without)
     assert_refused(unknown, 7, "has not been run before", "--reference-cache")
     assert dsconv("verify", artifact, *options).code == 0
-    here = dsconv("verify", worse, *options, environment=without)
+    here = fresh_dsconv("verify", worse, *options, environment=without)
     assert here.code == 0, here.err
     assert here.json["layers"] == []
     assert "layers are not compared: package 'torch' is not installed" in here.err
-    wanted = dsconv("verify", worse, *options, "--layers", environment=without)
+    wanted = fresh_dsconv("verify", worse, *options, "--layers", environment=without)
     assert_refused(wanted, 7, "torch")
     assert dsconv("verify", worse, *options).json["layers"]  # nothing was kept that stands for it
 

@@ -89,6 +89,7 @@ def disguise(environment: dict[str, str]) -> None:
 def run(request: dict[str, Any]) -> None:
     """One command, then the end of the process; the half second of Python's own end is saved."""
     os.chdir(request["cwd"])
+    os.environ.clear()
     os.environ.update(request["environment"])
     for number, (name, flags) in enumerate(
         [

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
 import pytest
-from command_line import Outcome
+from outcome import Outcome
 
 SERVER = Path(__file__).with_name("fork_server.py")
 PATIENCE = 120.0  # seconds that a command may take
@@ -29,7 +31,12 @@ class Running:
     log: Path | None = None
 
     def wait(self) -> Outcome:
-        code = self.server.answer()
+        too_long = threading.Timer(PATIENCE, os.kill, (self.pid, signal.SIGKILL))
+        too_long.start()
+        try:
+            code = self.server.answer()
+        finally:
+            too_long.cancel()
         if self.strace is not None:
             self.strace.wait(timeout=PATIENCE)
         out, err = (path.read_text("utf-8", errors="replace") for path in self.server.streams)
@@ -55,11 +62,12 @@ class ForkServer:
             "HF_HUB_OFFLINE": "1",
             "XDG_CACHE_HOME": str(self.scratch / "cache"),
         }
+        self._variables = {**os.environ, **quiet, **self.environment}
         self._process = subprocess.Popen(
             [*self.prefix, sys.executable, str(SERVER)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env={**os.environ, **quiet, **self.environment},
+            env=self._variables,
             text=True,
         )
         assert self.answer() == 1, "a thread before the fork"
@@ -90,19 +98,21 @@ class ForkServer:
         *arguments: object,
         cwd: Path | None = None,
         environment: Mapping[str, str] | None = None,
+        variables: Mapping[str, str] | None = None,
         crash_at: int = 0,
         below: Path | None = None,
         strace: Sequence[str] = (),
     ) -> Running:
         """Start a command.
 
+        environment: what is added to the server's; variables: all there are, instead of those.
         below, crash_at: die before the n-th change of the disk below a folder; 0 counts them (the
         count is the last line of stdout). strace: options of it, to trace the command with.
         """
         request = {
             "arguments": [str(argument) for argument in arguments],
             "cwd": str(cwd or self.scratch),
-            "environment": dict(environment or {}),
+            "environment": {**(variables or self._variables), **(environment or {})},
             "crash_at": crash_at,
             "below": str(below) if below else "",
             "traced": bool(strace),

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from command_line import Outcome
+from outcome import Outcome
 
 
 def unshare_works() -> bool:
