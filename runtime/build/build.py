@@ -23,6 +23,8 @@ from dsconv.convert.open import open_checkpoint
 from dsconv.errors import InputError, OutputError
 from dsconv.runtime.console import say
 from dsconv.runtime.model_paths import check_output
+from dsconv.runtime.sessions.onnx_provider import require_provider
+from dsconv.runtime.sessions.providers import choose_provider
 
 from .recipe import Recipe
 from .source import PULL, find_source, hub_name, licence_of
@@ -164,9 +166,6 @@ def _do(step: Step) -> StepResult:
 
 def _require_provider(recipe: Recipe) -> None:
     """Not after hours of quantization: the provider that is to judge must be there."""
-    from dsconv.runtime.sessions.onnx_provider import require_provider
-    from dsconv.runtime.sessions.providers import choose_provider
-
     choice = choose_provider(recipe.verify.provider)
     if recipe.export.format == "onnx" and not choice.is_cpu:
         require_provider(choice)

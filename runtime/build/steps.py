@@ -18,6 +18,7 @@ from dsconv.convert.checkpoint.manifest import Provenance, write_manifest
 from dsconv.convert.files.json_file import read_json_object
 from dsconv.convert.inspect import describe
 from dsconv.runtime.console import say
+from dsconv.runtime.quantize import quantize_command
 
 from .model_card import Card
 from .recipe import Recipe
@@ -123,8 +124,6 @@ class QuantizeStep(Step):
         }
 
     def run(self) -> Mapping[str, Any]:
-        from dsconv.runtime.quantize import quantize_command
-
         part, threads = self.site.recipe.quantize, self.site.threads
         assert part is not None
         report = quantize_command(
@@ -152,7 +151,7 @@ class ExportStep(Step):
         return {"export": asdict(self.site.recipe.export), "inputs": inputs}
 
     def run(self) -> Mapping[str, Any]:
-        from dsconv.runtime.export import export_model
+        from dsconv.runtime.export import export_model  # loads onnx
 
         recipe = self.site.recipe
         model = self.site.source.path if recipe.quantize is None else self.site.quantized

@@ -18,7 +18,7 @@ SHOWN_NAME = 160  # characters of a name before it is cut in the middle
 
 
 @dataclass(frozen=True)
-class Figure:
+class SummaryFigure:
     """A figure of a summary: how it is called, taken, and which check (max-NAME, min-NAME) judges
     it."""
 
@@ -32,34 +32,34 @@ class Figure:
         return number(value, self.is_share)
 
 
-def perplexity_ratio(summary: Summary) -> float:
-    """Of the artifact to the reference; 1 where both are equal."""
-    reference = summary.reference_perplexity
-    return summary.artifact_perplexity / reference if reference else math.nan
-
-
 def _log(value: float) -> float:
     return math.log(value) if value > 0 else math.nan
 
 
 FIGURES = (
-    Figure("mean KL, nats per token", lambda s: s.kl_mean, "kl", is_kl=True),
-    Figure("median KL", lambda s: s.kl_median, "kl-median", is_kl=True),
-    Figure("90th percentile", lambda s: s.kl_p90, "kl-p90", is_kl=True),
-    Figure("99th percentile", lambda s: s.kl_p99, "kl-p99", is_kl=True),
-    Figure("99.9th percentile", lambda s: s.kl_p999, "kl-p999", is_kl=True),
-    Figure("largest", lambda s: s.kl_max, "kl-max", is_kl=True),
-    Figure("same top token", lambda s: s.top1_agreement, "top1", is_share=True),
-    Figure("probability off by > 0.1", lambda s: s.probability_shift, "shift", is_share=True),
-    Figure("perplexity of the reference", lambda s: s.reference_perplexity, ""),
-    Figure("perplexity of the artifact", lambda s: s.artifact_perplexity, "ppl"),
-    Figure("perplexity ratio", perplexity_ratio, "ppl-ratio"),
+    SummaryFigure("mean KL, nats per token", lambda s: s.kl_mean, "kl", is_kl=True),
+    SummaryFigure("median KL", lambda s: s.kl_median, "kl-median", is_kl=True),
+    SummaryFigure("90th percentile", lambda s: s.kl_p90, "kl-p90", is_kl=True),
+    SummaryFigure("99th percentile", lambda s: s.kl_p99, "kl-p99", is_kl=True),
+    SummaryFigure("99.9th percentile", lambda s: s.kl_p999, "kl-p999", is_kl=True),
+    SummaryFigure("largest", lambda s: s.kl_max, "kl-max", is_kl=True),
+    SummaryFigure("same top token", lambda s: s.top1_agreement, "top1", is_share=True),
+    SummaryFigure(
+        "probability off by > 0.1", lambda s: s.probability_shift, "shift", is_share=True
+    ),
+    SummaryFigure("perplexity of the reference", lambda s: s.reference_perplexity, ""),
+    SummaryFigure("perplexity of the artifact", lambda s: s.artifact_perplexity, "ppl"),
+    SummaryFigure("perplexity ratio", lambda s: s.perplexity_ratio, "ppl-ratio"),
 )
 # What is compared with an earlier verdict, where small is good for all.
 AGAINST_BASELINE = (
-    Figure("mean KL", lambda s: s.kl_mean, "baseline-kl", is_kl=True),
-    Figure("other top token", lambda s: 1 - s.top1_agreement, "baseline-top1", is_share=True),
-    Figure("log of the perplexity ratio", lambda s: _log(perplexity_ratio(s)), "baseline-ppl"),
+    SummaryFigure("mean KL", lambda s: s.kl_mean, "baseline-kl", is_kl=True),
+    SummaryFigure(
+        "other top token", lambda s: 1 - s.top1_agreement, "baseline-top1", is_share=True
+    ),
+    SummaryFigure(
+        "log of the perplexity ratio", lambda s: _log(s.perplexity_ratio), "baseline-ppl"
+    ),
 )
 _BY_CHECK = {figure.check: figure for figure in (*FIGURES, *AGAINST_BASELINE) if figure.check}
 SOURCES = {
@@ -71,21 +71,21 @@ SOURCES = {
 }
 
 
-def figure_of(check: LimitCheck) -> Figure | None:
+def figure_of(check: LimitCheck) -> SummaryFigure | None:
     """The figure of the summary that a check judges; None where it judges something else."""
     name = re.sub(r"^(max|min)-", "", check.name.strip("-").replace("_", "-"))
     name = name.replace("perplexity", "ppl").replace("probability-shift", "shift")
     return _BY_CHECK.get(name.removesuffix("-mean"))
 
 
-def floor_of(verdict: Verdict, figure: Figure | None) -> float | None:
+def floor_of(verdict: Verdict, figure: SummaryFigure | None) -> float | None:
     """The same figure of the reference against itself."""
     if verdict.noise_floor is None or figure is None:
         return None
     return figure.take(verdict.noise_floor.summary)
 
 
-def floor_text(verdict: Verdict, figure: Figure | None) -> str:
+def floor_text(verdict: Verdict, figure: SummaryFigure | None) -> str:
     value = floor_of(verdict, figure)
     return "–" if figure is None or value is None else figure.text(value)
 

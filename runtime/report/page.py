@@ -24,7 +24,7 @@ from dsconv.runtime.verify.verdict import Bucket, LayerError, LimitCheck, Speed,
 from .figures import (
     FIGURES,
     SOURCES,
-    Figure,
+    SummaryFigure,
     by_how_much,
     check_number,
     count_text,
@@ -81,7 +81,7 @@ class Page:
     state: str
     why: str
     checks: tuple[LimitCheck, ...]  # failed ones first
-    figures: tuple[Figure, ...]
+    figures: tuple[SummaryFigure, ...]
     this: Speed | None
     reference: Speed | None
     kl_plots: tuple[Plot, ...]

@@ -21,7 +21,7 @@ from .findings.signature import Signature, signature_findings
 from .findings.tokenizer import tokenizer_findings
 from .free_running import built_in_prompts, compare_texts, write_texts
 from .task import TaskOptions, run_task
-from .verdict import Part, Speed, Verdict
+from .verdict import Speed, Verdict, VerdictPart
 from .weights import WeightsCheck
 
 FREE_TOKENS = 256  # of a free text
@@ -29,7 +29,7 @@ SPEED_CONTEXT, SPEED_TOKENS, SPEED_ROUNDS = 64, 16, 3
 
 
 class Check(Protocol):
-    def run(self, comparison: Comparison) -> Part:
+    def run(self, comparison: Comparison) -> VerdictPart:
         """
         Raises:
             InputError, UnsupportedError: what was asked for cannot be looked at.
@@ -89,7 +89,7 @@ def with_checks(measured: Verdict, checks: Iterable[Check], comparison: Comparis
 
 
 class TokenizerCheck:
-    def run(self, comparison: Comparison) -> Part:
+    def run(self, comparison: Comparison) -> VerdictPart:
         artifact, reference = comparison.artifact, comparison.reference
         findings = tokenizer_findings(
             artifact.side_files,
@@ -98,27 +98,27 @@ class TokenizerCheck:
             reference.config,
             rebuilt=comparison.place.suffix == ".gguf",
         )
-        return Part(tuple(findings))
+        return VerdictPart(tuple(findings))
 
 
 @dataclass(frozen=True)
 class SignatureCheck:
     signature: Signature
 
-    def run(self, comparison: Comparison) -> Part:
-        return Part(signature_findings(comparison.place, self.signature))
+    def run(self, comparison: Comparison) -> VerdictPart:
+        return VerdictPart(signature_findings(comparison.place, self.signature))
 
 
 class IntegrityCheck:
-    def run(self, comparison: Comparison) -> Part:
-        return Part(integrity_findings(comparison.place, BESIDE))
+    def run(self, comparison: Comparison) -> VerdictPart:
+        return VerdictPart(integrity_findings(comparison.place, BESIDE))
 
 
 @dataclass(frozen=True)
 class FreeTextsCheck:
     prompts: int
 
-    def run(self, comparison: Comparison) -> Part:
+    def run(self, comparison: Comparison) -> VerdictPart:
         models = comparison.artifact, comparison.running_reference
         prompts = built_in_prompts(self.prompts)
         with progress("texts", 2 * len(prompts), "texts") as advance:
@@ -126,7 +126,7 @@ class FreeTextsCheck:
                 write_texts(model, comparison.tokenizer, prompts, FREE_TOKENS, advance)
                 for model in models
             )
-        return Part(free_running=compare_texts(mine, theirs, FREE_TOKENS))
+        return VerdictPart(free_running=compare_texts(mine, theirs, FREE_TOKENS))
 
 
 @dataclass(frozen=True)
@@ -134,12 +134,12 @@ class TaskCheck:
     file: Path
     options: TaskOptions
 
-    def run(self, comparison: Comparison) -> Part:
+    def run(self, comparison: Comparison) -> VerdictPart:
         artifact, reference = comparison.artifact, comparison.running_reference
         total = 2 * self.options.questions * self.options.seeds
         with progress("task", total, "answers") as advance:
             score = run_task(self.file, artifact, reference, self.options, advance)
-        return Part(tasks=(score,))
+        return VerdictPart(tasks=(score,))
 
 
 @dataclass(frozen=True)
@@ -148,9 +148,9 @@ class SpeedCheck:
 
     kl_mean: float
 
-    def run(self, comparison: Comparison) -> Part:
+    def run(self, comparison: Comparison) -> VerdictPart:
         reference = comparison.running_reference.session
-        return Part(
+        return VerdictPart(
             speeds=(
                 _speed(comparison.path, comparison.artifact.session, self.kl_mean),
                 _speed(comparison.reference.name, reference, None),

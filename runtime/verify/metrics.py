@@ -59,6 +59,12 @@ class Summary:
     reference_perplexity: float
     artifact_perplexity: float
 
+    @property
+    def perplexity_ratio(self) -> float:
+        """Of the artifact to the reference; 1 where both are equal."""
+        reference = self.reference_perplexity
+        return self.artifact_perplexity / reference if reference else math.nan
+
 
 def log_softmax(logits: NDArray[np.floating]) -> NDArray[np.float64]:
     """Along the last axis, in float64."""

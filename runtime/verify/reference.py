@@ -17,9 +17,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsconv.convert.checkpoint.checkpoint import Checkpoint
+from dsconv.convert.files.hashes import artifact_files
 from dsconv.errors import ProviderError
 from dsconv.progress import Advance
-from dsconv.runtime.sessions.load import Loaded
+from dsconv.runtime.model_paths import open_model
+from dsconv.runtime.sessions.load import (
+    Loaded,
+    is_native_file,
+    is_onnx_artifact,
+    load,
+    refuse_unknown_dtype,
+)
 from dsconv.runtime.sessions.session import Session
 from dsconv.runtime.sessions.torch_device import import_torch
 
@@ -215,15 +223,6 @@ def open_reference(path: str, precision: str = "float32", threads: int = 0) -> R
     Raises:
         UsageError, InputError, UnsupportedError, DownloadError: with the cure.
     """
-    from dsconv.convert.files.hashes import artifact_files
-    from dsconv.runtime.model_paths import open_model
-    from dsconv.runtime.sessions.load import (
-        is_native_file,
-        is_onnx_artifact,
-        load,
-        refuse_unknown_dtype,
-    )
-
     refuse_unknown_dtype(precision)
     place = Path(path).expanduser()
     if is_native_file(place) or is_onnx_artifact(place):

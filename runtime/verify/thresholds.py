@@ -53,10 +53,6 @@ class Figure:
         return None
 
 
-def perplexity_ratio(verdict: Verdict) -> float:
-    return verdict.summary.artifact_perplexity / verdict.summary.reference_perplexity
-
-
 def speedup(verdict: Verdict) -> float:
     """Decoding of the artifact over that of the reference; NaN where it was not timed."""
     rates = [speed.decode_tokens_per_second for speed in verdict.speeds[:2]]
@@ -69,7 +65,13 @@ FIGURES = (
     Figure("max_kl", "mean KL, nats per token", lambda v: v.summary.kl_mean, True),
     Figure("max_kl_p99", "p99 of the KL, nats", lambda v: v.summary.kl_p99, True, example="0.5"),
     Figure("min_top1", "top-1 agreement", lambda v: v.summary.top1_agreement, False, 0, 1, "0.93"),
-    Figure("max_ppl_ratio", "perplexity ratio", perplexity_ratio, True, example="1.05"),
+    Figure(
+        "max_ppl_ratio",
+        "perplexity ratio",
+        lambda v: v.summary.perplexity_ratio,
+        True,
+        example="1.05",
+    ),
     Figure(
         "max_probability_shift",
         "share of tokens whose probability changes by more than 0.1",

@@ -155,7 +155,7 @@ class Circumstances:
 
 
 @dataclass(frozen=True)
-class Part:
+class VerdictPart:
     """What a check of `checks.py` adds to a verdict."""
 
     findings: tuple[Finding, ...] = ()

@@ -10,7 +10,7 @@ from typing import Any
 
 from .judge import blocks_of, failures
 from .metrics import Summary
-from .thresholds import BY_KEY, perplexity_ratio
+from .thresholds import BY_KEY
 from .verdict import LimitCheck, Verdict
 
 # Always there, so that a reader need not ask; others appear when somebody gave them.
@@ -37,7 +37,7 @@ def to_json(verdict: Verdict) -> dict[str, Any]:
         "perplexity": {
             "reference": s.reference_perplexity,
             "artifact": s.artifact_perplexity,
-            "ratio": perplexity_ratio(verdict),
+            "ratio": s.perplexity_ratio,
         },
         "noise_floor": _noise(verdict),
         "runtime": p.runtime,
@@ -79,7 +79,7 @@ def _figures(s: Summary) -> dict[str, Any]:
         "kl_p99": s.kl_p99,
         "top1_agreement": s.top1_agreement,
         "probability_shift": s.probability_shift,
-        "perplexity_ratio": s.artifact_perplexity / s.reference_perplexity,
+        "perplexity_ratio": s.perplexity_ratio,
     }
 
 

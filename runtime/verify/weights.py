@@ -21,7 +21,7 @@ from dsconv.runtime.sessions.torch_device import import_torch
 from .comparison import Comparison
 from .findings.integrity import BESIDE, can_be_vouched_for, integrity_findings
 from .reference import CheckpointReference, Tokens
-from .verdict import Circumstances, Finding, LayerError, Part
+from .verdict import Circumstances, Finding, LayerError, VerdictPart
 
 LAYER_TOKENS = 512  # of the text; what a layer does to them shows what its weights are worth
 
@@ -39,7 +39,7 @@ class WeightsCheck:
     circumstances: Circumstances
     cache: Path | None
 
-    def run(self, comparison: Comparison) -> Part:
+    def run(self, comparison: Comparison) -> VerdictPart:
         """
         Raises:
             UnsupportedError, ProviderError: layers were asked for and cannot be compared.
@@ -58,19 +58,19 @@ class WeightsCheck:
             if self.layers:
                 raise
             say(f"layers are not compared: {error.message}")
-            return Part(damaged)
-        found = Part((*damaged, *part.findings), part.layers)
+            return VerdictPart(damaged)
+        found = VerdictPart((*damaged, *part.findings), part.layers)
         if file:
             _write(file, found)
         return found
 
-    def _compare(self, comparison: Comparison, sample: Tokens) -> Part:
+    def _compare(self, comparison: Comparison, sample: Tokens) -> VerdictPart:
         """
         Raises:
             ProviderError: there is no torch to compare with.
         """
         if self.layers is False:
-            return Part()
+            return VerdictPart()
         if not isinstance(comparison.reference, CheckpointReference):
             if self.layers:
                 raise UnsupportedError(
@@ -78,14 +78,14 @@ class WeightsCheck:
                     "artifact",
                     "give the checkpoint that it was made from as --reference",
                 )
-            return Part()
+            return VerdictPart()
         try:
             return _view(comparison.path, comparison.reference, sample)
         except DsconvError as error:
             if self.layers or isinstance(error, ProviderError):
                 raise
             say(f"layers are not compared: {error.message}")
-            return Part()
+            return VerdictPart()
 
     def _key(self, sample: Tokens) -> str:
         """Of all that decides over what is seen: files, tokens, and how dsconv looks at them."""
@@ -102,14 +102,14 @@ class WeightsCheck:
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def _view(path: str, reference: CheckpointReference, sample: Tokens) -> Part:
+def _view(path: str, reference: CheckpointReference, sample: Tokens) -> VerdictPart:
     import_torch()
     from .findings.layers import view_layers
 
     checkpoint = reference.checkpoint
     with progress("layers", checkpoint.decoder.config.num_hidden_layers + 2, "layers") as advance:
         view = view_layers(path, checkpoint, sample, advance)
-    return Part(view.findings, view.layers)
+    return VerdictPart(view.findings, view.layers)
 
 
 def _sample(windows: Tokens) -> list[Sequence[int]]:
@@ -124,10 +124,10 @@ def _sample(windows: Tokens) -> list[Sequence[int]]:
     return found
 
 
-def _read(path: Path) -> Part | None:
+def _read(path: Path) -> VerdictPart | None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        return Part(
+        return VerdictPart(
             tuple(Finding(**entry) for entry in content["findings"]),
             tuple(LayerError(**entry) for entry in content["layers"]),
         )
@@ -135,7 +135,7 @@ def _read(path: Path) -> Part | None:
         return None
 
 
-def _write(path: Path, found: Part) -> None:
+def _write(path: Path, found: VerdictPart) -> None:
     """Best effort: a folder that cannot be written only costs the next verify its time."""
     content: Mapping[str, Any] = {
         "layers": [{**asdict(layer), "matrices": dict(layer.matrices)} for layer in found.layers],
