@@ -6,7 +6,6 @@ of what it refuses.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from dsconv.runtime.calibration.text_windows import CalibrationOptions, shares
 
 from .console import say, size_text, time_text
 from .memory import machine_memory_bytes
+from .quantize_request import QuantizeRequest
 
 FEW_SLOTS = 16  # with fewer, memory gives the weights no faster
 CERTAIN = 0.75  # share of an estimate that surely comes true
@@ -93,20 +93,12 @@ class Prediction:
             say(f"does not fit: {problem.message}\nhint: {problem.hint}")
 
 
-def predict(
-    model: str,
-    choose: Callable[[bool], QuantizeOptions],
-    output: Path,
-    calibration: CalibrationOptions,
-    target: BitsTarget | None = None,
-) -> Prediction:
-    """choose: gives the options for a model whose head is its embedding, or not.
-
-    Raises what opening the model and planning its quantization raise.
-    """
+def predict(model: str, request: QuantizeRequest, output: Path, threads: int) -> Prediction:
+    """Raises what opening the model and planning its quantization raise."""
+    texts, target = request.texts(), request.target()
     checkpoint = open_for_planning(model)
-    options = choose(checkpoint.decoder.config.tie_word_embeddings)
-    workload = workload_of(checkpoint, options, calibration, target)
+    options = request.resolve(threads, True, checkpoint.decoder.config.tie_word_embeddings)
+    workload = workload_of(checkpoint, options, texts, target)
     cost = full_cost(workload)
     machine = Machine.at(output)
     rates = measure(workload)

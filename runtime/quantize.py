@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -31,6 +31,7 @@ from .console import progress, quantity, say, size_text
 from .memory import peak_rss_bytes
 from .model_paths import check_output, open_model, streamed_model
 from .plan import refuse_what_cannot_fit
+from .quantize_request import QuantizeRequest
 
 
 @dataclass(frozen=True)
@@ -70,30 +71,26 @@ class QuantizeReport:
 
 def quantize_command(
     model: str,
-    choose: Callable[[bool, bool], QuantizeOptions],
+    request: QuantizeRequest,
     output: Path,
-    overwrite: bool,
-    calibration: CalibrationOptions,
-    target: BitsTarget | None = None,
-    recipe: Path | None = None,
+    threads: int,
+    overwrite: bool = False,
     keep: bool = True,
 ) -> QuantizeReport:
     """Quantize, calibrated where that was asked for or is the default and the model can write.
 
     Args:
-        choose: gives the options for a model that can write its calibration text, and whose head
-            is its embedding.
         keep: what is downloaded; else shards are fetched when they are needed, and deleted.
     """
-    options = choose(True, False)
-    if target is not None and recipe is not None:
+    texts, target = request.texts(), request.target()
+    options = request.resolve(threads, True, False)
+    if target is not None and request.manifest() is not None:
         raise UsageError("a target and a recipe", "give one of the two")
     if target is not None and options.activations != FLOAT_ACTIVATIONS:
         raise UsageError(
             "a target with int8 activations", "leave out --target-bpw, --target-size and --max-kl"
         )
-    calibrates = options.method == CALIBRATED
-    if calibration.sources and not calibrates and target is None:
+    if texts.sources and options.method != CALIBRATED and target is None:
         raise UsageError(
             f"method {options.method!r} takes no calibration text",
             f"add --method {CALIBRATED}, or leave out --calibration",
@@ -102,46 +99,40 @@ def quantize_command(
     start = time.perf_counter()
     opened = nullcontext(open_model(model)) if keep else streamed_model(model, output)
     with opened as checkpoint:
-        result = _quantize(checkpoint, choose, output, overwrite, calibration, target, recipe)
+        options = _decided(checkpoint, request, threads)
+        result = _quantize(TextAndBits(checkpoint, options, texts, target), output, overwrite)
     return QuantizeReport(result, output, time.perf_counter() - start)
 
 
-def _quantize(
-    checkpoint: Checkpoint,
-    choose: Callable[[bool, bool], QuantizeOptions],
-    output: Path,
-    overwrite: bool,
-    calibration: CalibrationOptions,
-    target: BitsTarget | None,
-    recipe: Path | None,
-) -> QuantizeResult:
-    """The checkpoint decides what the options left open."""
-    calibrates = choose(True, False).method == CALIBRATED
+def _decided(checkpoint: Checkpoint, request: QuantizeRequest, threads: int) -> QuantizeOptions:
+    """The checkpoint decides what the request left open."""
     tied = checkpoint.decoder.config.tie_word_embeddings
-    options = choose(True, tied)
-    if calibrates and choose(False, tied).method != CALIBRATED:  # nobody asked for it
-        from dsconv.runtime.calibration.self_written import why_it_cannot_write
+    options = request.resolve(threads, True, tied)
+    without_text = request.resolve(threads, False, tied)
+    if options.method == CALIBRATED and without_text.method != CALIBRATED:  # nobody asked for it
+        from dsconv.runtime.calibration.self_written import why_it_cannot_write  # torch
 
         reason = why_it_cannot_write(checkpoint)
         if reason is not None:
             say(f"warning: no calibration text, so weights are rounded by search: {reason}")
-            options, calibrates = choose(False, tied), False
-    if recipe is not None:
-        options = replace(options, allocation=read_allocation(recipe))
-    refuse_what_cannot_fit(checkpoint, options, output, calibration, target)
-    preparation: Preparation = NO_TEXT
-    if calibrates or target is not None:
-        preparation = TextAndBits(checkpoint, options, calibration, target)
+            options = without_text
+    manifest = request.manifest()
+    if manifest is None:
+        return options
+    return replace(options, allocation=read_allocation(manifest))
+
+
+def _quantize(work: TextAndBits, output: Path, overwrite: bool) -> QuantizeResult:
+    checkpoint, options = work.checkpoint, work.options
+    refuse_what_cannot_fit(checkpoint, options, output, work.calibration, work.target)
+    is_needed = options.method == CALIBRATED or work.target is not None
+    preparation: Preparation = work if is_needed else NO_TEXT
     show = _show_matrix if sys.stderr.isatty() else lambda matrix: None
     try:
         with progress("quantize", checkpoint.parameter_count, "weights") as advance:
+            listeners = Listeners(advance, show, say)
             return quantize_checkpoint(
-                checkpoint,
-                options,
-                output,
-                overwrite,
-                preparation,
-                Listeners(advance, show, say),
+                checkpoint, options, output, overwrite, preparation, listeners
             )
     except (KeyboardInterrupt, SystemExit):
         say(f"interrupted; the same command goes on from {partial_of(output)}")
@@ -169,7 +160,7 @@ class TextAndBits:
         return Prepared(windows, self._choose(self.target, windows))
 
     def _choose(self, target: BitsTarget, windows: list[list[int]]) -> Mapping[str, str]:
-        from dsconv.convert.quantize.choose_bits import choose_bits
+        from dsconv.convert.quantize.choose_bits import choose_bits  # torch
 
         with progress("measure", sum(map(len, windows)), "tokens") as advance:
             chosen = choose_bits(self.checkpoint, self.options, target, windows, advance)

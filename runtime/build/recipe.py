@@ -21,19 +21,17 @@ from dsconv.convert.files.toml_file import parse_toml
 from dsconv.convert.formats.onnx.names import DIALECT_NAMES
 from dsconv.convert.targets.table import TARGETS
 from dsconv.errors import InputError, UnsupportedError, UsageError
-from dsconv.runtime.quantize_defaults import quantize_options
+from dsconv.runtime.option_fields import limited
+from dsconv.runtime.quantize_request import QuantizeRequest
 from dsconv.runtime.sessions.providers import PROVIDERS
 
-from .toml_schema import Settings, TableReader, limited
+from .toml_schema import Settings, TableReader
 
 if TYPE_CHECKING:  # a list of recipes needs none of these
-    from dsconv.convert.quantize.options import BitsTarget, QuantizeOptions
-    from dsconv.runtime.calibration.text_windows import CalibrationOptions
     from dsconv.runtime.export import ExportRequest
     from dsconv.runtime.verify.measure import VerifyOptions
 
 SUFFIX = ".toml"
-BITS = (3, 4, 5, 6, 8)
 LIMITS = (
     "max_kl",
     "max_kl_p99",
@@ -49,59 +47,6 @@ OUTPUT_NAMES = {
     "compressed-tensors": "model",
     "ascend": "model",
 }
-
-
-@dataclass(frozen=True)
-class QuantizePart:
-    """As the options of `dsconv quantize`; None leaves the choice to it."""
-
-    bits: int = limited(4, choices=BITS)
-    scheme: str = limited("integer", choices=("integer", "scale-min"))
-    group_size: int = limited(32, choices=(32, 64, 128, -1))
-    symmetric: bool = True
-    head_bits: int | None = limited(None, choices=(*BITS, 16))
-    embedding_bits: int | None = limited(None, choices=(*BITS, 16))
-    activations: str = limited("float", choices=("float", "int8"))
-    method: str | None = limited(None, choices=("gptq", "search", "rtn"))
-    calibration: tuple[str, ...] = ()
-    calibration_tokens: int = limited(32768, low=1)
-    target_bpw: float | None = limited(None, low=2, high=16)
-    prefix_correction: float | None = limited(None, low=0, high=1)
-    damping: float = limited(0.01, low=1e-9, high=1)
-    tuning_epochs: int = limited(0, low=0)
-    max_memory: str = "2GiB"
-
-    def options(self, threads: int, can_write: bool, tied: bool) -> QuantizeOptions:
-        """Raises UsageError: the keys contradict each other."""
-        return quantize_options(
-            can_write,
-            tied,
-            method=self.method,
-            calibrates=bool(self.calibration) or self.target_bpw is not None,
-            bits=self.bits,
-            scheme=self.scheme,
-            activations=self.activations,
-            embedding_bits=self.embedding_bits,
-            head_bits=self.head_bits,
-            prefix_correction=self.prefix_correction,
-            max_memory=self.max_memory,
-            group_size=self.group_size,
-            symmetric=self.symmetric,
-            threads=threads,
-            damping=self.damping,
-            tuning_epochs=self.tuning_epochs,
-        )
-
-    def texts(self) -> CalibrationOptions:
-        from dsconv.runtime.calibration.text_windows import CalibrationOptions, CalibrationSource
-
-        sources = tuple(map(CalibrationSource.parse, self.calibration))
-        return CalibrationOptions(sources, self.calibration_tokens)
-
-    def target(self) -> BitsTarget | None:
-        from dsconv.convert.quantize.options import BitsTarget
-
-        return None if self.target_bpw is None else BitsTarget(bits_per_weight=self.target_bpw)
 
 
 @dataclass(frozen=True)
@@ -164,7 +109,7 @@ class Parts:
     description: str
     source: str
     revision: str = "main"
-    quantize: QuantizePart | None = None
+    quantize: QuantizeRequest | None = None
     export: ExportPart = ExportPart()
     verify: VerifyPart = VerifyPart()
 
@@ -201,7 +146,7 @@ class Recipe(Parts):
                     f"{self.export.format!r}",
                     'allowed with scale-min: format = "native", "gguf"',
                 )
-            self._in_section("quantize", partial(part.options, 1, True, False))
+            self._in_section("quantize", partial(part.resolve, 1, True, False))
             self._in_section("quantize", part.texts)
         self._in_section("export", self.export.request().resolved)
         self._in_section("verify", self.verify.options)

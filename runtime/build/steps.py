@@ -128,11 +128,10 @@ class QuantizeStep(Step):
         assert part is not None
         report = quantize_command(
             str(self.site.source.path),
-            lambda can_write, tied: part.options(threads, can_write, tied),
+            part,
             self.output,
+            threads,
             overwrite=True,  # of an unfinished run with other options
-            calibration=part.texts(),
-            target=part.target(),
         )
         report.show()
         return {"calibration_kl": report.result.calibration_kl}

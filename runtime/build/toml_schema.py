@@ -1,53 +1,23 @@
 """A TOML table into a frozen dataclass: every key known, every value of its type and in its range.
 
-A field's annotation gives the type; `limited` adds what is allowed beyond it. An error names where
+A field's annotation gives the type; its `Limits` what is allowed beyond it. An error names where
 the value comes from, its key, the value and what is allowed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from difflib import get_close_matches
 from types import NoneType, UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from dsconv.convert.files.toml_file import parse_toml
 from dsconv.errors import DsconvError, InputError, UsageError
+from dsconv.runtime.option_fields import Limits
 
 Table = TypeVar("Table")
-LARGEST = 2.0**53  # beyond it floats leave out integers
 TYPE_NAMES = {str: "a string", int: "an integer", float: "a number", bool: "true or false"}
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Either a list of choices, or a range whose ends are allowed; None is no end."""
-
-    choices: tuple[Any, ...] = ()
-    low: float | None = None
-    high: float | None = None
-
-    def allow(self, value: Any) -> bool:
-        if self.choices:
-            return value in self.choices
-        low = -float("inf") if self.low is None else self.low
-        high = LARGEST if self.high is None else self.high
-        return bool(low <= value <= high)  # NaN is in no range
-
-    def __str__(self) -> str:
-        if self.choices:
-            return ", ".join(map(str, self.choices))
-        if self.high is None:
-            return f"{self.low:g} or more"
-        return f"{self.low:g} to {self.high:g}"
-
-
-def limited(
-    default: Any, *, choices: tuple[Any, ...] = (), low: float | None = None, high: Any = None
-) -> Any:
-    """A dataclass field with a default and limits."""
-    return field(default=default, metadata={"limits": Limits(choices, low, high)})
 
 
 @dataclass(frozen=True)

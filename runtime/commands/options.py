@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import sys
+from collections.abc import Callable, Collection
+from dataclasses import fields
+from functools import wraps
+from inspect import Parameter
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from dsconv.runtime.quantize_defaults import quantize_options as quantize_options
+Command = Callable[..., None]
+SEVERAL = tuple[str, ...]  # the type of an option that may be repeated
 
 Model = Annotated[
     str,
@@ -45,60 +51,58 @@ AllowFallback = Annotated[
     bool,
     typer.Option("--allow-fallback", help="The CPU runs what the provider leaves; shows how much"),
 ]
-Bits = Annotated[int, typer.Option(help="Bits per weight: 4, 8; scale-min 3 to 6")]
-SchemeName = Annotated[
-    str, typer.Option("--scheme", help="integer (ONNX, vLLM, vendors) or scale-min (GGUF, native)")
-]
-GroupSize = Annotated[int, typer.Option(help="Weights per scale: 32, 64, 128, -1 = row")]
-Symmetric = Annotated[
-    bool, typer.Option("--symmetric/--asymmetric", help="Fixed or stored zero points")
-]
-HeadBits = Annotated[
-    int | None, typer.Option(help="Bits of lm_head: 4, 8, 16 (default: as --bits)")
-]
-EmbeddingBits = Annotated[
-    int | None,
-    typer.Option(
-        help="Bits of the token embedding: 4, 8, 16 = as it is (default: with gptq as --bits, one "
-        "more with scale-min; else 16)"
-    ),
-]
-Activations = Annotated[
-    str, typer.Option(help="float, or int8 (with --bits 8): int8 products, as vLLM runs them")
-]
-Method = Annotated[
-    str | None,
-    typer.Option(
-        help="gptq: calibrated, the default below 8 bits, and with --calibration, a target or int8 "
-        "activations; search: least squares per group, minutes instead of an hour; rtn: to nearest"
-    ),
-]
-Calibration = Annotated[
-    list[str] | None,
-    typer.Option(
-        help="Text for gptq: self (the model writes it; the default) or FILE (text or .jsonl); "
-        "several are mixed, self=2 or FILE=2 gives one twice the share"
-    ),
-]
-CalibrationTokens = Annotated[int, typer.Option(help="Tokens to calibrate on")]
-TargetBits = Annotated[
-    float | None,
-    typer.Option(help="Choose bits per matrix: this many per weight, over all parameters"),
-]
-PrefixCorrection = Annotated[
-    float | None,
-    typer.Option(
-        help="0 to 1: how far gptq makes up for the error of earlier layers (default: 0.5; 0 at "
-        "8 bits)"
-    ),
-]
-TuningEpochs = Annotated[
-    int,
-    typer.Option(help="Then train the scales on the original's logits; needs the model in RAM"),
-]
-MaxMemory = Annotated[
-    str, typer.Option(help="For activations and second moments; beyond it they go to disk")
-]
+
+
+def asking(request: type[Any], without: Collection[str] = ()) -> Callable[[Command], Command]:
+    """The command's parameter of this dataclass becomes one option per field (`option_fields.py`).
+
+    without: fields that keep their defaults.
+    """
+    options = _options_of(request, without)
+    several = [entry.name for entry in fields(request) if entry.type == SEVERAL]
+
+    def decorate(command: Command) -> Command:
+        parameters: list[Parameter] = []
+        place = ""
+        for parameter in inspect.signature(command, eval_str=True).parameters.values():
+            if parameter.annotation is request:
+                place = parameter.name
+                parameters += options
+            else:
+                parameters.append(parameter)
+
+        @wraps(command)
+        def parsed(**values: Any) -> None:
+            chosen = {option.name: values.pop(option.name) for option in options}
+            for name in several:
+                chosen[name] = tuple(chosen[name] or ())
+            command(**values, **{place: request(**chosen)})
+
+        parsed.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        parsed.__annotations__ = {p.name: p.annotation for p in parameters}
+        return parsed
+
+    return decorate
+
+
+def _options_of(request: type[Any], without: Collection[str]) -> list[Parameter]:
+    """In the order of help."""
+    found: list[Parameter] = []
+    for entry in fields(request):
+        if entry.name in without:
+            continue
+        several = entry.type == SEVERAL
+        kind: Any = list[str] | None if several else entry.type
+        flags = filter(None, [entry.metadata["flag"]])
+        words = typer.Option(*flags, help=entry.metadata["help"])
+        default = None if several else entry.default
+        option = Parameter(
+            entry.name, Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, words]
+        )
+        names = [other.name for other in found]
+        after = entry.metadata["after"]
+        found.insert(len(found) if after is None else names.index(after) + 1, option)
+    return found
 
 
 def thread_count(count: int) -> int:

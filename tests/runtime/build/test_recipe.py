@@ -17,13 +17,13 @@ from dsconv.errors import DsconvError, InputError, UnsupportedError, UsageError
 from dsconv.runtime.build.recipe import (
     ExportPart,
     Parts,
-    QuantizePart,
     Recipe,
     VerifyPart,
     all_recipes,
     load_recipe,
     recipe_names,
 )
+from dsconv.runtime.quantize_request import QuantizeRequest
 
 CHECKPOINTS = {
     "r1-distill-qwen-1.5b": "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B",
@@ -103,7 +103,7 @@ def test_what_serves_is_what_judges(name: str) -> None:
 
 def test_the_documentation_names_every_key() -> None:
     text = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
-    for part in (Parts, QuantizePart, ExportPart, VerifyPart):
+    for part in (Parts, QuantizeRequest, ExportPart, VerifyPart):
         for entry in fields(part):
             assert f"`{entry.name}`" in text or f"`[{entry.name}]`" in text, entry.name
     for target in TARGETS:
@@ -119,7 +119,7 @@ def test_what_is_left_out_has_the_default(tmp_path: Path) -> None:
     assert (recipe.revision, recipe.name) == ("main", "mine")
     assert recipe.export == ExportPart("onnx", "cpu", None, 4, None, None)
     assert recipe.verify == VerifyPart()
-    assert loaded(tmp_path, HEAD + "[quantize]").quantize == QuantizePart()
+    assert loaded(tmp_path, HEAD + "[quantize]").quantize == QuantizeRequest()
 
 
 def test_values_and_types(tmp_path: Path) -> None:
