@@ -1,0 +1,277 @@
+"""dsconv as a library: one function per command, with the command's options as keywords.
+
+Results are the objects that the commands print by `--json`. `import dsconv` offers these names and
+imports this file with the first of them; what a function needs, it imports when it is called.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import update_wrapper
+from inspect import signature
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar
+
+from dsconv.runtime.quantize_request import QuantizeCommandRequest
+
+if TYPE_CHECKING:
+    from dsconv.convert.inspect import Description
+    from dsconv.runtime.bench.report import BenchReport
+    from dsconv.runtime.export import ExportReport
+    from dsconv.runtime.generate.answer import Answer
+    from dsconv.runtime.pull import PullReport
+    from dsconv.runtime.quantize import QuantizeReport
+    from dsconv.runtime.sessions.load import Loaded
+    from dsconv.runtime.text.thinking import Kind
+    from dsconv.runtime.verify.verdict import Verdict
+
+    StrPath = str | os.PathLike[str]
+
+    class _HasJson(Protocol):
+        def to_json(self) -> dict[str, Any]: ...
+
+
+P = ParamSpec("P")
+Call = TypeVar("Call")
+Result = TypeVar("Result")
+
+
+def _keywords_of(
+    make: Callable[P, Call],
+) -> Callable[
+    [Callable[[StrPath, StrPath, Call], Result]],
+    Callable[Concatenate[StrPath, StrPath, P], Result],
+]:
+    """The fields of a dataclass are the keywords of the function: none is declared twice."""
+
+    def decorate(
+        work: Callable[[StrPath, StrPath, Call], Result],
+    ) -> Callable[Concatenate[StrPath, StrPath, P], Result]:
+        def call(model: StrPath, output: StrPath, /, *args: P.args, **options: P.kwargs) -> Result:
+            return work(model, output, make(*args, **options))
+
+        mine = list(signature(work).parameters.values())[:2]
+        theirs = [
+            field.replace(kind=field.KEYWORD_ONLY) for field in signature(make).parameters.values()
+        ]
+        update_wrapper(call, work)
+        vars(call)["__signature__"] = signature(work).replace(parameters=[*mine, *theirs])
+        return call
+
+    return decorate
+
+
+def pull(
+    model: str, *, local_dir: StrPath | None = None, source: str | None = None, retries: int = 6
+) -> PullReport:
+    """Download a model of the hub at a pinned commit; `path` of the result is where it lies."""
+    from dsconv.runtime.pull import pull_model
+
+    return pull_model(model, source, _path(local_dir), retries)
+
+
+def inspect(model: StrPath) -> Description:
+    """What is in a checkpoint, GGUF file or artifact: family, bits, sizes, tensors."""
+    from dsconv.convert.inspect import describe
+
+    return describe(os.fspath(model))
+
+
+@dataclass(frozen=True)
+class QuantizeCall(QuantizeCommandRequest):
+    """What is asked for, and how it is done."""
+
+    threads: int = 0
+    keep: bool = True
+    overwrite: bool = False
+
+
+@_keywords_of(QuantizeCall)
+def quantize(model: StrPath, output: StrPath, call: QuantizeCall, /) -> QuantizeReport:
+    """Write a checkpoint with fewer bits: calibrated where that is the default; resumes."""
+    from dsconv.runtime.commands.options import thread_count
+    from dsconv.runtime.quantize import quantize_command
+
+    threads = thread_count(call.threads)
+    return quantize_command(
+        os.fspath(model), call, Path(output), threads, call.overwrite, call.keep
+    )
+
+
+def export(
+    model: StrPath,
+    output: StrPath,
+    *,
+    format: str | None = None,
+    target: str = "cpu",
+    dialect: str | None = None,
+    accuracy_level: int = 4,
+    context_length: int | None = None,
+    prefill_length: int | None = None,
+    copy: bool = False,
+    overwrite: bool = False,
+) -> ExportReport:
+    """Write a checkpoint for ONNX Runtime, llama.cpp, transformers, or the native engine."""
+    from dsconv.runtime.export import ExportRequest, export_model
+
+    request = ExportRequest(
+        format, target, dialect, accuracy_level, context_length, prefill_length, copy
+    )
+    return export_model(os.fspath(model), request, Path(output), overwrite)
+
+
+def open_session(
+    artifact: StrPath,
+    *,
+    provider: str = "cpu",
+    allow_fallback: bool = False,
+    dtype: str = "float32",
+    threads: int = 0,
+    kv: str = "fp16",
+) -> Loaded:
+    """Load an exported artifact, or a checkpoint (in torch), for `generate`.
+
+    Its `session` takes tokens and gives logits.
+    """
+    from dsconv.runtime.sessions.load import load
+
+    return load(os.fspath(artifact), provider, threads, dtype, kv, allow_fallback)
+
+
+def generate(
+    session: Loaded,
+    prompt: str,
+    *,
+    system: str | None = None,
+    raw: bool = False,
+    max_tokens: int = 1024,
+    temperature: float | None = None,
+    top_p: float | None = None,
+    top_k: int | None = None,
+    seed: int = 0,
+    speculate: int = 0,
+    emit: Callable[[Kind, str], None] = lambda kind, text: None,
+) -> Answer:
+    """Answer a prompt, by the model's chat template and sampling settings unless told otherwise.
+
+    Args:
+        emit: told every piece of text as it comes, as "think" or "answer".
+    """
+    from dsconv.convert.checkpoint.checkpoint import generation_config
+    from dsconv.runtime.generate.answer import UserPrompt, answer
+    from dsconv.runtime.generate.sampling import from_generation_config
+
+    defaults = from_generation_config(generation_config(session.side_files))
+    sampling = defaults.with_overrides(temperature, top_p, top_k, seed)
+    session.session.reset()
+    return answer(session, UserPrompt(prompt, system, raw), sampling, max_tokens, emit, speculate)
+
+
+def verify(
+    artifact: StrPath,
+    reference: StrPath,
+    *,
+    text: StrPath | None = None,
+    window: int = 512,
+    max_tokens: int = 8192,
+    baseline: StrPath | None = None,
+    reference_cache: StrPath | None = None,
+    no_reference_cache: bool = False,
+    layers: bool | None = None,
+    integrity: bool = False,
+    free_running: int = 0,
+    task: StrPath | None = None,
+    provider: str = "cpu",
+    allow_fallback: bool = False,
+    dtype: str = "float32",
+    threads: int = 0,
+    kv: str = "fp16",
+    **limits: float,
+) -> Verdict:
+    """Compare an artifact with the model it was made from, and judge it.
+
+    A verdict that failed is a result, not an exception: see `passed`.
+
+    Args:
+        limits: max_kl, max_kl_p99, min_top1, max_ppl_ratio, max_probability_shift, min_speedup.
+            Where there is none, the command's defaults for the artifact's bits.
+    """
+    from dsconv.runtime.verify.checks import WantedChecks
+    from dsconv.runtime.verify.measure import VerifyOptions
+    from dsconv.runtime.verify.reference_cache import chosen_folder
+    from dsconv.runtime.verify.run import VerifyRequest, run_verify
+    from dsconv.runtime.verify.thresholds import from_options
+
+    request = VerifyRequest(
+        os.fspath(artifact),
+        os.fspath(reference),
+        _path(text),
+        VerifyOptions(window, max_tokens),
+        from_options(limits),
+        baseline=_path(baseline),
+        cache=chosen_folder(_path(reference_cache), no_reference_cache),
+        provider=provider,
+        allow_fallback=allow_fallback,
+        dtype=dtype,
+        threads=threads,
+        kv=kv,
+        checks=WantedChecks(layers, integrity, free_running, _path(task)),
+    )
+    return run_verify(request)
+
+
+def write_report(verdict: Verdict, page: StrPath) -> None:
+    """Write a verdict as one page of HTML."""
+    from dsconv.runtime.report import page as pages
+
+    pages.write_report(verdict, Path(page))
+
+
+def bench(
+    *artifacts: StrPath,
+    prefill: int = 512,
+    decode: int = 64,
+    context: Sequence[int] | None = None,
+    rounds: int = 5,
+    max_foreign_load: float = 0.1,
+    against: Sequence[str] | None = None,
+    checkpoint: StrPath | None = None,
+    bits: int = 4,
+    peers: StrPath | None = None,
+    provider: str = "cpu",
+    allow_fallback: bool = False,
+    threads: int = 0,
+    kv: str = "fp16",
+) -> BenchReport:
+    """Measure speed, memory and load time of artifacts side by side, each in its own process."""
+    from dsconv.runtime.bench.against import Against, BenchRequest, bench_artifacts
+    from dsconv.runtime.bench.bench import BenchOptions
+    from dsconv.runtime.commands.options import thread_count
+
+    contexts = {} if context is None else {"contexts": tuple(context)}
+    model = None if checkpoint is None else os.fspath(checkpoint)
+    request = BenchRequest(
+        tuple(os.fspath(artifact) for artifact in artifacts),
+        thread_count(threads),
+        BenchOptions(prefill, decode, rounds=rounds, max_foreign=max_foreign_load, **contexts),
+        Against(tuple(against or ()), model, bits, _path(peers)),
+        provider=provider,
+        allow_fallback=allow_fallback,
+        kv=kv,
+    )
+    return bench_artifacts(request)
+
+
+def to_json(result: _HasJson | Verdict) -> dict[str, Any]:
+    """What `--json` prints of a result, with the keys of docs/json.md."""
+    from dsconv.runtime.verify import verdict, verdict_json
+
+    if isinstance(result, verdict.Verdict):
+        return verdict_json.to_json(result)
+    return result.to_json()
+
+
+def _path(path: StrPath | None) -> Path | None:
+    return None if path is None else Path(path)
