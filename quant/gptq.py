@@ -146,7 +146,8 @@ def _group_by_group(weights: Floats, factor: Factor, scheme: Scheme) -> Quantize
                 right = min(stop, left + COLUMNS_AT_A_TIME)
                 shape = (right - left, rows)
                 grids = np.broadcast_to(scale[:, 0], shape), np.broadcast_to(zero[:, 0], shape)
-                rounded[left:right] = _round_block(work, block.upper, left, right, *grids, scheme)
+                upper = block.upper[left:, left:]
+                rounded[left:right] = _round_block(work[left:], upper, *grids, scheme)
         codes[order] = rounded
     return joined([found[group] for group in sorted(found)], axis=1).with_codes(codes.T)
 
@@ -169,34 +170,29 @@ def _on_known_grid(weights: Floats, factor: Factor, scheme: Scheme) -> Quantized
             right = min(len(order), left + COLUMNS_AT_A_TIME)
             members = groups[left:right]
             grids = scales[members], zeros[members]
-            rounded[left:right] = _round_block(work, block.upper, left, right, *grids, scheme)
+            upper = block.upper[left:, left:]
+            rounded[left:right] = _round_block(work[left:], upper, *grids, scheme)
         codes[order] = rounded
     return grid.with_codes(codes.T)
 
 
 def _round_block(
-    work: Floats,
-    upper: Floats,
-    left: int,
-    right: int,
-    scales: Floats,
-    centres: Floats,
-    scheme: Scheme,
+    work: Floats, upper: Floats, scales: Floats, centres: Floats, scheme: Scheme
 ) -> NDArray[np.uint8]:
-    """Round columns [left, right) of `work` one by one and correct all later ones in place.
+    """Round the first columns of `work` one by one and correct all later ones in place.
 
-    scales, centres: [right - left, rows]; a code stands for scale * (code - centre).
+    scales, centres: [columns to round, rows]; a code stands for scale * (code - centre).
     """
-    codes = np.empty((right - left, work.shape[1]), np.uint8)
-    errors = np.empty((right - left, work.shape[1]), np.float32)
-    for index, column in enumerate(range(left, right)):
-        scale, centre = scales[index], centres[index]
+    count = len(scales)
+    codes = np.empty(scales.shape, np.uint8)
+    errors = np.empty(scales.shape, np.float32)
+    for column, (scale, centre) in enumerate(zip(scales, centres, strict=True)):
         code = nearest_codes(work[column], scale, centre, scheme.max_code)
         rounded = scale * (code - centre)
         error = (work[column] - rounded) / upper[column, column]
-        work[column + 1 : right] -= upper[column, column + 1 : right, None] * error
-        codes[index], errors[index] = code.astype(np.uint8), error
-    work[right:] -= upper[left:right, right:].T @ errors
+        work[column + 1 : count] -= upper[column, column + 1 : count, None] * error
+        codes[column], errors[column] = code.astype(np.uint8), error
+    work[count:] -= upper[:count, count:].T @ errors
     return codes
 
 

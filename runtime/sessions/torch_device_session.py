@@ -7,6 +7,7 @@ keeps weights packed and shapes fixed, so that a step is a fixed list of kernels
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -66,6 +67,28 @@ class StaticCache:
         return grown
 
 
+@dataclass(frozen=True)
+class DeviceWeights:
+    """On the device: vectors by parameter, matrices by module; what the network's ropes turn by."""
+
+    vectors: Mapping[str, torch.Tensor]
+    matrices: Mapping[str, Matrix]
+    frequencies: Mapping[Rope, torch.Tensor]
+    rounds_inputs: Callable[[str], bool]
+
+    @classmethod
+    def load(cls, checkpoint: Checkpoint, dtype: torch.dtype, device: str) -> DeviceWeights:
+        vectors = {
+            name: load_parameter(checkpoint, name, dtype, device)
+            for name, parameter in checkpoint.parameters.items()
+            if parameter.role is Role.VECTOR
+        }
+        matrices = _load_matrices(checkpoint, dtype, device)
+        rope = checkpoint.decoder.config.rope
+        frequencies = {rope: torch.from_numpy(rope.frequencies()).to(device)}
+        return cls(vectors, matrices, frequencies, checkpoint.rounds_inputs)
+
+
 class StaticOps(TorchOps):
     """One pass over `tokens` at `positions` (both tensors [length]); nothing depends on a value.
 
@@ -74,35 +97,35 @@ class StaticOps(TorchOps):
 
     def __init__(
         self,
-        vectors: Mapping[str, torch.Tensor],
-        matrices: Mapping[str, Matrix],
-        rounds_inputs: Callable[[str], bool],
+        weights: DeviceWeights,
         tokens: torch.Tensor,
         positions: torch.Tensor,
         cache: StaticCache,
         visible: int,
-        frequencies: Mapping[Rope, torch.Tensor],
     ) -> None:
+        vectors, rounds_inputs = weights.vectors, weights.rounds_inputs
         super().__init__(vectors.__getitem__, tokens, KeyValueCache(), rounds_inputs)
-        self._vectors, self._matrices = vectors, matrices
+        self._on_device = weights
         self._positions, self._static, self._visible = positions, cache, visible
-        self._frequencies = frequencies
         columns = torch.arange(visible, device=positions.device)
         self._mask = columns[None] <= positions[:, None]  # [length, visible]
 
     def embedding(self, table: Table) -> torch.Tensor:
-        return self._matrices[table.name].rows(self._tokens)[None]
+        return self._on_device.matrices[table.name].rows(self._tokens)[None]
 
     def linears(self, x: torch.Tensor, group: Sequence[Linear]) -> list[torch.Tensor]:
         found = []
         for linear in group:
             rounds = self._rounds_inputs(f"{linear.name}.weight")
-            product = self._matrices[linear.name].product(round_tokens(x) if rounds else x)
-            found.append(product + self._vectors[f"{linear.name}.bias"] if linear.bias else product)
+            product = self._on_device.matrices[linear.name].product(
+                round_tokens(x) if rounds else x
+            )
+            bias = self._on_device.vectors[f"{linear.name}.bias"] if linear.bias else None
+            found.append(product if bias is None else product + bias)
         return found
 
     def head(self, x: torch.Tensor, linear: Linear, tied_to: Table | None) -> torch.Tensor:
-        return self._matrices[linear.name].product(x)
+        return self._on_device.matrices[linear.name].product(x)
 
     def attention(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention: Attention
@@ -121,7 +144,7 @@ class StaticOps(TorchOps):
 
     def _rotation(self, rope: Rope, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if rope not in self._tables:
-            angles = self._positions[:, None].float() * self._frequencies[rope]
+            angles = self._positions[:, None].float() * self._on_device.frequencies[rope]
             angles = torch.cat((angles, angles), dim=-1)
             self._tables[rope] = (
                 (angles.cos() * rope.attention_factor).to(like.dtype),
@@ -168,15 +191,7 @@ class AcceleratorSession:
         self._device = device
         self._dtype = dtype or (torch.float32 if kind == "cpu" else torch.bfloat16)
         self._decoder = checkpoint.decoder
-        self._rounds_inputs = checkpoint.rounds_inputs
-        self._vectors = {
-            name: load_parameter(checkpoint, name, self._dtype, device)
-            for name, parameter in checkpoint.parameters.items()
-            if parameter.role is Role.VECTOR
-        }
-        self._matrices = _load_matrices(checkpoint, self._dtype, device)
-        rope = self._decoder.config.rope
-        self._frequencies = {rope: torch.from_numpy(rope.frequencies()).to(device)}
+        self._weights = DeviceWeights.load(checkpoint, self._dtype, device)
         self._cache = StaticCache(checkpoint, self._dtype, device)
         self._position = 0
         self._token = torch.zeros(1, dtype=torch.int64, device=device)
@@ -253,16 +268,7 @@ class AcceleratorSession:
         return self._forward(self._token, self._place, self._cache.capacity)
 
     def _forward(self, ids: torch.Tensor, positions: torch.Tensor, visible: int) -> torch.Tensor:
-        ops = StaticOps(
-            self._vectors,
-            self._matrices,
-            self._rounds_inputs,
-            ids,
-            positions,
-            self._cache,
-            visible,
-            self._frequencies,
-        )
+        ops = StaticOps(self._weights, ids, positions, self._cache, visible)
         return self._decoder.forward(ops)[0]
 
     def _capture(self) -> None:
