@@ -1,1 +1,25 @@
-"""Artifacts run here: sessions, generation, verification."""
+"""Artifacts run here: sessions, answers, verdicts, measurements, and the commands.
+
+sessions          a model loaded, one file per runtime
+native            the engine in C++
+text              text to tokens and back
+generate          from a prompt to its answer
+calibration       text to calibrate on
+verify            an artifact against its original
+report            a verdict shown
+bench             speed and memory side by side
+doctor            what works on this machine
+build             the whole way from one recipe
+demo              the whole way on a small model
+commands          the command line, a file per command
+pull              what `dsconv pull` does
+quantize_request  what a user asks of a quantization, each choice declared once
+option_fields     such choices: default, help and limits of a field
+quantize          what `dsconv quantize` does
+plan              what it will need of this machine
+export            what `dsconv export` does: the table of exporters
+model_paths       what a user names: a model and an output
+console           what people see: progress, sizes, lines on stderr
+captured_output   what libraries print, kept from coming between our lines
+memory            peak memory of this process, and how much the machine has
+"""

@@ -3,6 +3,7 @@
 limits        how large each part of a file may be
 local_files   opening: regular files only, names that stay in their folder
 json_file     strict JSON, and typed access to it
+toml_file     TOML, with its errors told
 patterns      is a regular expression safe to run?
 safetensors   the container: rows of a tensor read, a file written in a stream
 hashes        sha256 of files, remembered

@@ -29,7 +29,7 @@ class QuantizeOptions:
     """What the user chose. `head_bits` None: as `bits`, or as an embedding with shared bytes.
 
     activations: what layers multiply their weights by; int8 makes the weights int8 per row.
-    allocation: module -> label of its scheme (`quant/schemes.py`), where matrices differ.
+    allocation: module -> label of its scheme (`quant/labels.py`), where matrices differ.
     """
 
     bits: int = 4

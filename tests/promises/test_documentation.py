@@ -29,6 +29,11 @@ def name_of(page: Path) -> str:
     return str(page.relative_to(ROOT))
 
 
+def package_folders() -> list[Path]:
+    inits = (path for folder in PACKAGES for path in (ROOT / folder).rglob("__init__.py"))
+    return sorted(path.parent for path in inits)
+
+
 def picture() -> str:
     text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
     (found,) = re.findall(r"^```mermaid\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
@@ -47,14 +52,19 @@ def test_every_folder_in_the_picture_exists() -> None:
 
 
 def test_the_picture_names_every_folder_of_the_package() -> None:
-    packages = {
-        str(path.parent.relative_to(ROOT))
-        for folder in PACKAGES
-        for path in (ROOT / folder).rglob("__init__.py")
-    }
+    packages = set(map(name_of, package_folders()))
     shown = folders_in(picture())
     parents = {str(parent) for name in shown for parent in Path(name).parents}
     assert packages - shown - parents == set()
+
+
+@pytest.mark.parametrize("folder", package_folders(), ids=name_of)
+def test_every_folder_says_what_is_in_it(folder: Path) -> None:
+    """A word for each file and folder; those of commands have the name of theirs."""
+    said = set(re.findall(r"\w+", (folder / "__init__.py").read_text(encoding="utf-8")))
+    files = {path.stem for path in folder.glob("*.py")} - {"__init__"}
+    folders = {path.parent.name for path in folder.glob("*/__init__.py")}
+    assert folder.name == "commands" or not said or files | folders <= said
 
 
 # ---------------------------------------------------------------- paths and links

@@ -1,4 +1,4 @@
-"""tokenizer.json as the metadata of a GGUF file: the inverse of gguf_tokenizer.
+"""tokenizer.json as the metadata of a GGUF file: the inverse of read_tokenizer.
 
 llama.cpp knows ways to split text by name only. A tokenizer whose way has no name is refused: under
 another one the model would get other tokens, and nothing would report it.
