@@ -5,11 +5,12 @@ is (w - q) H (w - q)ᵀ. After column j is rounded, the remaining columns move b
 times U[j, j+1:] / U[j, j], where H⁻¹ = Uᵀ U and U is upper triangular. The loss comes out as the
 sum of the squared errors (w_j - q_j) / U[j, j].
 
-Integer scheme: columns are taken group by group, the group with the largest input first, and inside
-a group by decreasing input ("group-aware order"); each group's scale is searched when the group is
-reached, on weights that already carry the corrections. Scale and minimum: a super-block ties eight
-groups together, so their grid is searched before, and columns go by decreasing input alone; so they
-do with int8 rows, whose scale is that of the largest weight. Groups stay contiguous in the file.
+A scheme `by_group` (integers): columns are taken group by group, the group with the largest input
+first, and inside a group by decreasing input ("group-aware order"); each group's scale is searched
+when the group is reached, on weights that already carry the corrections. Other schemes: the grid is
+known before, and columns go by decreasing input alone; a super-block of scale and minimum ties
+eight groups together, the scale of int8 rows is that of the largest weight. Groups stay contiguous
+in the file.
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ class PackedMatrix:
         zeros = quantized.zeros
         self._zeros = None if zeros is None else torch.from_numpy(zeros).to(device, dtype)
         self._zero = scheme.zero
-        self._group = scheme.group_size if scheme.group_size > 0 else self._columns
+        self._group = scheme.group_length(self._columns)
         self._dtype = dtype
 
     def product(self, x: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,6 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 from small_models import write_checkpoint
 
@@ -21,9 +20,8 @@ from dsconv.quant.gptq import factorize, gptq
 from dsconv.quant.int8_rows import Int8Rows
 from dsconv.quant.integer import IntegerScheme
 from dsconv.quant.scale_min import ScaleMin
-from dsconv.quant.schemes import METHODS, QuantizedMatrix, Scheme
+from dsconv.quant.schemes import METHODS, Floats, QuantizedMatrix, Scheme
 
-Floats = NDArray[np.float32]
 SCHEMES: tuple[Scheme, ...] = (
     *(
         IntegerScheme(4, 32),

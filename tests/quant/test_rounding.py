@@ -26,9 +26,7 @@ from dsconv.quant.packing import (
     unpack_zero_points,
 )
 from dsconv.quant.scales import ScaleOverflow
-from dsconv.quant.schemes import METHODS
-
-Floats = NDArray[np.float32]
+from dsconv.quant.schemes import METHODS, Floats
 
 SCHEMES = [
     IntegerScheme(bits, group, symmetric)

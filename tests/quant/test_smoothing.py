@@ -10,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from dsconv.quant.int8_rows import quantize_rows, simulate_rows
+from dsconv.quant.schemes import Floats
 from dsconv.quant.smoothing import (
     ALPHAS,
     column_squares,
@@ -19,8 +20,6 @@ from dsconv.quant.smoothing import (
     search_smoothing,
     share_heads,
 )
-
-Floats = NDArray[np.float32]
 
 
 def normal(*shape: int, seed: int = 0) -> Floats:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from small_models import (
     LLAMA,
     LLAMA3,
@@ -23,8 +22,7 @@ from dsconv.convert.formats.native.export import export_native
 from dsconv.convert.formats.native.file import NativeFile, open_native_file
 from dsconv.convert.forward.torch_ops import TorchModel
 from dsconv.convert.open import open_checkpoint
-
-Floats = NDArray[np.float32]
+from dsconv.quant.schemes import Floats
 
 YARN = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 64}
 # Families, ways to share heads, sizes that are no multiple of a vector, tied or not.

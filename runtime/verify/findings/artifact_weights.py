@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dsconv.convert.checkpoint.checkpoint import CONFIG
 from dsconv.convert.families import read_family
@@ -19,10 +18,9 @@ from dsconv.convert.files.json_file import ConfigReader
 from dsconv.convert.files.safetensors import read_rows
 from dsconv.convert.formats.native.file import NativeFile, open_native_file
 from dsconv.convert.formats.native.linear_layout import BLOCK_ROWS, unpack_linear
+from dsconv.quant.schemes import Floats
 from dsconv.runtime.model_paths import open_model
 from dsconv.runtime.sessions.load import is_native_file
-
-Floats = NDArray[np.float32]
 
 
 class Weights(Protocol):

@@ -21,6 +21,7 @@ from dsconv.convert.families.wiring import Wiring, wiring_of
 from dsconv.convert.forward.torch_ops import KeyValueCache, TorchOps
 from dsconv.errors import InputError
 from dsconv.progress import Advance
+from dsconv.quant.schemes import Floats
 from dsconv.quant.sqnr import decibels
 from dsconv.runtime.verify.verdict import Finding, LayerError
 
@@ -39,8 +40,6 @@ from .vectors import undo_smoothing, vector_findings
 
 SAMPLED_TOKENS = 512
 CHUNK_WEIGHTS = 1 << 22  # of embedding and head, compared at a time
-
-Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)

@@ -22,11 +22,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from dsconv.quant.schemes import Floats
 from dsconv.quant.sqnr import decibels
 from dsconv.runtime.verify.verdict import Finding
 
 LAYER = re.compile(r"(.*\.\d+)\.(.*)")
-Floats = NDArray[np.float32]
 Sums = NDArray[np.float64]
 
 LOST = 0.5  # of a row's or head's power is error: it is not the original's any more

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 
 from dsconv.convert.families.base import Linear, Norm
 from dsconv.convert.families.wiring import Wiring
+from dsconv.quant.schemes import Floats
 from dsconv.runtime.verify.verdict import Finding
 
 from .artifact_weights import Weights
 
-Floats = NDArray[np.float32]
 Tensors = Mapping[str, Floats]
 
 TOLERANCE = 2.0**-8  # bfloat16's

@@ -11,7 +11,6 @@ import pytest
 import torch
 import transformers
 from logits import largest_difference, mean_divergence, random_tokens
-from numpy.typing import NDArray
 from outputs import folder_hash
 from reference_models import tiny_checkpoint, tiny_model
 from safetensors.numpy import load_file
@@ -36,8 +35,7 @@ from dsconv.convert.quantize.writer import QuantizedWriter
 from dsconv.errors import UnsupportedError, UsageError
 from dsconv.quant.gptq import factorize, gptq
 from dsconv.quant.int8_rows import Int8Rows, Int8RowsMatrix, simulate_rows
-
-Floats = NDArray[np.float32]
+from dsconv.quant.schemes import Floats
 
 WINDOWS = [random_tokens(48, 160, seed) for seed in range(12)]
 TOKENS = random_tokens(40, 160, 99)

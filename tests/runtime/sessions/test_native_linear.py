@@ -21,11 +21,10 @@ from dsconv.convert.formats.native.linear_layout import (
 )
 from dsconv.quant.integer import IntegerMatrix, IntegerScheme
 from dsconv.quant.scale_min import ScaleMin, ScaleMinMatrix
-from dsconv.quant.schemes import WHOLE_ROW
+from dsconv.quant.schemes import WHOLE_ROW, Floats
 
 native = pytest.importorskip("dsconv.runtime._native", reason="the native engine is not built")
 
-Floats = NDArray[np.float32]
 PRECISIONS = {"int8": 0, "mixed": 1, "int16": 2}
 KERNELS = native.available_kernels()
 MANY = 19  # tokens of a prompt: some kernels treat more than 8 in another way

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
+from dsconv.quant.schemes import Floats
 from dsconv.runtime.verify.kept_logits import (
     Condensed,
     compare_condensed,
@@ -14,8 +14,6 @@ from dsconv.runtime.verify.kept_logits import (
     join_condensed,
 )
 from dsconv.runtime.verify.metrics import TokenScores, compare, summarize
-
-Floats = NDArray[np.float32]
 
 
 def zipf(seed: int, tokens: int = 300, vocabulary: int = 2000) -> Floats:
