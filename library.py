@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from dsconv.runtime.bench.report import BenchReport
     from dsconv.runtime.export import ExportReport
     from dsconv.runtime.generate.answer import Answer
-    from dsconv.runtime.pull import PullReport
+    from dsconv.runtime.model_paths import PullReport
     from dsconv.runtime.quantize import QuantizeReport
     from dsconv.runtime.sessions.load import Loaded
     from dsconv.runtime.text.thinking import Kind
@@ -67,7 +67,7 @@ def pull(
     model: str, *, local_dir: StrPath | None = None, source: str | None = None, retries: int = 6
 ) -> PullReport:
     """Download a model of the hub at a pinned commit; `path` of the result is where it lies."""
-    from dsconv.runtime.pull import pull_model
+    from dsconv.runtime.model_paths import pull_model
 
     return pull_model(model, source, _path(local_dir), retries)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import sys
 from pathlib import Path
 
@@ -14,16 +15,12 @@ CONTAINER_LIMITS = (
 
 
 def peak_rss_bytes() -> int:
-    """Largest resident set so far, file pages included; 0 where the system does not tell."""
+    """Largest resident set so far, file pages included."""
     try:  # what getrusage tells can be the peak of the process that started this one
         status = Path("/proc/self/status").read_text("ascii", errors="replace")
         return int(status.split("VmHWM:")[1].split()[0]) * 1024
     except (OSError, IndexError, ValueError):
         pass
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux KiB
 

@@ -8,7 +8,7 @@ import typer
 from .options import Json, print_json
 
 if TYPE_CHECKING:
-    from dsconv.runtime.pull import PullReport
+    from dsconv.runtime.model_paths import PullReport
 
 EXAMPLE = "dsconv pull deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B"
 
@@ -29,7 +29,7 @@ def pull(
     as_json: Json = False,
 ) -> None:
     """Download a model at a pinned commit: resumes, verifies every byte."""
-    from dsconv.runtime.pull import pull_model
+    from dsconv.runtime.model_paths import pull_model
 
     report = pull_model(model, source, local_dir, retries)
     print_json(report.to_json()) if as_json else show(report)

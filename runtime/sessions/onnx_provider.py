@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from dsconv.errors import OutputError, ProviderError
-from dsconv.runtime.captured_output import Captured, captured_output
 
+from .captured_output import Captured, captured_output
 from .compiled_graphs import compiled_folder
 from .providers import PROVIDERS, Provider, ProviderChoice
 

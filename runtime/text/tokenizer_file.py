@@ -15,7 +15,7 @@ from dsconv.convert.files import limits
 from dsconv.convert.files.json_file import parse_json
 from dsconv.convert.files.patterns import slow_pattern
 from dsconv.errors import DsconvError, InputError
-from dsconv.runtime.captured_output import captured_output
+from dsconv.runtime.sessions.captured_output import captured_output
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
