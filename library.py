@@ -52,12 +52,12 @@ def _keywords_of(
         def call(model: StrPath, output: StrPath, /, *args: P.args, **options: P.kwargs) -> Result:
             return work(model, output, make(*args, **options))
 
-        mine = list(signature(work).parameters.values())[:2]
-        theirs = [
+        paths = list(signature(work).parameters.values())[:2]
+        options_of_call = [
             field.replace(kind=field.KEYWORD_ONLY) for field in signature(make).parameters.values()
         ]
         update_wrapper(call, work)
-        vars(call)["__signature__"] = signature(work).replace(parameters=[*mine, *theirs])
+        vars(call)["__signature__"] = signature(work).replace(parameters=[*paths, *options_of_call])
         return call
 
     return decorate
