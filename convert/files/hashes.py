@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any, Protocol
 
 from dsconv.atomic import output_file
 from dsconv.errors import InputError, OutputError
@@ -21,6 +22,14 @@ from dsconv.errors import InputError, OutputError
 NAME = "hashes.json"
 HASH_PLACEHOLDER = "0" * 64  # as long as a hash
 LARGE = 64 << 20  # bytes; smaller files are read in the blink of an eye
+
+
+class Digest(Protocol):
+    """A hash under way, of hashlib."""
+
+    def update(self, data: Any, /) -> None: ...
+
+    def hexdigest(self) -> str: ...
 
 
 def sha256_file(path: Path) -> str:

@@ -7,10 +7,11 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 
+from dsconv.convert.files.hashes import Digest
 from dsconv.errors import DownloadError
 from dsconv.progress import Advance
 
-from .hashes import Digest, digest_for, kind_of
+from .hashes import digest_for, kind_of
 from .messages import Stopped
 from .stores import Store
 from .transfer import Buffers, Transfer

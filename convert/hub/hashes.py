@@ -4,18 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Protocol
 
-from dsconv.convert.files.hashes import FileHashes
+from dsconv.convert.files.hashes import Digest, FileHashes
 from dsconv.errors import InputError
 
 from .listing import RemoteFile
-
-
-class Digest(Protocol):
-    def update(self, data: bytes | bytearray | memoryview, /) -> None: ...
-
-    def hexdigest(self) -> str: ...
 
 
 def digest_for(file: RemoteFile) -> Digest:

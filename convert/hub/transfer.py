@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 
-from .hashes import Digest
+from dsconv.convert.files.hashes import Digest
+
 from .listing import RemoteFile
 
 SYNC_EVERY = 64 << 20  # bytes

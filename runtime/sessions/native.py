@@ -20,7 +20,7 @@ from dsconv.convert.formats.native.steps import (
     LinearStep,
     NormStep,
     NormUse,
-    Step,
+    ProgramStep,
 )
 from dsconv.errors import InputError, ProviderError, UsageError
 
@@ -172,7 +172,7 @@ class NativeSession:
         return np.frombuffer(logits, np.float32).reshape(len(ids), self._vocabulary)
 
 
-def _encode(step: Step, file: NativeFile) -> tuple[str, tuple[Any, ...]]:
+def _encode(step: ProgramStep, file: NativeFile) -> tuple[str, tuple[Any, ...]]:
     """A step as runtime/native/program_reader.cpp reads it: names become places in the file."""
 
     def place(name: str | None) -> int:

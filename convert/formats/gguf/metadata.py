@@ -14,7 +14,7 @@ from dsconv.errors import UnsupportedError
 
 from .read import MODULES
 
-GGUF_MODULES = {ours: theirs for theirs, ours in MODULES.items()}
+GGUF_MODULES = {name: gguf_name for gguf_name, name in MODULES.items()}
 LAYERS = "model.layers."
 # Architectures whose graph in llama.cpp divides frequencies by a tensor, Llama 3.1's scaling.
 READS_DIVISORS = ("llama",)

@@ -10,11 +10,11 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO
 
 from dsconv import __version__
 from dsconv.convert.checkpoint.manifest import Provenance
-from dsconv.convert.files.hashes import HASH_PLACEHOLDER
+from dsconv.convert.files.hashes import HASH_PLACEHOLDER, Digest
 from dsconv.convert.files.json_file import parse_json
 
 from .container import read_header
@@ -23,12 +23,6 @@ KEY = "dsconv.provenance"
 FORMAT_VERSION = 1
 SELF_HASH = "self_sha256"
 PIECE = 1 << 20  # bytes read at a time
-
-
-class Digest(Protocol):
-    def update(self, data: Any, /) -> None: ...
-
-    def hexdigest(self) -> str: ...
 
 
 def provenance_text(source: Provenance, own_hash: str = HASH_PLACEHOLDER) -> str:

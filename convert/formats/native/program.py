@@ -21,7 +21,7 @@ from .steps import (
     NormStep,
     NormUse,
     Program,
-    Step,
+    ProgramStep,
 )
 
 
@@ -121,7 +121,7 @@ class _Lowering:
         self._nodes = nodes
         self._logits = logits
         self._order = {id(node): index for index, node in enumerate(nodes)}
-        self._steps: list[Step] = []
+        self._steps: list[ProgramStep] = []
         self._widths: list[int] = []
         self._free: list[int] = []
         self._buffers: dict[int, int] = {}  # id of a value -> buffer

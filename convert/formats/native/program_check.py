@@ -16,7 +16,7 @@ from .steps import (
     NormStep,
     NormUse,
     Program,
-    Step,
+    ProgramStep,
 )
 
 MAX_GROUP = 256  # query heads per key-value head
@@ -110,7 +110,7 @@ class _Checker:
 
     # --- steps ------------------------------------------------------------------------------
 
-    def _check(self, step: Step) -> None:
+    def _check(self, step: ProgramStep) -> None:
         if isinstance(step, EmbeddingStep):
             self._rows = self._matrix(step.weight, self._width(step.output))
             self._written.add(step.output)

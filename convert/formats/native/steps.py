@@ -157,8 +157,8 @@ class HeadStep:
         )
 
 
-Step = EmbeddingStep | NormStep | LinearStep | AttentionStep | HeadStep
-_KINDS: dict[str, type[Step]] = {
+ProgramStep = EmbeddingStep | NormStep | LinearStep | AttentionStep | HeadStep
+_KINDS: dict[str, type[ProgramStep]] = {
     kind.op: kind for kind in (EmbeddingStep, NormStep, LinearStep, AttentionStep, HeadStep)
 }
 
@@ -168,7 +168,7 @@ class Program:
     """buffers: the width of each, in floats per token."""
 
     buffers: tuple[int, ...]
-    steps: tuple[Step, ...]
+    steps: tuple[ProgramStep, ...]
 
     def to_json(self) -> dict[str, Any]:
         steps = [{"op": step.op, **_to_json(step)} for step in self.steps]
@@ -198,7 +198,7 @@ def _list(reader: ConfigReader, key: str, limit: int) -> list[Any]:
     return found
 
 
-def _read_step(reader: ConfigReader, entry: Any) -> Step:
+def _read_step(reader: ConfigReader, entry: Any) -> ProgramStep:
     step = _object(reader, "steps", entry)
     kind = _KINDS.get(step.string("op"))
     if kind is None:

@@ -192,23 +192,23 @@ def _compare(found: ir.Graph, expected: ir.Graph, checkpoint: Checkpoint) -> Ite
     if dict(found.opset_imports) != dict(expected.opset_imports):
         versions = f"{dict(found.opset_imports)}, expected {dict(expected.opset_imports)}"
         yield Difference("graph", f"operators of versions {versions}")
-    mine = {node.name: node for node in found}
-    if len(mine) != len(found):
-        yield Difference("graph", f"{len(found)} nodes of {len(mine)} names")
-    theirs = {node.name: node for node in expected}
+    present = {node.name: node for node in found}
+    if len(present) != len(found):
+        yield Difference("graph", f"{len(found)} nodes of {len(present)} names")
+    wanted = {node.name: node for node in expected}
     layer = ""
-    for name, node in theirs.items():
+    for name, node in wanted.items():
         layer = _layer_of(node, checkpoint.decoder) or layer
         place = f"{name} ({layer or 'model'})"
-        if name not in mine:
+        if name not in present:
             yield Difference(place, "the graph lacks this node")
             continue
-        left, right = _facts(mine[name]), _facts(node)
+        left, right = _facts(present[name]), _facts(node)
         for key in sorted({*left, *right}):
             if left.get(key) != right.get(key):
                 what = f"{key} is {_shown(left.get(key))}, expected {_shown(right.get(key))}"
                 yield Difference(place, what)
-    for name in mine.keys() - theirs.keys():
+    for name in present.keys() - wanted.keys():
         yield Difference(str(name), "a node that does not belong there")
     for what in ("inputs", "outputs"):
         left_values = [_value(value) for value in getattr(found, what)]

@@ -25,7 +25,7 @@ from dsconv.convert.formats.native.steps import (
     HeadStep,
     LinearStep,
     NormStep,
-    Step,
+    ProgramStep,
 )
 from dsconv.runtime.sessions.load import is_onnx_artifact
 from dsconv.runtime.verify.verdict import Finding
@@ -104,7 +104,7 @@ def program_findings(file: NativeFile, decoder: Decoder) -> Iterator[Finding]:
         yield Finding("context_length", f"is {length}, the config gives {expected}", CURE)
 
 
-def _place(step: Step, decoder: Decoder) -> str:
+def _place(step: ProgramStep, decoder: Decoder) -> str:
     if isinstance(step, AttentionStep):
         return decoder.attention_name(step.layer)
     if isinstance(step, LinearStep):
