@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 from dsconv.convert.checkpoint.jobs import Job, tensors_of
 from dsconv.convert.checkpoint.matrix_layout import SHAPE, encode, has_shape_tensor, read_quantized
-from dsconv.convert.checkpoint.tensors import SafetensorsSource
+from dsconv.convert.checkpoint.tensors import SafetensorsSource, TensorSource
 from dsconv.convert.files.safetensors import (
     DTYPES,
     SafetensorsWriter,
@@ -61,17 +62,10 @@ class QuantizedWriter:
 
     def read_quantized(self, job: Job, start: int, stop: int) -> QuantizedMatrix:
         """Rows of a job that was written and flushed."""
-        if job.scheme is None:
-            raise RuntimeError(f"{job.module} is not quantized")
-        columns = job.parameter.shape[1]
-        return read_quantized(self._source(), job.module, job.scheme, columns, start, stop)
+        return Written(self.source(), job).read(start, stop)
 
-    def read_floats(self, job: Job) -> NDArray[np.float32]:
-        """A parameter that was written and flushed as it is."""
-        rows = self._source().rows(job.parameter.name, 0, job.parameter.shape[0])
-        return np.require(rows.astype(np.float32), requirements="W")
-
-    def _source(self) -> SafetensorsSource:
+    def source(self) -> SafetensorsSource:
+        """The files, as far as they are written and flushed."""
         if not self._infos:
             self.flush()
             for path in self.paths:
@@ -98,6 +92,27 @@ class QuantizedWriter:
     def _write(self, job: Job, kind: str, array: NDArray[np.generic]) -> None:
         name = f"{job.module}.{kind}"
         self._writers[name].write(name, array)
+
+
+@dataclass(frozen=True)
+class Written:
+    """A parameter that is written."""
+
+    source: TensorSource
+    job: Job
+
+    def read(self, start: int, stop: int) -> QuantizedMatrix:
+        """Rows of a quantized one."""
+        job = self.job
+        if job.scheme is None:
+            raise RuntimeError(f"{job.module} is not quantized")
+        columns = job.parameter.shape[1]
+        return read_quantized(self.source, job.module, job.scheme, columns, start, stop)
+
+    def floats(self) -> NDArray[np.float32]:
+        """One that is kept as it is."""
+        rows = self.source.rows(self.job.parameter.name, 0, self.job.parameter.shape[0])
+        return np.require(rows.astype(np.float32), requirements="W")
 
 
 def refuse_non_finite(job: Job, count: int) -> None:

@@ -9,9 +9,15 @@ depend on where in memory its input lies, and the figure is part of the output.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+
+from dsconv.convert.checkpoint.tensors import TensorSource
+from dsconv.convert.quantize.writer import Written
+
+from .weights import OriginalRows
 
 
 class Divergence:
@@ -60,3 +66,26 @@ def mean_divergence(
     for pair in rows:
         divergence.add(*pair)
     return divergence.mean()
+
+
+@dataclass(frozen=True)
+class HeadPair:
+    """The head of both models. written: the output's own files."""
+
+    original: OriginalRows
+    written: TensorSource
+    dtype: torch.dtype
+
+
+@torch.inference_mode()  # which counts for one thread only
+def head_rows(bounds: tuple[int, int], pair: HeadPair) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows [start, stop) of (the original, the quantized one), for `mean_divergence`.
+
+    A unit of work: a pure function of values that can be pickled.
+    """
+    job = pair.original.job
+    before = torch.from_numpy(pair.original.read(*bounds)).to(pair.dtype)
+    if job.scheme is None:
+        return before, before
+    after = Written(pair.written, job).read(*bounds).dequantize()
+    return before, torch.from_numpy(after).to(pair.dtype)

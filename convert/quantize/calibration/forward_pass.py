@@ -16,35 +16,95 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from functools import partial
+from typing import Protocol
 
 import torch
 
 from dsconv.convert.families.base import Attention, Linear, Norm, Table
 from dsconv.convert.forward.activation_store import ActivationStore, StoredWindows
-from dsconv.convert.forward.torch_ops import KeyValueCache, Predicate, TorchOps
+from dsconv.convert.forward.torch_ops import KeyValueCache, TorchOps
 from dsconv.convert.forward.workers import Workers
 
 from .moments import MomentSum
+from .weights import StreamWeights
 
 BATCH = 512  # positions of one product of second moments
 JUDGED_WINDOWS = 8  # at most, spread over all
 
-Result = TypeVar("Result")
+Operation = Callable[..., torch.Tensor]  # of the `TorchOps` of a window, and inputs of the window
 
 
+@dataclass(frozen=True)
+class Embedded:
+    """rows: of the embedding, for the tokens that occur; places: of a window's tokens in them."""
+
+    rows: torch.Tensor
+    places: Sequence[torch.Tensor]
+
+    def get(self, index: int) -> torch.Tensor:
+        return self.rows[self.places[index]][None]
+
+
+@dataclass(frozen=True)
 class Computed:
     """Windows that are computed again whenever they are asked for.
 
     cheap: so little work that storing the result is not worth its room.
     """
 
-    def __init__(self, compute: Callable[[int], torch.Tensor], cheap: bool = False) -> None:
-        self.get = compute
-        self.cheap = cheap
+    operation: Operation
+    inputs: tuple[Windows, ...]
+    cheap: bool = False
 
 
-Windows = Computed | StoredWindows  # one tensor [1, length, features] per window
+Windows = Computed | Embedded | StoredWindows  # one tensor [1, length, features] per window
+
+
+@dataclass(frozen=True)
+class Given:
+    """A window whose value is there. In another process it is its value."""
+
+    windows: Embedded | StoredWindows
+    index: int
+
+    def value(self, ops: TorchOps) -> torch.Tensor:
+        return self.windows.get(self.index)
+
+    def __reduce__(self) -> tuple[type[Sent], tuple[torch.Tensor]]:
+        return Sent, (self.windows.get(self.index),)
+
+
+@dataclass(frozen=True)
+class Sent:
+    tensor: torch.Tensor
+
+    def value(self, ops: TorchOps) -> torch.Tensor:
+        return self.tensor
+
+
+@dataclass(frozen=True)
+class WindowTask:
+    """One window of a value: what is to be computed, down to what is there."""
+
+    operation: Operation
+    inputs: tuple[WindowTask | Given | Sent, ...]
+
+    def value(self, ops: TorchOps) -> torch.Tensor:
+        return self.operation(ops, *[part.value(ops) for part in self.inputs])
+
+
+def window_task(windows: Windows, index: int) -> WindowTask | Given:
+    if not isinstance(windows, Computed):
+        return Given(windows, index)
+    return WindowTask(windows.operation, tuple(window_task(part, index) for part in windows.inputs))
+
+
+@torch.inference_mode()  # which counts for one thread only
+def forward_window(task: WindowTask | Given | Sent, weights: HeldWeights) -> torch.Tensor:
+    """A unit of work: a pure function of values that can be pickled."""
+    nothing = torch.empty(0, dtype=torch.int64)  # the tokens, which only an embedding asks for
+    return task.value(TorchOps(weights, nothing, _NoCache(), weights.rounds_inputs))
 
 
 @dataclass(frozen=True)
@@ -60,30 +120,14 @@ class Streams:
 
 
 class Calibrator(Protocol):
-    """What the pass calls back: how weights are read, quantized and kept."""
-
-    def original(self, name: str) -> torch.Tensor:
-        """A parameter of the original model in the type of the forward."""
-        ...
-
-    def quantized(self, name: str) -> torch.Tensor:
-        """The same of the quantized model, as far as it is quantized."""
-        ...
+    """What the pass calls back: how matrices are quantized and kept."""
 
     def table(self, table: Table) -> None:
         """Quantize the embedding."""
         ...
 
-    def rows(self, table: Table, tokens: torch.Tensor, original: bool) -> torch.Tensor:
-        """Rows of the embedding [tokens, hidden], of the quantized or of the original model."""
-        ...
-
     def begin(self, group: Sequence[Linear]) -> MomentSum | None:
         """A group of matrices comes; None when it is kept, or was quantized before."""
-        ...
-
-    def rounds_inputs(self, name: str) -> bool:
-        """Does the quantized model round what it multiplies this weight by?"""
         ...
 
     def finish(
@@ -131,24 +175,48 @@ class _NoCache(KeyValueCache):
         return key, value
 
 
+class HeldWeights:
+    """Parameters of a stream by name, read at first use; a cleared one is read again."""
+
+    def __init__(self, source: StreamWeights) -> None:
+        self.source = source
+        self.rounds_inputs = source.rounds_inputs
+        self._lock = threading.Lock()
+        self._values: dict[str, torch.Tensor] = {}
+
+    def __call__(self, name: str) -> torch.Tensor:
+        with self._lock:
+            if name not in self._values:
+                self._values[name] = self.source.load(name)
+            return self._values[name]
+
+    def __reduce__(self) -> tuple[type[HeldWeights], tuple[StreamWeights]]:
+        return HeldWeights, (self.source,)
+
+    def clear(self) -> None:
+        with self._lock:
+            self._values.clear()
+
+
 class CalibratingOps:
-    """Ops over windows of token ids, quantizing as it goes."""
+    """Ops over windows of token ids, quantizing as it goes.
+
+    streams: weights of the quantized model and, where it runs beside, of the original.
+    """
 
     def __init__(
         self,
         windows: Sequence[Sequence[int]],
         calibrator: Calibrator,
+        streams: Sequence[StreamWeights],
         store: ActivationStore,
         workers: Workers,
-        with_original: bool,
     ) -> None:
         self._windows = [torch.tensor(list(window), dtype=torch.int64) for window in windows]
         self._calibrator = calibrator
         self._store = store
         self._workers = workers
-        self._weights = [_Weights(calibrator.quantized, calibrator.rounds_inputs)]
-        if with_original:
-            self._weights.append(_Weights(calibrator.original, lambda name: False))
+        self._weights = [HeldWeights(stream) for stream in streams]
         self._additions = 0
 
     def embedding(self, table: Table) -> Streams:
@@ -156,60 +224,30 @@ class CalibratingOps:
         self._calibrator.table(table)
         tokens, places = torch.unique(torch.cat(self._windows), return_inverse=True)
         of_window = places.split([len(window) for window in self._windows])
-
-        def stream(rows: torch.Tensor) -> Computed:
-            return Computed(lambda index: rows[of_window[index]][None], cheap=True)
-
         return Streams(
             [
-                stream(self._calibrator.rows(table, tokens, original=index > 0))
-                for index in range(len(self._weights))
+                Embedded(weights.source.rows(table.name, tokens), of_window)
+                for weights in self._weights
             ]
         )
 
     def rms_norm(self, x: Streams, norm: Norm) -> Streams:
-        parts: list[Windows] = [
-            self._each_window(weights, lambda ops, v: ops.rms_norm(v, norm), part)
-            for part, weights in zip(x.parts, self._weights, strict=True)
-        ]
-        return Streams(parts, norm)
+        return Streams(_each(partial(TorchOps.rms_norm, norm=norm), x.parts, cheap=True), norm)
 
     def linears(self, x: Streams, group: Sequence[Linear]) -> list[Streams]:
         inputs = self._quantize(x, group)
-
-        def outputs(linear: Linear) -> Streams:
-            parts: list[Windows] = [
-                self._each_window(
-                    weights, lambda ops, v: ops.linears(v, [linear])[0], part, dear=True
-                )
-                for part, weights in zip(inputs, self._weights, strict=True)
-            ]
-            return Streams(parts, linear)
-
-        return [outputs(linear) for linear in group]
+        return [
+            Streams(_each(partial(_product, linear=linear), inputs), linear) for linear in group
+        ]
 
     def attention(
         self, query: Streams, key: Streams, value: Streams, attention: Attention
     ) -> Streams:
-        streams = query.parts, key.parts, value.parts
-        return Streams(
-            [
-                self._each_window(
-                    weights,
-                    lambda ops, q, k, v: ops.attention(q, k, v, attention),
-                    *parts,
-                    dear=True,
-                )
-                for weights, *parts in zip(self._weights, *streams, strict=True)
-            ]
-        )
+        attend = partial(TorchOps.attention, attention=attention)
+        return Streams(_each(attend, query.parts, key.parts, value.parts))
 
     def silu_multiply(self, gate: Streams, up: Streams) -> Streams:
-        parts: list[Windows] = [
-            self._each_window(weights, lambda ops, g, u: ops.silu_multiply(g, u), *both, dear=True)
-            for weights, *both in zip(self._weights, gate.parts, up.parts, strict=True)
-        ]
-        return Streams(parts, up.source)
+        return Streams(_each(TorchOps.silu_multiply, gate.parts, up.parts), up.source)
 
     def add(self, x: Streams, y: Streams) -> Streams:
         """The residual. A decoder never looks back at what it has added to: x is given up."""
@@ -217,7 +255,8 @@ class CalibratingOps:
         kept = self._calibrator.resume(self._additions, self._store)
         if kept is not None:
             return Streams([*kept]) if kept else x
-        sums = [self._sum(a, b) for a, b in zip(x.parts, y.parts, strict=True)]
+        pairs = zip(x.parts, y.parts, self._weights, strict=True)
+        sums = [self._sum(a, b, weights) for a, b, weights in pairs]
         self._calibrator.commit(self._additions, sums)
         return Streams([*sums])
 
@@ -227,122 +266,99 @@ class CalibratingOps:
         if len(inputs) > 1:
             step = -(-len(self._windows) // JUDGED_WINDOWS)
             quantized, original = (
-                torch.cat([part.get(index)[0] for index in range(0, len(self._windows), step)])
-                for part in inputs
+                torch.cat(
+                    [
+                        self._window(part, weights, index)
+                        for index in range(0, len(self._windows), step)
+                    ]
+                )
+                for part, weights in zip(inputs, self._weights, strict=True)
             )
             self._calibrator.judge(original, quantized)
         self._forget_weights()
         return Streams([])
-
-    def _each_window(
-        self,
-        weights: _Weights,
-        work: Callable[..., torch.Tensor],
-        *inputs: Windows,
-        dear: bool = False,
-    ) -> Computed:
-        """`work(ops, *inputs of one window)`, when asked."""
-
-        def compute(index: int) -> torch.Tensor:
-            ops = TorchOps(weights, self._windows[index], _NoCache(), weights.rounds_inputs)
-            return work(ops, *[part.get(index) for part in inputs])
-
-        return Computed(compute, cheap=not dear)
 
     def _quantize(self, x: Streams, group: Sequence[Linear]) -> list[Windows]:
         """Show all inputs to the calibrator -> the inputs, stored where they were dear."""
         moments = self._calibrator.begin(group)
         if moments is None:
             return x.parts
-        originals = [self._stored(part) for part in x.parts[1:]]
-        kept, fill = self._filling(x.parts[0])
+        pairs = list(zip(x.parts, self._weights, strict=True))
+        originals = [self._stored(part, weights) for part, weights in pairs[1:]]
+        kept = self._observed(x.parts[0], originals, moments)
+        self._forget_weights()
+        window = partial(self._window, kept, self._weights[0])
+        before = partial(self._window, originals[0], self._weights[1]) if originals else None
+        scales = self._calibrator.finish(group, moments, window, before, x.source)
+        if scales is not None:
+            kept = Computed(partial(_quotient, scales=scales), (kept,), cheap=True)
+        return [kept, *originals]
+
+    def _observed(self, x: Windows, originals: Sequence[Windows], moments: MomentSum) -> Windows:
+        """All windows of the quantized model, with those of the original -> kept where dear."""
+        kept = self._store.new(len(self._windows)) if _is_dear(x) else x
         batch: list[int] = []
         values: list[torch.Tensor] = []
-        for index, value in enumerate(self._in_order(fill)):
+        for index, value in enumerate(self._values(x, self._weights[0])):
+            if kept is not x and isinstance(kept, StoredWindows):
+                kept.put(index, value)
             batch.append(index)
             values.append(value[0])
             if sum(map(len, values)) >= BATCH or index == len(self._windows) - 1:
                 with torch.inference_mode():
-                    same = [torch.cat([part.get(i)[0] for i in batch]) for part in originals]
+                    same = [
+                        torch.cat([self._window(part, self._weights[1], i) for i in batch])
+                        for part in originals
+                    ]
                     moments.add(torch.cat(values), *same)
                 batch, values = [], []
-        self._forget_weights()
-        before = (lambda i: originals[0].get(i)[0]) if originals else None
-        scales = self._calibrator.finish(group, moments, lambda i: kept.get(i)[0], before, x.source)
-        return [kept if scales is None else _divided(kept, scales), *originals]
-
-    def _filling(self, x: Windows) -> tuple[Windows, Callable[[int], torch.Tensor]]:
-        """-> (x as it will be kept, a function that gives a window of x and keeps it there)."""
-        if isinstance(x, StoredWindows) or x.cheap:
-            return x, x.get
-        kept = self._store.new(len(self._windows))
-
-        def fill(index: int) -> torch.Tensor:
-            value = x.get(index)
-            kept.put(index, value)
-            return value
-
-        return kept, fill
-
-    def _stored(self, x: Windows) -> Windows:
-        kept, fill = self._filling(x)
-        if kept is not x:
-            for _ in self._in_order(fill):
-                pass
-            self._forget_weights()
         return kept
 
-    def _sum(self, x: Windows, y: Windows) -> StoredWindows:
-        result = self._store.new(len(self._windows))
+    def _stored(self, x: Windows, weights: HeldWeights) -> Windows:
+        if not _is_dear(x):
+            return x
+        kept = self._store.new(len(self._windows))
+        for index, value in enumerate(self._values(x, weights)):
+            kept.put(index, value)
+        self._forget_weights()
+        return kept
 
-        def one(index: int) -> None:
-            value = x.get(index) + y.get(index)
+    def _sum(self, x: Windows, y: Windows, weights: HeldWeights) -> StoredWindows:
+        result = self._store.new(len(self._windows))
+        total = Computed(TorchOps.add, (x, y))
+        for index, value in enumerate(self._values(total, weights)):
             if isinstance(x, StoredWindows):
                 x.drop(index)
             result.put(index, value)
-
-        for _ in self._in_order(one):
-            pass
         self._forget_weights()
         return result
 
-    def _in_order(self, work: Callable[[int], Result]) -> Iterator[Result]:
-        """`work` for every window, one window per thread."""
+    def _values(self, x: Windows, weights: HeldWeights) -> Iterator[torch.Tensor]:
+        """Of all windows, one window per thread."""
+        tasks = (window_task(x, index) for index in range(len(self._windows)))
+        return self._workers.in_order(forward_window, tasks, weights)
 
-        @torch.inference_mode()  # which counts for one thread only
-        def one(index: int) -> Result:
-            return work(index)
-
-        return self._workers.in_order(one, range(len(self._windows)))
+    def _window(self, x: Windows, weights: HeldWeights, index: int) -> torch.Tensor:
+        """-> [length, features]."""
+        return forward_window(window_task(x, index), weights)[0]
 
     def _forget_weights(self) -> None:
         for weights in self._weights:
             weights.clear()
 
 
-def _divided(x: Windows, scales: torch.Tensor) -> Windows:
-    def compute(index: int) -> torch.Tensor:
-        value = x.get(index)
-        return (value.float() / scales).to(value.dtype)
-
-    return Computed(compute, cheap=True)
+def _each(operation: Operation, *inputs: list[Windows], cheap: bool = False) -> list[Windows]:
+    """One value per stream."""
+    return [Computed(operation, parts, cheap) for parts in zip(*inputs, strict=True)]
 
 
-class _Weights:
-    """Parameters by name, read at first use; a cleared one is read again."""
+def _is_dear(x: Windows) -> bool:
+    return isinstance(x, Computed) and not x.cheap
 
-    def __init__(self, read: Callable[[str], torch.Tensor], rounds_inputs: Predicate) -> None:
-        self.rounds_inputs = rounds_inputs
-        self._read = read
-        self._lock = threading.Lock()
-        self._values: dict[str, torch.Tensor] = {}
 
-    def __call__(self, name: str) -> torch.Tensor:
-        with self._lock:
-            if name not in self._values:
-                self._values[name] = self._read(name)
-            return self._values[name]
+def _product(ops: TorchOps, x: torch.Tensor, linear: Linear) -> torch.Tensor:
+    return ops.linears(x, [linear])[0]
 
-    def clear(self) -> None:
-        with self._lock:
-            self._values.clear()
+
+def _quotient(ops: TorchOps, x: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    return (x.float() / scales).to(x.dtype)

@@ -13,14 +13,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dsconv.convert.checkpoint.checkpoint import Checkpoint
-from dsconv.convert.families.base import Linear, Norm, Table
+from dsconv.convert.families.base import Decoder, Linear, Norm, Table
 from dsconv.convert.forward.activation_store import ActivationStore, StoredWindows
-from dsconv.convert.forward.torch_ops import load_parameter
 from dsconv.convert.forward.workers import Workers
 
 from .forward_pass import CalibratingOps
 from .moments import MomentSum
+from .weights import OriginalWeights
 
 WINDOWS = 32
 
@@ -30,18 +29,18 @@ EMBEDDING_SHARE = 0.1
 
 
 def tied_moments(
-    checkpoint: Checkpoint,
+    original: OriginalWeights,
     windows: Sequence[Sequence[int]],
-    dtype: torch.dtype,
     store: ActivationStore,
     workers: Workers,
 ) -> NDArray[np.float32]:
     """-> [hidden, hidden] for a matrix that is both embedding and head."""
+    decoder = original.checkpoint.decoder
     step = max(1, len(windows) // WINDOWS)
-    observer = _HeadObserver(checkpoint, dtype, workers)
-    ops = CalibratingOps(windows[::step], observer, store, workers, with_original=False)
+    observer = _HeadObserver(decoder, workers)
+    ops = CalibratingOps(windows[::step], observer, [original], store, workers)
     with torch.inference_mode():
-        checkpoint.decoder.forward(ops)
+        decoder.forward(ops)
     moment = observer.sum.finish().moments[0]
     mean = float(np.diagonal(moment).mean())
     moment[np.diag_indices(len(moment))] += np.float32(EMBEDDING_SHARE * mean)
@@ -51,31 +50,15 @@ def tied_moments(
 class _HeadObserver:
     """A calibrator that quantizes nothing and looks at the inputs of the head."""
 
-    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype, workers: Workers) -> None:
-        self._checkpoint = checkpoint
-        self._dtype = dtype
-        hidden = checkpoint.decoder.config.hidden_size
-        self.sum = MomentSum([(0, hidden)], False, workers)
-
-    def original(self, name: str) -> torch.Tensor:
-        return load_parameter(self._checkpoint, name, self._dtype)
-
-    quantized = original
+    def __init__(self, decoder: Decoder, workers: Workers) -> None:
+        self._head = decoder.head_linear.name
+        self.sum = MomentSum([(0, decoder.config.hidden_size)], False, workers)
 
     def table(self, table: Table) -> None:
         return None
 
-    def rows(self, table: Table, tokens: torch.Tensor, original: bool) -> torch.Tensor:
-        name = f"{table.name}.weight"
-        rows = [self._checkpoint.rows(name, int(token), int(token) + 1) for token in tokens]
-        return torch.from_numpy(np.concatenate(rows)).to(self._dtype)
-
     def begin(self, group: Sequence[Linear]) -> MomentSum | None:
-        is_head = group[0].name == self._checkpoint.decoder.head_linear.name
-        return self.sum if is_head else None
-
-    def rounds_inputs(self, name: str) -> bool:
-        return False
+        return self.sum if group[0].name == self._head else None
 
     def finish(
         self,

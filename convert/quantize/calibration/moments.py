@@ -10,7 +10,7 @@ Products are computed in the type of the activations and summed in float32; in b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,6 +66,48 @@ def diagonal_blocks(columns: int, group_size: int, max_bytes: int) -> list[tuple
     return [(start, min(columns, start + width)) for start in range(0, columns, width)]
 
 
+@dataclass(frozen=True)
+class Tile:
+    """Rows [left, right) of the square of the columns [start, stop)."""
+
+    start: int
+    stop: int
+    left: int
+    right: int
+
+
+@torch.inference_mode()  # which counts for one thread only
+def tile_products(
+    tile: Tile, x: torch.Tensor, difference: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """-> (Σ x xᵀ from the diagonal on, Σ (x₀ - x) xᵀ), for a batch of positions.
+
+    A unit of work: a pure function of values that can be pickled.
+    """
+    moment = x[:, tile.left : tile.right].T @ x[:, tile.left : tile.stop]
+    if difference is None:
+        return moment, None
+    return moment, difference[:, tile.left : tile.right].T @ x[:, tile.start : tile.stop]
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where the sums of a tile lie."""
+
+    tile: Tile
+    moment: torch.Tensor
+    difference: torch.Tensor | None
+
+
+@torch.inference_mode()
+def _add(place: _Place, x: torch.Tensor, difference: torch.Tensor | None) -> None:
+    """The products of threads of this process, added where they are computed."""
+    moment, mixed = tile_products(place.tile, x, difference)
+    place.moment.add_(moment)
+    if place.difference is not None and mixed is not None:
+        place.difference.add_(mixed)
+
+
 class MomentSum:
     """Running sums; `add` is called with batches of positions.
 
@@ -90,6 +132,7 @@ class MomentSum:
         sizes = [stop - start for start, stop in blocks]
         self._moments = [torch.zeros(size, size) for size in sizes]
         self._differences = [torch.zeros(size, size) for size in sizes if with_differences]
+        self._places = list(self._tiles())
         self._positions = 0
 
     def add(self, x: torch.Tensor, original: torch.Tensor | None = None) -> None:
@@ -102,25 +145,7 @@ class MomentSum:
         self._sum += x.sum(0, dtype=torch.float64)
         if difference is not None:
             self._sum_of_differences += difference.sum(0, dtype=torch.float64)
-        tasks = [
-            (index, left)
-            for index, (start, stop) in enumerate(self._blocks)
-            for left in range(start, stop, TILE)
-        ]
-
-        @torch.inference_mode()  # which counts for one thread only
-        def one(task: tuple[int, int]) -> None:
-            index, left = task
-            start, stop = self._blocks[index]
-            right = min(stop, left + TILE)
-            rows = slice(left - start, right - start)
-            upper = x[:, left:right].T @ x[:, left:stop]
-            self._moments[index][rows, left - start :] += upper
-            if difference is not None:
-                product = difference[:, left:right].T @ x[:, start:stop]
-                self._differences[index][rows] += product
-
-        for _ in self._workers.in_order(one, tasks):
+        for _ in self._workers.in_order(_add, self._places, x, difference):
             pass
         self._positions += len(x)
 
@@ -147,8 +172,18 @@ class MomentSum:
             difference.numpy(),
             self._centred,
         )
-        self._moments, self._differences = [], []
+        self._moments, self._differences, self._places = [], [], []
         return result
+
+    def _tiles(self) -> Iterator[_Place]:
+        for index, (start, stop) in enumerate(self._blocks):
+            for left in range(start, stop, TILE):
+                tile = Tile(start, stop, left, min(stop, left + TILE))
+                rows = slice(left - start, tile.right - start)
+                moment = self._moments[index][rows, left - start :]
+                yield _Place(
+                    tile, moment, self._differences[index][rows] if self._differences else None
+                )
 
 
 def _mirror(moment: torch.Tensor) -> None:
