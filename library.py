@@ -14,6 +14,7 @@ from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar
 
+from dsconv.runtime.option_fields import thread_count
 from dsconv.runtime.quantize_request import QuantizeCommandRequest
 
 if TYPE_CHECKING:
@@ -91,7 +92,6 @@ class QuantizeCall(QuantizeCommandRequest):
 @_keywords_of(QuantizeCall)
 def quantize(model: StrPath, output: StrPath, call: QuantizeCall, /) -> QuantizeReport:
     """Write a checkpoint with fewer bits: calibrated where that is the default; resumes."""
-    from dsconv.runtime.commands.options import thread_count
     from dsconv.runtime.quantize import quantize_command
 
     threads = thread_count(call.threads)
@@ -248,7 +248,6 @@ def bench(
     """Measure speed, memory and load time of artifacts side by side, each in its own process."""
     from dsconv.runtime.bench.against import Against, BenchRequest, bench_artifacts
     from dsconv.runtime.bench.bench import BenchOptions
-    from dsconv.runtime.commands.options import thread_count
 
     contexts = {} if context is None else {"contexts": tuple(context)}
     model = None if checkpoint is None else os.fspath(checkpoint)

@@ -12,14 +12,12 @@ doctor            what works on this machine
 build             the whole way from one recipe
 demo              the whole way on a small model
 commands          the command line, a file per command
-pull              what `dsconv pull` does
 quantize_request  what a user asks of a quantization, each choice declared once
-option_fields     such choices: default, help and limits of a field
+option_fields     fields of what may be asked: default, help, limits; how many threads
 quantize          what `dsconv quantize` does
 plan              what it will need of this machine
 export            what `dsconv export` does: the table of exporters
-model_paths       what a user names: a model and an output
+model_paths       what a user names: a model, which is pulled first, and an output
 console           what people see: progress, sizes, lines on stderr
-captured_output   what libraries print, kept from coming between our lines
 memory            peak memory of this process, and how much the machine has
 """

@@ -6,6 +6,7 @@ help, the flags where they are not the name's, and what a recipe allows.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,3 +59,8 @@ def option(
     """
     found = {"help": help, "flag": flag, "limits": limits, "after": after}
     return field(default=default, metadata=found)
+
+
+def thread_count(count: int) -> int:
+    """What `threads` means: 0 is one per core that this process may use."""
+    return count or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else [0, 1])

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import AllowFallback, Json, Kv, Provider, Threads, print_json, thread_count
+from dsconv.runtime.option_fields import thread_count
+
+from .options import AllowFallback, Json, Kv, Provider, Threads, print_json
 
 if TYPE_CHECKING:
     from dsconv.runtime.bench.report import BenchReport, Figures

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dsconv.errors import VerdictFailed
+from dsconv.runtime.option_fields import thread_count
 
-from .options import Json, Threads, print_json, thread_count
+from .options import Json, Threads, print_json
 
 if TYPE_CHECKING:
     from dsconv.runtime.build.build import StepResult

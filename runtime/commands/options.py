@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import os
 import sys
 from collections.abc import Callable, Collection
 from dataclasses import fields
@@ -103,10 +102,6 @@ def _options_of(request: type[Any], without: Collection[str]) -> list[Parameter]
         after = entry.metadata["after"]
         found.insert(len(found) if after is None else names.index(after) + 1, option)
     return found
-
-
-def thread_count(count: int) -> int:
-    return count or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else [0, 1])
 
 
 def print_json(content: dict[str, Any]) -> None:

@@ -5,9 +5,10 @@ from typing import Annotated
 
 import typer
 
+from dsconv.runtime.option_fields import thread_count
 from dsconv.runtime.quantize_request import QuantizeRequest
 
-from .options import Json, Model, Threads, asking, print_json, thread_count
+from .options import Json, Model, Threads, asking, print_json
 
 EXAMPLE = "dsconv plan deepseek-ai/DeepSeek-R1-Distill-Qwen-7B --method gptq"
 

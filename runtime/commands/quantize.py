@@ -4,9 +4,10 @@ from typing import Annotated
 
 import typer
 
+from dsconv.runtime.option_fields import thread_count
 from dsconv.runtime.quantize_request import QuantizeCommandRequest
 
-from .options import Json, Model, Output, Overwrite, Threads, asking, print_json, thread_count
+from .options import Json, Model, Output, Overwrite, Threads, asking, print_json
 
 EXAMPLE = "dsconv quantize deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B --bits 4 -o r1-int4"
 

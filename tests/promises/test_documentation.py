@@ -61,10 +61,13 @@ def test_the_picture_names_every_folder_of_the_package() -> None:
 @pytest.mark.parametrize("folder", package_folders(), ids=name_of)
 def test_every_folder_says_what_is_in_it(folder: Path) -> None:
     """A word for each file and folder; those of commands have the name of theirs."""
-    said = set(re.findall(r"\w+", (folder / "__init__.py").read_text(encoding="utf-8")))
+    text = (folder / "__init__.py").read_text(encoding="utf-8")
+    said = set(re.findall(r"\w+", text))
     files = {path.stem for path in folder.glob("*.py")} - {"__init__"}
     folders = {path.parent.name for path in folder.glob("*/__init__.py")}
     assert folder.name == "commands" or not said or files | folders <= said
+    listed = set(re.findall(r"^(\w+)  +\S", text, re.MULTILINE))
+    assert {name for name in listed - files if not (folder / name).is_dir()} == set()
 
 
 # ---------------------------------------------------------------- paths and links
