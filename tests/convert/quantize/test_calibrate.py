@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,8 @@ from logits import largest_difference, mean_divergence, random_tokens
 from numpy.typing import NDArray
 from outputs import folder_hash
 from places import ROOT, SHARED_DATA, needs_shared_data
+from processes import killed_runs
+from processes.killed_runs import RUNS, WINDOWS, run
 from reference_models import tiny_checkpoint, tiny_model
 from safetensors.torch import load_file, save_file
 
@@ -35,7 +36,6 @@ from dsconv.convert.quantize.journal import Journal
 from dsconv.convert.quantize.matrix_report import MatrixReport
 from dsconv.convert.quantize.options import QuantizeOptions
 from dsconv.convert.quantize.run import quantize_checkpoint
-from dsconv.convert.quantize.run_state import Listeners
 from dsconv.errors import InputError, OutputError
 from dsconv.quant.gptq import factorize, gptq
 from dsconv.quant.integer import IntegerScheme
@@ -48,8 +48,6 @@ from dsconv.runtime.calibration.text_windows import (
 )
 
 Weights = dict[str, torch.Tensor]
-
-WINDOWS = [random_tokens(48, 160, seed) for seed in range(12)]
 
 
 def calibrated(source: Path, output: Path, **options: Any) -> Path:
@@ -354,78 +352,10 @@ def test_weights_that_are_no_numbers_are_named(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- a crash, and the same again
 
 
-# Ends processes of its own at every point that is asked for: argument 2 is a list of (what is
-# counted, how often); the output of each goes to a folder of its own. Forked before any thread.
-PLACES = (str(Path(__file__).parent), str(ROOT / "tests" / "support"))
-KILLED = """
-import json, os, sys
-from pathlib import Path
-sys.path[:0] = sys.argv[4:]
-import test_calibrate as tests
-from dsconv.convert.quantize.journal import Journal
-from dsconv.convert.quantize.writer import QuantizedWriter
-
-def stop_after(kind, count):
-    owner, name = (Journal, "append") if kind == "commit" else (QuantizedWriter, "write_quantized")
-    work = getattr(owner, name)
-    def counted(self, *arguments):
-        nonlocal count
-        work(self, *arguments)
-        count -= 1
-        if count == 0:
-            os._exit(9)
-    setattr(owner, name, counted)
-
-Journal.due = lambda self: True
-for kind, count in json.loads(sys.argv[2]):
-    child = os.fork()
-    if not child:
-        stop_after(kind, count)
-        tests.run(Path(sys.argv[1]), Path(sys.argv[1]).with_name(f"{kind}{count}"), sys.argv[3])
-        os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9, (kind, count)
-"""
-RUNS: dict[str, dict[str, Any]] = {
-    "asymmetric": {"method": "gptq", "symmetric": False, "embedding_bits": 4},
-    "scale-min": {"method": "gptq", "scheme_name": "scale-min", "bits": 3},
-    "one stream": {"method": "gptq", "prefix_correction": 0.0},
-    "not calibrated": {"method": "search", "embedding_bits": 8, "symmetric": False},
-}
-
-
-@dataclass
-class Told:
-    """What a run has told about its progress."""
-
-    matrices: list[str] = field(default_factory=list)
-    weights: int = 0
-
-    def report(self, matrix: MatrixReport) -> None:
-        self.matrices.append(matrix.module)
-
-    def advance(self, weights: int) -> None:
-        self.weights += weights
-
-
-def run(source: Path, output: Path, kind: str, overwrite: bool = False, **changes: Any) -> Told:
-    told = Told()
-    options = QuantizeOptions(**{**RUNS[kind], **changes})
-    windows = WINDOWS[:8] if options.method == "gptq" else []
-    checkpoint = open_checkpoint(str(source))
-    quantize_checkpoint(
-        checkpoint,
-        options,
-        output,
-        overwrite,
-        GivenWindows(windows),
-        Listeners(told.advance, told.report),
-    )
-    return told
-
-
 def kill(source: Path, kind: str, points: list[tuple[str, int]]) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", KILLED, source, json.dumps(points), kind, *PLACES],
+        [sys.executable, "-m", "processes.killed_runs", source, json.dumps(points), kind],
+        cwd=ROOT / "tests" / "support",
         timeout=120,
         capture_output=True,
         encoding="utf-8",
@@ -538,7 +468,7 @@ def test_other_text_or_other_weights_do_not_go_on(
     output = tmp_path / "out"
     interrupt(source, output, monkeypatch)
     with monkeypatch.context() as patch:
-        patch.setitem(globals(), "WINDOWS", [*WINDOWS[:3], [5, 6, 7], *WINDOWS[4:]])
+        patch.setattr(killed_runs, "WINDOWS", [*WINDOWS[:3], [5, 6, 7], *WINDOWS[4:]])
         with pytest.raises(OutputError, match="calibration"):
             run(source, output, "asymmetric")
     tiny_checkpoint(source, "llama", seed=1)
