@@ -92,12 +92,10 @@ class QuantizeCall(QuantizeCommandRequest):
 @_keywords_of(QuantizeCall)
 def quantize(model: StrPath, output: StrPath, call: QuantizeCall, /) -> QuantizeReport:
     """Write a checkpoint with fewer bits: calibrated where that is the default; resumes."""
-    from dsconv.runtime.quantize import quantize_command
+    from dsconv.runtime.quantize import quantize_model
 
     threads = thread_count(call.threads)
-    return quantize_command(
-        os.fspath(model), call, Path(output), threads, call.overwrite, call.keep
-    )
+    return quantize_model(os.fspath(model), call, Path(output), threads, call.overwrite, call.keep)
 
 
 def export(

@@ -21,7 +21,7 @@ from dsconv.convert.quantize.work_rates import Rates, measure
 from dsconv.errors import DsconvError, OutputError, UnsupportedError
 from dsconv.runtime.calibration.text_windows import CalibrationOptions, shares
 
-from .console import say, size_text, time_text
+from .console import size_text
 from .memory import machine_memory_bytes
 from .quantize_request import QuantizeRequest
 
@@ -73,24 +73,6 @@ class Prediction:
             "reasons": [f"{problem.message}: {problem.hint}" for problem in self.problems],
             "steps": [{"name": step.name, "seconds": step.seconds} for step in self.steps],
         }
-
-    def show(self) -> None:
-        from rich.console import Console
-        from rich.table import Table
-
-        cost, machine = self.cost, self.machine
-        memory = size_text(machine.memory) if machine.memory else "unknown"
-        table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
-        table.add_row("output", size_text(cost.output_bytes))
-        table.add_row("scratch files", size_text(cost.scratch_bytes))
-        table.add_row("free disk", size_text(machine.free_disk))
-        table.add_row("peak memory", f"{size_text(cost.peak_bytes)} of {memory}")
-        table.add_row("time", f"about {time_text(self.seconds)}")
-        for step in self.steps:
-            table.add_row(f"  {step.name}", time_text(step.seconds))
-        Console().print(table)
-        for problem in self.problems:
-            say(f"does not fit: {problem.message}\nhint: {problem.hint}")
 
 
 def predict(model: str, request: QuantizeRequest, output: Path, threads: int) -> Prediction:

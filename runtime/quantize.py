@@ -53,23 +53,26 @@ class QuantizeReport:
             "calibration_kl": self.result.calibration_kl,
         }
 
-    def show(self) -> None:
+    def words(self) -> str:
+        """A line for people; before it, which matrices lost much."""
         r = self.result
+        warning = loss = ""
         if r.doubtful:
-            say(
+            warning = (
                 f"warning: {len(r.doubtful)} matrices lost much, {r.doubtful[0]} first: see "
-                f"facts.matrices in {self.output / MANIFEST}"
+                f"facts.matrices in {self.output / MANIFEST}\n"
             )
-        say(
-            f"{self.output}: {quantity(r.parameters)}parameters, {r.bits_per_weight:.2f} bits per "
-            f"weight, {size_text(r.weight_bytes)}, {self.seconds:.1f} s "
-            f"({size_text(r.source_bytes / max(self.seconds, 1e-9))}/s), "
-            f"peak memory {size_text(peak_rss_bytes())}"
-            + ("" if r.calibration_kl is None else f", KL {r.calibration_kl:.3g} while calibrating")
+        if r.calibration_kl is not None:
+            loss = f", KL {r.calibration_kl:.3g} while calibrating"
+        return (
+            f"{warning}{self.output}: {quantity(r.parameters)}parameters, "
+            f"{r.bits_per_weight:.2f} bits per weight, {size_text(r.weight_bytes)}, "
+            f"{self.seconds:.1f} s ({size_text(r.source_bytes / max(self.seconds, 1e-9))}/s), "
+            f"peak memory {size_text(peak_rss_bytes())}{loss}"
         )
 
 
-def quantize_command(
+def quantize_model(
     model: str,
     request: QuantizeRequest,
     output: Path,

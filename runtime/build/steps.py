@@ -18,7 +18,7 @@ from dsconv.convert.checkpoint.manifest import Provenance, write_manifest
 from dsconv.convert.files.json_file import read_json_object
 from dsconv.convert.inspect import describe
 from dsconv.runtime.console import say
-from dsconv.runtime.quantize import quantize_command
+from dsconv.runtime.quantize import quantize_model
 
 from .model_card import Card
 from .recipe import Recipe
@@ -126,14 +126,14 @@ class QuantizeStep(Step):
     def run(self) -> Mapping[str, Any]:
         part, threads = self.site.recipe.quantize, self.site.threads
         assert part is not None
-        report = quantize_command(
+        report = quantize_model(
             str(self.site.source.path),
             part,
             self.output,
             threads,
             overwrite=True,  # of an unfinished run with other options
         )
-        report.show()
+        say(report.words())
         return {"calibration_kl": report.result.calibration_kl}
 
 

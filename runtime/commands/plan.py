@@ -1,7 +1,7 @@
 """`dsconv plan`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -9,6 +9,9 @@ from dsconv.runtime.option_fields import thread_count
 from dsconv.runtime.quantize_request import QuantizeRequest
 
 from .options import Json, Model, Threads, asking, print_json
+
+if TYPE_CHECKING:
+    from dsconv.runtime.plan import Prediction
 
 EXAMPLE = "dsconv plan deepseek-ai/DeepSeek-R1-Distill-Qwen-7B --method gptq"
 
@@ -28,4 +31,25 @@ def plan(
     from dsconv.runtime.plan import predict
 
     prediction = predict(model, request, output, thread_count(threads))
-    print_json(prediction.to_json()) if as_json else prediction.show()
+    print_json(prediction.to_json()) if as_json else show(prediction)
+
+
+def show(prediction: "Prediction") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from dsconv.runtime.console import say, size_text, time_text
+
+    cost, machine = prediction.cost, prediction.machine
+    memory = size_text(machine.memory) if machine.memory else "unknown"
+    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    table.add_row("output", size_text(cost.output_bytes))
+    table.add_row("scratch files", size_text(cost.scratch_bytes))
+    table.add_row("free disk", size_text(machine.free_disk))
+    table.add_row("peak memory", f"{size_text(cost.peak_bytes)} of {memory}")
+    table.add_row("time", f"about {time_text(prediction.seconds)}")
+    for step in prediction.steps:
+        table.add_row(f"  {step.name}", time_text(step.seconds))
+    Console().print(table)
+    for problem in prediction.problems:
+        say(f"does not fit: {problem.message}\nhint: {problem.hint}")

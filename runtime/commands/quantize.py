@@ -30,7 +30,8 @@ def quantize(
     as_json: Json = False,
 ) -> None:
     """Quantize a checkpoint to int4 or int8, calibrated, in bounded memory; resumes."""
-    from dsconv.runtime.quantize import quantize_command
+    from dsconv.runtime.console import say
+    from dsconv.runtime.quantize import quantize_model
 
-    report = quantize_command(model, request, output, thread_count(threads), overwrite, keep)
-    print_json(report.to_json()) if as_json else report.show()
+    report = quantize_model(model, request, output, thread_count(threads), overwrite, keep)
+    print_json(report.to_json()) if as_json else say(report.words())

@@ -20,7 +20,12 @@ def sign(
     as_json: Json = False,
 ) -> None:
     """Sign an artifact in the format of OpenSSF model-signing, if it is whole."""
-    from dsconv.runtime.verify.findings.signature import sign_command
+    from dsconv.runtime.console import say
+    from dsconv.runtime.verify.findings.signature import sign_artifact
 
-    report = sign_command(artifact, private_key, output, overwrite)
-    print_json(report.to_json()) if as_json else report.show()
+    report = sign_artifact(artifact, private_key, output, overwrite)
+    if as_json:
+        print_json(report.to_json())
+    else:
+        say(f"signed {report.files} files")
+        print(report.signature)

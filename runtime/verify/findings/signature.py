@@ -18,7 +18,6 @@ from typing import Any
 from dsconv.atomic import output_file
 from dsconv.convert.files.hashes import artifact_files
 from dsconv.errors import InputError, ProviderError, UsageError
-from dsconv.runtime.console import say
 from dsconv.runtime.verify.verdict import Finding
 
 from .integrity import BESIDE, integrity_findings
@@ -59,12 +58,8 @@ class SignReport:
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
-    def show(self) -> None:
-        say(f"signed {self.files} files")
-        print(self.signature)
 
-
-def sign_command(
+def sign_artifact(
     artifact: str, private_key: Path, output: Path | None, overwrite: bool
 ) -> SignReport:
     """Sign an artifact that is whole; the signature lies beside it, `NAME.sig` by default.
