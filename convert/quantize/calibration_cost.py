@@ -1,8 +1,8 @@
 """What calibration costs: the counts follow `forward_pass.py` and `calibrate.py`.
 
-Every matrix is multiplied once per stream: inputs that are dear to compute are stored when they are
-seen first, the others follow from the residual by a norm. Weights of the matrices that a value
-passes on its way are held until all windows have passed.
+Every matrix is multiplied once per stream: inputs that are expensive to compute are stored when
+they are seen first, the others follow from the residual by a norm. Weights of the matrices that a
+value passes on its way are held until all windows have passed.
 """
 
 from __future__ import annotations

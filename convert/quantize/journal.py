@@ -40,7 +40,7 @@ class Journal:
         self._purpose = json.loads(json.dumps(purpose))
         self._discard = discard
         self._last = time.monotonic()
-        self._dear = 0.0
+        self._flush_seconds = 0.0
         self.records: list[dict[str, Any]] = []
 
     def __enter__(self) -> Journal:
@@ -75,7 +75,7 @@ class Journal:
 
     def due(self) -> bool:
         """Has enough work been done since the last line to be worth another one?"""
-        return time.monotonic() - self._last >= COMMIT_SHARE * self._dear
+        return time.monotonic() - self._last >= COMMIT_SHARE * self._flush_seconds
 
     def append(self, record: Mapping[str, Any], files: list[Path]) -> None:
         """Flush `files` to the disk, then write the line, then flush it too."""
@@ -85,7 +85,7 @@ class Journal:
         self._write(record)
         self.records.append(dict(record))
         self._last = time.monotonic()
-        self._dear = self._last - start
+        self._flush_seconds = self._last - start
 
     def finish(self, outputs: Collection[str]) -> None:
         """The run is complete: these files stay, everything else in the folder was scratch.

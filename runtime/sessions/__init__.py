@@ -15,6 +15,5 @@ placement             which nodes ran where
 packed_linear         matrices packed on a torch device
 torch_device          torch's devices, and what is missing
 compiled_graphs       where providers keep what they compile
-captured_output       what libraries print, kept from coming between our lines
 huge_pages            weights in huge pages
 """

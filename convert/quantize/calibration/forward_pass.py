@@ -279,7 +279,7 @@ class CalibratingOps:
         return Streams([])
 
     def _quantize(self, x: Streams, group: Sequence[Linear]) -> list[Windows]:
-        """Show all inputs to the calibrator -> the inputs, stored where they were dear."""
+        """Show all inputs to the calibrator -> the inputs, stored where they were expensive."""
         moments = self._calibrator.begin(group)
         if moments is None:
             return x.parts
@@ -295,8 +295,8 @@ class CalibratingOps:
         return [kept, *originals]
 
     def _observed(self, x: Windows, originals: Sequence[Windows], moments: MomentSum) -> Windows:
-        """All windows of the quantized model, with those of the original -> kept where dear."""
-        kept = self._store.new(len(self._windows)) if _is_dear(x) else x
+        """All windows of the quantized model beside the original's -> kept where expensive."""
+        kept = self._store.new(len(self._windows)) if _is_expensive(x) else x
         batch: list[int] = []
         values: list[torch.Tensor] = []
         for index, value in enumerate(self._values(x, self._weights[0])):
@@ -315,7 +315,7 @@ class CalibratingOps:
         return kept
 
     def _stored(self, x: Windows, weights: HeldWeights) -> Windows:
-        if not _is_dear(x):
+        if not _is_expensive(x):
             return x
         kept = self._store.new(len(self._windows))
         for index, value in enumerate(self._values(x, weights)):
@@ -352,7 +352,7 @@ def _each(operation: Operation, *inputs: list[Windows], cheap: bool = False) -> 
     return [Computed(operation, parts, cheap) for parts in zip(*inputs, strict=True)]
 
 
-def _is_dear(x: Windows) -> bool:
+def _is_expensive(x: Windows) -> bool:
     return isinstance(x, Computed) and not x.cheap
 
 

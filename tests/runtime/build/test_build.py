@@ -187,7 +187,7 @@ def test_graphs_for_other_targets_are_judged_on_the_cpu_where_that_is_asked_for(
         *(word for setting in settings for word in ("--set", setting)),
     )
     assert_refused(missing, 7, target)
-    assert not (tmp_path / "out.work" / "quantized").exists()  # before anything dear is done
+    assert not (tmp_path / "out.work" / "quantized").exists()  # before anything expensive is done
     run(file, output, *settings)
     verdict = json.loads((output / "verdict.json").read_text(encoding="utf-8"))
     assert (verdict["passed"], verdict["provider"]) == (True, "cpu")
