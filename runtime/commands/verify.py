@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
-from dsconv.errors import OutputError, VerdictFailed
+from dsconv.errors import OutputError, UsageError, VerdictFailed
 
 from .options import (
     AllowFallback,
@@ -28,6 +28,7 @@ EXAMPLE = (
     "dsconv verify r1-onnx --reference deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B "
     "--max-kl 0.03 --min-top1 0.93"
 )
+WITHOUT_REFERENCE = {"artifact", "integrity", "signature", "public_key", "as_json"}  # parameters
 
 
 def verify(
@@ -149,13 +150,36 @@ def look_at_files(
     artifact: str, signed: "Signature | None", integrity: bool, given: list[str], as_json: bool
 ) -> None:
     """Hashes and signature, nothing else. given: names of the parameters on the command line."""
-    from .integrity import integrity_command, refuse_without_reference
+    from dsconv.runtime.console import say
+    from dsconv.runtime.verify.files import check_files
 
-    refuse_without_reference(given, integrity)
-    found = integrity_command(artifact, signed)
-    print_json(found.to_json()) if as_json else found.show()
+    _refuse_without_reference(given, integrity)
+    found = check_files(artifact, signed)
+    if as_json:
+        print_json(found.to_json())
+    else:
+        for finding in found.findings:
+            say(f"{finding.place}: {finding.message}")
+        print(f"{found.what}: {'passed' if found.passed else 'failed'}")
     if not found.passed:
         raise VerdictFailed(found.summary, found.hint)
+
+
+def _refuse_without_reference(given: list[str], integrity: bool) -> None:
+    """given: names of the parameters on the command line.
+
+    Raises:
+        UsageError: one of them compares with a model.
+    """
+    if not integrity and "signature" not in given:
+        raise UsageError(
+            "missing option --reference",
+            "give the model it was made from; only --integrity and --signature go without one",
+        )
+    others = sorted(set(given) - WITHOUT_REFERENCE)
+    if others:
+        option = others[0].replace("_", "-")
+        raise UsageError(f"--{option} without --reference", "give the model it was made from, too")
 
 
 class Publication(NamedTuple):

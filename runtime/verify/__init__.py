@@ -1,6 +1,7 @@
 """An artifact in its own runtime against the model it was made from: `dsconv verify`.
 
 run              a request from beginning to end: open, measure, check, judge
+files            hashes and signature, which need no reference
 comparison       what is compared, on which windows of tokens
 measure          teacher-forced figures over the windows, with the worst tokens
 metrics          how far one model's predictions are from another's, token by token
