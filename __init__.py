@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from dsconv.library import (
         bench,
+        build,
         export,
         generate,
         inspect,
         open_session,
+        plan,
         pull,
         quantize,
         to_json,
@@ -23,10 +25,12 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "bench",
+    "build",
     "export",
     "generate",
     "inspect",
     "open_session",
+    "plan",
     "pull",
     "quantize",
     "to_json",

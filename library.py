@@ -15,14 +15,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from dsconv.runtime.option_fields import thread_count
-from dsconv.runtime.quantize_request import QuantizeCommandRequest
+from dsconv.runtime.quantize_request import QuantizeCommandRequest, QuantizeRequest
 
 if TYPE_CHECKING:
     from dsconv.convert.inspect import Description
     from dsconv.runtime.bench.report import BenchReport
+    from dsconv.runtime.build.report import BuildReport
     from dsconv.runtime.export import ExportReport
     from dsconv.runtime.generate.answer import Answer
     from dsconv.runtime.model_paths import PullReport
+    from dsconv.runtime.plan import Prediction
     from dsconv.runtime.quantize import QuantizeReport
     from dsconv.runtime.sessions.load import Loaded
     from dsconv.runtime.text.thinking import Kind
@@ -96,6 +98,19 @@ def quantize(model: StrPath, output: StrPath, call: QuantizeCall, /) -> Quantize
 
     threads = thread_count(call.threads)
     return quantize_model(os.fspath(model), call, Path(output), threads, call.overwrite, call.keep)
+
+
+@dataclass(frozen=True)
+class PlanCall(QuantizeRequest):
+    threads: int = 0
+
+
+@_keywords_of(PlanCall)
+def plan(model: StrPath, output: StrPath, call: PlanCall, /) -> Prediction:
+    """What `quantize` will need: memory, disk and time on this machine, from config.json alone."""
+    from dsconv.runtime.plan import predict
+
+    return predict(os.fspath(model), call, Path(output), thread_count(call.threads))
 
 
 def export(
@@ -259,6 +274,27 @@ def bench(
         kv=kv,
     )
     return bench_artifacts(request)
+
+
+def build(
+    recipe: StrPath,
+    output: StrPath | None = None,
+    *,
+    settings: Sequence[str] | None = None,
+    dry_run: bool = False,
+    threads: int = 0,
+) -> BuildReport:
+    """Pull, quantize, export and verify as a recipe says, by name or file.
+
+    A verdict that failed is a result, not an exception: see `passed`.
+
+    Args:
+        settings: KEY=VALUE instead of the recipe's.
+    """
+    from dsconv.runtime.build.report import build_recipe
+
+    chosen = list(settings or ())
+    return build_recipe(os.fspath(recipe), _path(output), chosen, dry_run, thread_count(threads))
 
 
 def to_json(result: _HasJson | Verdict) -> dict[str, Any]:

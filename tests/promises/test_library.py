@@ -16,11 +16,12 @@ from places import ROOT
 from small_models import write_checkpoint
 
 import dsconv
-from dsconv.runtime.commands import bench, export, plan, pull, quantize, run, verify
+from dsconv.runtime.commands import bench, build, export, plan, pull, quantize, run, verify
 
 HEAVY = {"numpy", "torch", "onnx", "onnxruntime", "tokenizers", "rich", "typer", "dsconv.library"}
 COMMANDS: dict[str, Callable[..., None]] = {
     "bench": bench.bench,
+    "build": build.build,
     "export": export.export,
     "generate": run.run,
     "open_session": run.run,
@@ -29,7 +30,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "quantize": quantize.quantize,
     "verify": verify.verify,
 }
-OWN = {"emit"}  # for what a terminal does
+OWN = {"emit", "damping"}  # for what a terminal does; what `dsconv plan` leaves out
 
 
 def snippet() -> str:
@@ -93,6 +94,7 @@ def test_the_lines_of_the_readme(
     assert names["verdict"].passed
     assert capsys.readouterr().out
     assert dsconv.to_json(names["verdict"])["passed"]
+    assert dsconv.plan(names["model"], "out", bits=8).parameters > 0
     assert dsconv.to_json(dsconv.inspect("smollm2-int8"))["family"] == "qwen2"
     dsconv.write_report(names["verdict"], "page.html")
     assert "Passed" in (tmp_path / "page.html").read_text(encoding="utf-8")
