@@ -14,6 +14,8 @@ Anything else that escapes is a bug of ours (exit code 70).
 
 from __future__ import annotations
 
+from typing import Any
+
 MAX_WORDS = 1000  # characters: what a file says may be quoted, however long it is
 
 
@@ -26,6 +28,16 @@ class DsconvError(Exception):
         self.message = _shortened(message)
         self.hint = _shortened(hint)
         super().__init__(self.message)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """So that it comes out of another process as it was; Exception would leave out the hint."""
+        return _as_it_was, (type(self), vars(self))
+
+
+def _as_it_was(kind: type[DsconvError], state: dict[str, Any]) -> DsconvError:
+    error = kind.__new__(kind, state["message"])
+    error.__dict__.update(state)
+    return error
 
 
 def _shortened(text: str) -> str:

@@ -26,7 +26,7 @@ from dsconv.quant.schemes import Scheme
 
 from .options import CALIBRATED, SCALE_MIN, BitsTarget, QuantizeOptions
 from .plan import plan
-from .sensitivity import Sensitivity, estimated_kl, sensitivities, uses_of
+from .sensitivity import MatrixUses, Sensitivity, estimated_kl, sensitivities, uses_of
 
 # What is left of the estimated loss when a matrix is rounded with error feedback, and of that of a
 # head, whose few loud inputs error feedback serves best (measured on SmolLM2-135M, 4 bits).
@@ -140,7 +140,8 @@ def _options(
         tied = decoder.config.tie_word_embeddings
         uses = uses_of(found, job.parameter.name, role, decoder.head_linear.name, tied)
         share = _share(options, role, tied)
-        estimates = estimated_kl(checkpoint, job.source, uses, schemes, workers)
+        matrix = MatrixUses(checkpoint, job.source, uses)
+        estimates = estimated_kl(matrix, schemes, workers)
         rows, columns = job.parameter.shape
         for index, (scheme, estimate) in enumerate(zip(schemes, estimates, strict=True)):
             losses[index] += share * estimate

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from dsconv.convert.checkpoint.checkpoint import Checkpoint, module_of
-from dsconv.convert.families.base import Linear, Table
+from dsconv.convert.families.base import Decoder, Linear, Table
 from dsconv.convert.families.inventory import Role
 from dsconv.convert.forward.torch_ops import KeyValueCache, TorchOps, load_parameter
 from dsconv.convert.forward.workers import Workers
@@ -86,26 +86,28 @@ def sensitivities(
 ) -> dict[str, Sensitivity]:
     """-> per module. Holds the whole model in memory, as `dtype`; one window per thread."""
     weights = {name: load_parameter(checkpoint, name, dtype) for name in checkpoint.parameters}
-
-    def one(numbered: tuple[int, Sequence[int]]) -> dict[str, Sensitivity]:
-        seed, window = numbered
-        ops = _ObservingOps(weights.__getitem__, torch.tensor(list(window)))
-        logits = checkpoint.decoder.forward(ops)[0]
-        log_probabilities = torch.log_softmax(logits.float(), -1)
-        with torch.no_grad():
-            generator = torch.Generator().manual_seed(seed)
-            labels = torch.multinomial(log_probabilities.exp(), 1, generator=generator)
-        torch.autograd.backward(-log_probabilities.gather(1, labels).sum())
-        return {
-            name: _squares(x, outputs.grad, len(window)) for name, (x, outputs) in ops.seen.items()
-        }
-
+    parts = workers.in_order(window_sensitivity, enumerate(windows), checkpoint.decoder, weights)
     total: dict[str, Sensitivity] = {}
-    for window, part in zip(windows, workers.in_order(one, enumerate(windows)), strict=True):
+    for window, part in zip(windows, parts, strict=True):
         for name, value in part.items():
             total[name] = total[name] + value if name in total else value
         advance(len(window))
     return total
+
+
+def window_sensitivity(
+    numbered: tuple[int, Sequence[int]], decoder: Decoder, weights: Mapping[str, torch.Tensor]
+) -> dict[str, Sensitivity]:
+    """A unit of work: a pure function of values that can be pickled."""
+    seed, window = numbered
+    ops = _ObservingOps(weights.__getitem__, torch.tensor(list(window)))
+    logits = decoder.forward(ops)[0]
+    log_probabilities = torch.log_softmax(logits.float(), -1)
+    with torch.no_grad():
+        generator = torch.Generator().manual_seed(seed)
+        labels = torch.multinomial(log_probabilities.exp(), 1, generator=generator)
+    torch.autograd.backward(-log_probabilities.gather(1, labels).sum())
+    return {name: _squares(x, outputs.grad, len(window)) for name, (x, outputs) in ops.seen.items()}
 
 
 def _squares(x: torch.Tensor, gradient: torch.Tensor | None, positions: int) -> Sensitivity:
@@ -118,44 +120,48 @@ def _squares(x: torch.Tensor, gradient: torch.Tensor | None, positions: int) -> 
     )
 
 
-def estimated_kl(
-    checkpoint: Checkpoint,
-    source: str,
-    uses: Sequence[Sensitivity],
-    schemes: Sequence[Scheme | None],
-    workers: Workers,
-) -> list[float]:
-    """Mean KL per token, in nats, that each scheme costs for one matrix.
+@dataclass(frozen=True)
+class MatrixUses:
+    """A matrix, and the sensitivities of all its uses: a tied one is embedding and head."""
 
-    Args:
-        uses: of the matrix itself; a tied one is used as embedding and as head.
-    """
-    rows, columns = checkpoint.parameters[source].shape
+    checkpoint: Checkpoint
+    source: str
+    uses: Sequence[Sensitivity]
+
+
+def estimated_kl(
+    matrix: MatrixUses, schemes: Sequence[Scheme | None], workers: Workers
+) -> list[float]:
+    """Mean KL per token, in nats, that each scheme costs for one matrix."""
+    return list(workers.in_order(scheme_loss, schemes, matrix))
+
+
+def scheme_loss(scheme: Scheme | None, matrix: MatrixUses) -> float:
+    """A unit of work: a pure function of values that can be pickled."""
+    if scheme is None:
+        return 0.0
+    rows, columns = matrix.checkpoint.parameters[matrix.source].shape
     step = max(1, rows // SAMPLED_ROWS)
     chosen = range(step // 2, rows, step)
-
-    def one(scheme: Scheme | None) -> float:
-        if scheme is None:
-            return 0.0
-        weights = np.concatenate([checkpoint.rows(source, row, row + 1) for row in chosen])
-        total = 0.0
-        for use in uses:
-            is_table = len(use.inputs) != columns
-            inputs = use.inputs / use.positions
-            inputs = np.minimum(inputs, LOUDEST * max(float(np.median(inputs)), TINY))
-            importance = None if is_table else inputs.astype(np.float32)
-            error = weights - scheme.search(weights, importance).dequantize()
-            squares = error.astype(np.float64) ** 2
-            if is_table:  # E over positions of Σ_f g_f² Δ_f², rows taken as equally frequent
-                total += 0.5 * float((squares.mean(0) * use.gradient).sum()) / use.positions
-                continue
-            per_row = squares @ inputs
-            gradient = use.gradient / use.positions
-            # The sampled rows stand for all: the gradients of the others are known.
-            total += 0.5 * float((per_row * gradient[list(chosen)]).mean()) * rows
-        return total
-
-    return list(workers.in_order(one, schemes))
+    weights = np.concatenate(
+        [matrix.checkpoint.rows(matrix.source, row, row + 1) for row in chosen]
+    )
+    total = 0.0
+    for use in matrix.uses:
+        is_table = len(use.inputs) != columns
+        inputs = use.inputs / use.positions
+        inputs = np.minimum(inputs, LOUDEST * max(float(np.median(inputs)), TINY))
+        importance = None if is_table else inputs.astype(np.float32)
+        error = weights - scheme.search(weights, importance).dequantize()
+        squares = error.astype(np.float64) ** 2
+        if is_table:  # E over positions of Σ_f g_f² Δ_f², rows taken as equally frequent
+            total += 0.5 * float((squares.mean(0) * use.gradient).sum()) / use.positions
+            continue
+        per_row = squares @ inputs
+        gradient = use.gradient / use.positions
+        # The sampled rows stand for all: the gradients of the others are known.
+        total += 0.5 * float((per_row * gradient[list(chosen)]).mean()) * rows
+    return total
 
 
 def uses_of(

@@ -20,7 +20,7 @@ from dsconv.convert.quantize.inputs import GivenWindows
 from dsconv.convert.quantize.options import BitsTarget, QuantizeOptions
 from dsconv.convert.quantize.plan import read_allocation
 from dsconv.convert.quantize.run import quantize_checkpoint
-from dsconv.convert.quantize.sensitivity import estimated_kl, sensitivities
+from dsconv.convert.quantize.sensitivity import MatrixUses, estimated_kl, sensitivities
 from dsconv.errors import InputError, UsageError
 from dsconv.quant.allocation import Option, allocate, smallest_within
 from dsconv.quant.integer import IntegerScheme
@@ -132,7 +132,8 @@ def test_estimates_are_near_the_measured_kl(name: str, tmp_path: Path) -> None:
         found = sensitivities(checkpoint, WINDOWS, torch.float32, workers)
         module = name.rpartition(".")[0]
         scheme = ScaleMin(4)
-        (estimate,) = estimated_kl(checkpoint, name, [found[module]], [scheme], workers)
+        uses = MatrixUses(checkpoint, name, [found[module]])
+        (estimate,) = estimated_kl(uses, [scheme], workers)
     use = found[module]
     weights = {n: load_parameter(checkpoint, n, torch.float32) for n in checkpoint.parameters}
     is_table = "embed" in name

@@ -237,7 +237,8 @@ class CalibratingOps:
     def linears(self, x: Streams, group: Sequence[Linear]) -> list[Streams]:
         inputs = self._quantize(x, group)
         return [
-            Streams(_each(partial(_product, linear=linear), inputs), linear) for linear in group
+            Streams(_each(partial(matrix_product, linear=linear), inputs), linear)
+            for linear in group
         ]
 
     def attention(
@@ -356,7 +357,7 @@ def _is_expensive(x: Windows) -> bool:
     return isinstance(x, Computed) and not x.cheap
 
 
-def _product(ops: TorchOps, x: torch.Tensor, linear: Linear) -> torch.Tensor:
+def matrix_product(ops: TorchOps, x: torch.Tensor, linear: Linear) -> torch.Tensor:
     return ops.linears(x, [linear])[0]
 
 
