@@ -18,10 +18,12 @@ from numpy.typing import NDArray
 from dsconv.convert.checkpoint.checkpoint import Checkpoint
 from dsconv.convert.checkpoint.matrix_layout import encode
 from dsconv.convert.families.base import Decoder, DecoderConfig
-from dsconv.convert.families.inventory import Role
+from dsconv.convert.families.inventory import Role, parameters_of
 from dsconv.convert.forward.workers import Workers, single_threaded_libraries
+from dsconv.quant.gptq import factorize, gptq
 from dsconv.quant.schemes import Floats, Scheme
 
+from .calibration.memory_budget import rows_at_a_time
 from .cost_model import Work, Workload
 from .rounding import BLOCK_WEIGHTS, round_in_blocks
 
@@ -30,6 +32,7 @@ LAYER_WEIGHTS = 1 << 22  # of the decoder layer that stands for larger ones
 COLUMNS = 1024  # of square matrices that stand for others
 FEEDBACK_COLUMNS = 256  # a super-block
 READ_BYTES = 1 << 23
+
 Rates = Mapping[Work, float]
 
 
@@ -134,7 +137,6 @@ def _layer(decoder: Decoder, dtype: object, size: int) -> tuple[Callable[[], obj
     """-> (one decoder layer over one window, its operations)."""
     import torch
 
-    from dsconv.convert.families.inventory import parameters_of
     from dsconv.convert.forward.torch_ops import KeyValueCache, TorchOps
 
     if not isinstance(dtype, torch.dtype):
@@ -177,9 +179,6 @@ def _feedback(workload: Workload, workers: Workers) -> dict[Work, float]:
     scheme = _scheme(workload, Role.LINEAR)
     if scheme is None or not workload.calibrates:
         return {}
-    from dsconv.convert.quantize.calibration.memory_budget import rows_at_a_time
-    from dsconv.quant.gptq import factorize, gptq
-
     threads = workload.options.threads
     weights = _normal(rows_at_a_time(FEEDBACK_COLUMNS), FEEDBACK_COLUMNS)
     large, small = np.eye(COLUMNS, dtype=np.float32), np.eye(FEEDBACK_COLUMNS, dtype=np.float32)
