@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,9 +30,7 @@ def build(checkpoint: str, bits: int, output: Path) -> None:
     Raises:
         ProviderError: optimum-intel is not installed.
     """
-    from importlib.util import find_spec
-
-    if find_spec("optimum") is None:
+    if importlib.util.find_spec("optimum") is None:
         raise ProviderError(
             "OpenVINO builds its model by optimum-intel, which is not installed",
             "pip install optimum-intel nncf, or give a folder built elsewhere with --peers",
