@@ -36,6 +36,22 @@ struct Attention::Split {
     int64_t row_floats() const { return padded + 2; }
 };
 
+// What a member of the team knows about a pass.
+struct Attention::Pass {
+    const AttentionRows& rows;
+    const Split split;
+    KeyValueCache& cache;
+    const VectorKernels& kernels;
+    const AttentionWorkspace& workspace;
+    float* scratch;  // the member's own
+
+    float* queries() const { return workspace.queries.as<float>(); }
+    // Where an item of a split pass leaves maxima, sums and outputs.
+    float* partial(int64_t item) const {
+        return workspace.partials.as<float>() + item * split.rows() * split.row_floats();
+    }
+};
+
 void AttentionWorkspace::reserve(size_t floats_of_queries, size_t floats_of_partials,
                                  size_t floats_per_member, int count) {
     auto grow = [](Memory& memory, size_t floats) {
@@ -100,25 +116,23 @@ void Attention::prepare(int64_t tokens, int64_t position, int members,
                       static_cast<size_t>(partials), static_cast<size_t>(member), members);
 }
 
-// Rotates a token's queries into `queries` [kv_head][token][head of the group][query_width], its
-// keys and values into the cache.
-void Attention::store(const float* query, float* key, const float* value, int64_t token,
-                      int64_t tokens, int64_t position, float* scratch, KeyValueCache& cache,
-                      const VectorKernels& kernels, float* queries) const {
-    const int64_t dim = step_.head_dim, half = dim / 2;
-    const int64_t group = step_.heads / step_.kv_heads;
+// Rotates a token's queries into the workspace [kv_head][token][head of the group][query_width],
+// its keys and values into the cache.
+void Attention::store(const Pass& pass, int64_t token) const {
+    const int64_t dim = step_.head_dim, half = dim / 2, group = pass.split.group;
     const auto pairs = static_cast<int64_t>(bias_rows_.size() / 2);
-    const int64_t query_width = dim + 2 * pairs;
+    const int64_t query_width = dim + 2 * pairs, position = pass.rows.position + token;
     const float scale = 1.44269504088896341f / std::sqrt(static_cast<float>(dim));
-    float *cosine = scratch, *sine = scratch + half, *rotated = scratch + dim;
-    auto* halves = reinterpret_cast<Half*>(scratch + 2 * dim);
-    rotary_.at(position + token, cosine, sine);
-    query += token * step_.heads * dim;
-    key += token * step_.kv_heads * dim;
-    value += token * step_.kv_heads * dim;
+    float *cosine = pass.scratch, *sine = cosine + half, *rotated = cosine + dim;
+    auto* halves = reinterpret_cast<Half*>(cosine + 2 * dim);
+    rotary_.at(position, cosine, sine);
+    const float* query = pass.rows.query + token * step_.heads * dim;
+    float* key = pass.rows.key + token * step_.kv_heads * dim;
+    const float* value = pass.rows.value + token * step_.kv_heads * dim;
+    const VectorKernels& kernels = pass.kernels;
     if (!cached_bias_.empty()) kernels.add(key, cached_bias_.data(), step_.kv_heads * dim);
     for (int64_t kv = 0; kv < step_.kv_heads; ++kv) {
-        float* rows = queries + (kv * tokens + token) * group * query_width;
+        float* rows = pass.queries() + (kv * pass.rows.tokens + token) * group * query_width;
         for (int64_t g = 0; g < group; ++g) {
             float* row = rows + g * query_width;
             kernels.rotate(query + (kv * group + g) * dim, cosine, sine, half, scale, row);
@@ -132,108 +146,113 @@ void Attention::store(const float* query, float* key, const float* value, int64_
             }
         }
         kernels.rotate(key + kv * dim, cosine, sine, half, 1.0f, rotated);
-        cache.store(step_.layer, kv, position + token, rotated, value + kv * dim, kernels, halves);
+        pass.cache.store(step_.layer, kv, position, rotated, value + kv * dim, kernels, halves);
     }
 }
 
-void Attention::run(const float* query, float* key, const float* value, float* output,
-                    int64_t tokens, int64_t position, ThreadTeam::Member& member,
-                    KeyValueCache& cache, const VectorKernels& kernels,
-                    AttentionWorkspace& workspace) const {
-    const Split s = split(tokens, position);
-    const int64_t dim = step_.head_dim;
-    const auto query_width = dim + static_cast<int64_t>(bias_rows_.size());
-    float* queries = workspace.queries.as<float>();
-    float* scratch = workspace.members[static_cast<size_t>(member.index())].as<float>();
-    member.share(tokens, 4, [&](int64_t begin, int64_t end) {
-        for (int64_t token = begin; token < end; ++token) {
-            store(query, key, value, token, tokens, position, scratch, cache, kernels, queries);
-        }
+void Attention::run(const AttentionRows& rows, ThreadTeam::Member& member, KeyValueCache& cache,
+                    const VectorKernels& kernels, AttentionWorkspace& workspace) const {
+    const Pass pass{rows, split(rows.tokens, rows.position), cache, kernels, workspace,
+                    workspace.members[static_cast<size_t>(member.index())].as<float>()};
+    member.share(rows.tokens, 4, [&](int64_t begin, int64_t end) {
+        for (int64_t token = begin; token < end; ++token) store(pass, token);
     });
-
-    const auto attend = cache.type() == CacheType::half ? kernels.attend_half : kernels.attend_int8;
-    // Divides by the sum of the weights -> the output's own place.
-    auto finish = [&](const float* sums, const float* rows, int64_t kv, int64_t first_row,
-                      int64_t count) {
-        for (int64_t r = 0; r < count; ++r) {
-            const int64_t token = (first_row + r) / s.group, g = (first_row + r) % s.group;
-            float* out = output + (token * step_.heads + kv * s.group + g) * dim;
-            for (int64_t i = 0; i < dim; ++i) out[i] = rows[r * s.padded + i] / sums[r];
-        }
-    };
-    const int64_t items = s.items(step_.kv_heads);
+    const int64_t items = pass.split.items(step_.kv_heads);
     member.share(items, 1, [&](int64_t begin, int64_t end) {
-        for (int64_t item = begin; item < end; ++item) {
-            // The last tiles see the most positions: they come first, so that the end is even.
-            const int64_t index = items - 1 - item;
-            const int64_t kv = index % step_.kv_heads;
-            const int64_t part = index / step_.kv_heads % s.splits;
-            const int64_t first = index / step_.kv_heads / s.splits * s.tile;
-            const int64_t last = std::min(first + s.tile, tokens);
-            const int64_t rows = (last - first) * s.group;
-            float* state = s.splits > 1
-                               ? workspace.partials.as<float>() + index * s.rows() * s.row_floats()
-                               : scratch + s.rows() * segment_positions;
-            AttentionTile tile;
-            tile.queries = queries + (kv * tokens + first) * s.group * query_width;
-            tile.query_stride = query_width;
-            tile.rows = rows;
-            tile.rows_per_position = s.group;
-            tile.first_position = position + first;
-            tile.head_dim = dim;
-            tile.bias_rows = bias_rows_.data();
-            tile.bias_row_count = static_cast<int64_t>(bias_rows_.size());
-            tile.maximum = state;
-            tile.sum = state + s.rows();
-            tile.output = state + 2 * s.rows();
-            tile.scores = scratch;
-            std::fill_n(tile.maximum, rows, start_maximum);
-            std::fill_n(tile.sum, rows, 0.0f);
-            std::fill_n(tile.output, rows * s.padded, 0.0f);
-            for (int64_t segment = part * s.per_split;
-                 segment < std::min((part + 1) * s.per_split, s.segments); ++segment) {
-                const int64_t start = segment * segment_positions;
-                const int64_t visible = std::min(position + last - start, segment_positions);
-                if (visible <= 0) break;
-                attend(tile, cache.view(step_.layer, kv, segment), rotary_.segment(segment),
-                       rotary_.rows(), start, visible);
-            }
-            if (s.splits == 1) finish(tile.sum, tile.output, kv, first * s.group, rows);
-        }
+        // The last tiles see the most positions: they come first, so that the end is even.
+        for (int64_t item = begin; item < end; ++item) attend(pass, items - 1 - item);
     });
-    if (s.splits == 1) return;
+    if (pass.split.splits == 1) return;
+    member.share(step_.kv_heads * pass.split.tiles, 1, [&](int64_t begin, int64_t end) {
+        for (int64_t tile = begin; tile < end; ++tile) join(pass, tile);
+    });
+}
 
-    // Join the parts of every row, in the order of their positions.
-    member.share(step_.kv_heads * s.tiles, 1, [&](int64_t begin, int64_t end) {
-        for (int64_t item = begin; item < end; ++item) {
-            const int64_t kv = item % step_.kv_heads, first = item / step_.kv_heads * s.tile;
-            const int64_t rows = (std::min(first + s.tile, tokens) - first) * s.group;
-            auto state = [&](int64_t part) {
-                const int64_t index =
-                    (item / step_.kv_heads * s.splits + part) * step_.kv_heads + kv;
-                return workspace.partials.as<float>() + index * s.rows() * s.row_floats();
-            };
-            float* sums = scratch;
-            float* outputs = scratch + s.rows();
-            for (int64_t r = 0; r < rows; ++r) {
-                float maximum = start_maximum;
-                for (int64_t part = 0; part < s.splits; ++part) {
-                    maximum = std::max(maximum, state(part)[r]);
-                }
-                float* out = outputs + r * s.padded;
-                std::fill_n(out, s.padded, 0.0f);
-                sums[r] = 0;
-                for (int64_t part = 0; part < s.splits; ++part) {
-                    const float* from = state(part);
-                    const float factor = std::exp2(from[r] - maximum);
-                    sums[r] += factor * from[s.rows() + r];
-                    const float* values = from + 2 * s.rows() + r * s.padded;
-                    for (int64_t i = 0; i < s.padded; ++i) out[i] += factor * values[i];
-                }
-            }
-            finish(sums, outputs, kv, first * s.group, rows);
+// Some query rows from a token on, before they have seen anything. state: maxima, sums, outputs.
+AttentionTile Attention::tile_at(const Pass& pass, int64_t kv, int64_t first, int64_t rows,
+                                 float* state) const {
+    const Split& s = pass.split;
+    AttentionTile tile;
+    tile.query_stride = step_.head_dim + static_cast<int64_t>(bias_rows_.size());
+    tile.queries = pass.queries() + (kv * pass.rows.tokens + first) * s.group * tile.query_stride;
+    tile.rows = rows;
+    tile.rows_per_position = s.group;
+    tile.first_position = pass.rows.position + first;
+    tile.head_dim = step_.head_dim;
+    tile.bias_rows = bias_rows_.data();
+    tile.bias_row_count = static_cast<int64_t>(bias_rows_.size());
+    tile.maximum = state;
+    tile.sum = state + s.rows();
+    tile.output = state + 2 * s.rows();
+    tile.scores = pass.scratch;
+    std::fill_n(tile.maximum, rows, start_maximum);
+    std::fill_n(tile.sum, rows, 0.0f);
+    std::fill_n(tile.output, rows * s.padded, 0.0f);
+    return tile;
+}
+
+// One item: a tile of tokens over a part of the positions.
+void Attention::attend(const Pass& pass, int64_t item) const {
+    const Split& s = pass.split;
+    const int64_t kv = item % step_.kv_heads;
+    const int64_t part = item / step_.kv_heads % s.splits;
+    const int64_t first = item / step_.kv_heads / s.splits * s.tile;
+    const int64_t last = std::min(first + s.tile, pass.rows.tokens);
+    float* state = s.splits > 1 ? pass.partial(item) : pass.scratch + s.rows() * segment_positions;
+    const AttentionTile tile = tile_at(pass, kv, first, (last - first) * s.group, state);
+    const auto attend_segment = pass.cache.type() == CacheType::half ? pass.kernels.attend_half
+                                                                     : pass.kernels.attend_int8;
+    const int64_t end = std::min((part + 1) * s.per_split, s.segments);
+    for (int64_t segment = part * s.per_split; segment < end; ++segment) {
+        const int64_t start = segment * segment_positions;
+        const int64_t visible =
+            std::min(pass.rows.position + last - start, segment_positions);
+        if (visible <= 0) break;
+        attend_segment(tile, pass.cache.view(step_.layer, kv, segment), rotary_.segment(segment),
+                       rotary_.rows(), start, visible);
+    }
+    if (s.splits == 1) finish(pass, tile.sum, tile.output, kv, first, tile.rows);
+}
+
+// Joins the parts of every row of a tile, in the order of their positions.
+void Attention::join(const Pass& pass, int64_t tile) const {
+    const Split& s = pass.split;
+    const int64_t kv = tile % step_.kv_heads, first_item = tile / step_.kv_heads * s.splits;
+    const int64_t first = tile / step_.kv_heads * s.tile;
+    const int64_t rows = (std::min(first + s.tile, pass.rows.tokens) - first) * s.group;
+    auto state = [&](int64_t part) {
+        return pass.partial((first_item + part) * step_.kv_heads + kv);
+    };
+    float *sums = pass.scratch, *outputs = sums + s.rows();
+    for (int64_t r = 0; r < rows; ++r) {
+        float maximum = start_maximum;
+        for (int64_t part = 0; part < s.splits; ++part) {
+            maximum = std::max(maximum, state(part)[r]);
         }
-    });
+        float* out = outputs + r * s.padded;
+        std::fill_n(out, s.padded, 0.0f);
+        sums[r] = 0;
+        for (int64_t part = 0; part < s.splits; ++part) {
+            const float* from = state(part);
+            const float factor = std::exp2(from[r] - maximum);
+            sums[r] += factor * from[s.rows() + r];
+            const float* values = from + 2 * s.rows() + r * s.padded;
+            for (int64_t i = 0; i < s.padded; ++i) out[i] += factor * values[i];
+        }
+    }
+    finish(pass, sums, outputs, kv, first, rows);
+}
+
+// Divides rows from a token on by the sum of their weights -> the output's own place.
+void Attention::finish(const Pass& pass, const float* sums, const float* outputs, int64_t kv,
+                       int64_t first, int64_t rows) const {
+    const Split& s = pass.split;
+    const int64_t dim = step_.head_dim;
+    for (int64_t r = 0; r < rows; ++r) {
+        const int64_t token = first + r / s.group, g = r % s.group;
+        float* out = pass.rows.output + (token * step_.heads + kv * s.group + g) * dim;
+        for (int64_t i = 0; i < dim; ++i) out[i] = outputs[r * s.padded + i] / sums[r];
+    }
 }
 
 }  // namespace dsconv

@@ -23,6 +23,17 @@ class AttentionWorkspace {
     std::vector<Memory> members;
 };
 
+// The rows of a pass in one layer: query [tokens][heads * head_dim], key and value
+// [tokens][kv_heads * head_dim] -> output like query. Changes key.
+struct AttentionRows {
+    const float* query;
+    float* key;
+    const float* value;
+    float* output;
+    int64_t tokens;
+    int64_t position;  // of the first token
+};
+
 // One layer's attention.
 class Attention {
    public:
@@ -32,18 +43,21 @@ class Attention {
     // Before a pass: makes room for `tokens` at `position`. Not thread-safe.
     void prepare(int64_t tokens, int64_t position, int members, AttentionWorkspace& workspace);
 
-    // In a pass, on every member: query [tokens][heads * head_dim], key and value
-    // [tokens][kv_heads * head_dim] -> output like query. Changes key.
-    void run(const float* query, float* key, const float* value, float* output, int64_t tokens,
-             int64_t position, ThreadTeam::Member& member, KeyValueCache& cache,
+    // In a pass, on every member.
+    void run(const AttentionRows& rows, ThreadTeam::Member& member, KeyValueCache& cache,
              const VectorKernels& kernels, AttentionWorkspace& workspace) const;
 
    private:
     struct Split;
+    struct Pass;
     Split split(int64_t tokens, int64_t position) const;
-    void store(const float* query, float* key, const float* value, int64_t token, int64_t tokens,
-               int64_t position, float* scratch, KeyValueCache& cache,
-               const VectorKernels& kernels, float* queries) const;
+    void store(const Pass& pass, int64_t token) const;
+    AttentionTile tile_at(const Pass& pass, int64_t kv, int64_t first, int64_t rows,
+                          float* state) const;
+    void attend(const Pass& pass, int64_t item) const;
+    void join(const Pass& pass, int64_t tile) const;
+    void finish(const Pass& pass, const float* sums, const float* outputs, int64_t kv,
+                int64_t first, int64_t rows) const;
 
     AttentionStep step_;
     RotaryTable& rotary_;

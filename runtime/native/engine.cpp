@@ -246,9 +246,10 @@ void Engine::run(const LinearStep& step, const Pass& pass, Member& member) {
 }
 
 void Engine::run(const AttentionStep& step, const Pass& pass, Member& member) {
-    attentions_[static_cast<size_t>(step.layer)]->run(
-        buffer(step.query), buffer(step.key), buffer(step.value), buffer(step.output), pass.tokens,
-        pass.position, member, cache_, vector_, attention_workspace_);
+    const AttentionRows rows{buffer(step.query), buffer(step.key), buffer(step.value),
+                             buffer(step.output), pass.tokens, pass.position};
+    attentions_[static_cast<size_t>(step.layer)]->run(rows, member, cache_, vector_,
+                                                      attention_workspace_);
 }
 
 void Engine::run(const HeadStep& step, const Pass& pass, Member& member) {
