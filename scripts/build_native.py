@@ -18,8 +18,9 @@ SOURCES = Path("runtime/native")
 UNIX_FLAGS = ["-std=c++17", "-O3", "-ffp-contract=off", "-fvisibility=hidden", "-pthread"]
 # GCC takes what its own intrinsics leave undefined for a mistake.
 UNIX_FLAGS += ["-Wno-maybe-uninitialized", "-Wno-uninitialized"]
-# The same file wherever it is compiled: debugging information would name the folder.
-UNIX_FLAGS += [f"-ffile-prefix-map={Path.cwd()}=."]
+# Python asks for debugging information: it takes as long to make as the code, is ten times
+# as large, and names the folder, so that the same sources would not give the same file.
+UNIX_FLAGS += ["-g0"]
 # Sources include each other by their path in this folder; -I would hide the system's memory.h.
 UNIX_FLAGS += ["-iquote", str(SOURCES)]
 MSVC_FLAGS = ["/std:c++17", "/O2", "/fp:precise", "/EHsc", "/utf-8", f"/I{SOURCES}"]
