@@ -125,23 +125,6 @@ template <class L, int bits, int width, int tokens, int blocks> struct IntegerSu
         add_pairs(units, x.codes + input * width, inputs / 8, sums);
     }
 
-    // Half a unit, for activations in groups of 16: exact sums.
-    template <bool two, int half>
-    [[gnu::always_inline]] static inline void dot_half(const uint8_t* const* units,
-                                                       const TileActivations& x, int64_t input,
-                                                       Ints (&sums)[blocks][tokens]) {
-        clear(sums);
-        if constexpr (two) {
-            const int8_t* upper = x.upper + input * width;
-            add_pair<2 * half, 1>(units, &upper, &sums);
-            add_pair<2 * half + 1, 1>(units, &upper, &sums);
-            times_256(sums);
-        }
-        const int8_t* codes = x.codes + input * width;
-        add_pair<2 * half, 1>(units, &codes, &sums);
-        add_pair<2 * half + 1, 1>(units, &codes, &sums);
-    }
-
     // Exact sums of code * activation over up to wide_group inputs: of all codes, and 256 times
     // the upper terms of the units that have them.
     static void dot_wide(const uint8_t* const* units, const TileActivations& x, int64_t input,

@@ -121,16 +121,18 @@ template <class L, int bits, Zero zero, int width, int tokens, int blocks> struc
         if constexpr (then == Then::scale_min) add_scale_min(sums, x, input / 32, group, to);
     }
 
-    // As `unit`, for activations in groups of 16.
-    template <bool two, Then then>
-    [[gnu::always_inline]] static inline void halves(const uint8_t* const* units,
-                                                     const TileActivations& x, int64_t input,
-                                                     const Parameters& group,
-                                                     Floats (&to)[blocks][tokens]) {
+    // parts += activation scales * integer sums of a unit, for activations in groups of 16. Rare:
+    // in loops, which take less to compile.
+    [[gnu::noinline]] static void halves(const uint8_t* const* units, const TileActivations& x,
+                                         int64_t input, const Parameters& group,
+                                         Floats (&parts)[blocks][tokens]) {
         int64_t at = input / 16 * width;
+        bool two = x.two[input / unit_inputs] != 0;
+        const uint8_t* second[blocks];
+        for (int b = 0; b < blocks; b++) second[b] = units[b] + 32 * bits;
         Floats values[blocks][tokens];
         Ints sums[blocks][tokens];
-        Sums::template dot_half<two, 0>(units, x, input, sums);
+        Sums::dot_pairs(units, x, input, 16, two, sums);
         for (int t = 0; t < tokens; t++) {
             take_zeros(group, L::set_ints(x.sums[at + t]), t, sums);
             Floats scale = L::set_floats(x.scales[at + t]);
@@ -138,24 +140,13 @@ template <class L, int bits, Zero zero, int width, int tokens, int blocks> struc
                 values[b][t] = L::multiply(L::to_floats(sums[b][t]), scale);
             }
         }
-        Sums::template dot_half<two, 1>(units, x, input, sums);
+        Sums::dot_pairs(second, x, input + 16, 16, two, sums);
         for (int t = 0; t < tokens; t++) {
-            Ints sum = L::set_ints(x.sums[at + width + t]);
-            take_zeros(group, sum, t, sums);
+            take_zeros(group, L::set_ints(x.sums[at + width + t]), t, sums);
             Floats scale = L::set_floats(x.scales[at + width + t]);
-            Floats weightless = L::multiply(L::to_floats(L::set_ints(x.sums[at + t])),
-                                            L::set_floats(x.scales[at + t]));
-            weightless = L::fma(L::to_floats(sum), scale, weightless);
             for (int b = 0; b < blocks; b++) {
                 Floats value = L::fma(L::to_floats(sums[b][t]), scale, values[b][t]);
-                if constexpr (then == Then::parts) {
-                    to[b][t] = L::add(to[b][t], value);
-                } else {
-                    to[b][t] = L::fma(value, group.scales[b], to[b][t]);
-                }
-                if constexpr (then == Then::scale_min) {
-                    to[b][t] = L::negative_fma(weightless, group.minima[b], to[b][t]);
-                }
+                parts[b][t] = L::add(parts[b][t], value);
             }
         }
     }
@@ -176,13 +167,6 @@ template <class L, int bits, Zero zero, int width, int tokens, int blocks> struc
                                              Floats (&to)[blocks][tokens]) {
         unit<two, then>(units, x, input, group, to);
     }
-    template <bool two, Then then>
-    [[gnu::noinline]] static void halves_apart(const uint8_t* const* units,
-                                               const TileActivations& x, int64_t input,
-                                               const Parameters& group,
-                                               Floats (&to)[blocks][tokens]) {
-        halves<two, then>(units, x, input, group, to);
-    }
 
     template <Then then>
     [[gnu::always_inline]] static inline void add_unit_to(const uint8_t* const* units,
@@ -191,10 +175,7 @@ template <class L, int bits, Zero zero, int width, int tokens, int blocks> struc
                                                           Floats (&to)[blocks][tokens]) {
         prefetch_unit(units);
         bool two = x.two[input / unit_inputs] != 0;
-        if (x.group_size == 16) {
-            if (two) halves_apart<true, then>(units, x, input, group, to);
-            else halves_apart<false, then>(units, x, input, group, to);
-        } else if constexpr (blocks * tokens >= 8) {
+        if constexpr (blocks * tokens >= 8) {
             if (two) unit_apart<true, then>(units, x, input, group, to);
             else unit_apart<false, then>(units, x, input, group, to);
         } else {
@@ -220,7 +201,7 @@ template <class L, int bits, Zero zero, int width, int tokens, int blocks> struc
             if constexpr (zero == Zero::stored) load_zeros(parameters + 2 * block_rows, stride, group);
             if (x.group_size == wide_group) {
                 add_wide(units, x, input, inputs, group, totals);
-            } else if (inputs == 32 && input % 32 == 0) {
+            } else if (inputs == 32 && input % 32 == 0 && x.group_size == unit_inputs) {
                 add_unit_to<Then::scaled>(units, x, input, group, totals);
             } else {
                 add_group(units, x, input, inputs, group, totals);
@@ -238,7 +219,8 @@ template <class L, int bits, Zero zero, int width, int tokens, int blocks> struc
         int64_t end = input + inputs;
         // Groups of weights that start within 32 activations have no whole units.
         for (; input % 32 == 0 && input + 32 <= end; input += 32) {
-            add_unit_to<Then::parts>(units, x, input, group, parts);
+            if (x.group_size == 16) halves(units, x, input, group, parts);
+            else add_unit_to<Then::parts>(units, x, input, group, parts);
             for (int b = 0; b < blocks; b++) units[b] += 64 * bits;
         }
         if (input < end) add_rest(units, x, input, end, group, parts);
