@@ -1,41 +1,20 @@
 // The vector kernels compiled for AVX2, whatever the build's own instruction set is.
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-#include <initializer_list>
-
-#include "half.h"
-#include "vector/lane_sums.h"
 #include "vector/kernels.h"
 
 #if defined(__x86_64__) || defined(_M_X64)
 
-#include <immintrin.h>
+#include "compile_for.h"
+#include "vector/lane_sums.h"
 
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
-#elif defined(__GNUC__)
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c")
-#endif
+DSCONV_COMPILE_FOR("avx2,fma,f16c")
 
 #include "vector/lanes_avx2.h"
 #include "vector/kernels_impl.h"
 
-#if defined(__clang__)
-#pragma clang attribute pop
-#elif defined(__GNUC__)
-#pragma GCC pop_options
-#endif
+DSCONV_COMPILE_FOR_ALL
 
 namespace dsconv {
-extern const VectorKernels* const avx2_vector_kernels = &kernels_of_this_isa;
-}
-
-#else
-
-namespace dsconv {
-extern const VectorKernels* const avx2_vector_kernels = nullptr;
+constexpr VectorKernels avx2_vector_kernels = kernels_of_this_isa;
 }
 
 #endif

@@ -71,6 +71,11 @@ struct VectorKernels {
                         int64_t rotary_rows, int64_t start, int64_t positions);
 };
 
+extern const VectorKernels scalar_vector_kernels;
+extern const VectorKernels avx2_vector_kernels;    // on x86-64 alone
+extern const VectorKernels avx512_vector_kernels;  // on x86-64 alone
+extern const VectorKernels neon_vector_kernels;    // on 64-bit ARM alone
+
 constexpr Isa all_isas[] = {Isa::scalar, Isa::avx2, Isa::avx_vnni, Isa::avx512_vnni,
                             Isa::amx_int8, Isa::neon_dotprod};
 

@@ -7,13 +7,7 @@
 #include "vector/kernels_impl.h"
 
 namespace dsconv {
-extern const VectorKernels* const neon_vector_kernels = &kernels_of_this_isa;
-}
-
-#else
-
-namespace dsconv {
-extern const VectorKernels* const neon_vector_kernels = nullptr;
+constexpr VectorKernels neon_vector_kernels = kernels_of_this_isa;
 }
 
 #endif

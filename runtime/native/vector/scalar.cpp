@@ -3,5 +3,5 @@
 #include "vector/kernels_impl.h"
 
 namespace dsconv {
-extern const VectorKernels* const scalar_vector_kernels = &kernels_of_this_isa;
+constexpr VectorKernels scalar_vector_kernels = kernels_of_this_isa;
 }

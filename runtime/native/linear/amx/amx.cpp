@@ -4,19 +4,13 @@
 // Weights are unpacked for some blocks and inputs, and then meet all tokens. Sums of a group come
 // out of the tiles as integers; what is done with them afterwards is what integer_tile.h
 // does, operation by operation.
-#include "linear/geometry.h"
+#include "linear/kernels/kernels.h"
 
-#if defined(__x86_64__) && defined(__linux__) && \
-    (defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11)  // their assemblers know AMX
+#if defined(DSCONV_AMX)
 
-#include <immintrin.h>
+#include "compile_for.h"
 
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c"))), apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")
-#endif
+DSCONV_COMPILE_FOR(DSCONV_AVX512_VNNI)
 
 #include "linear/amx/sums.h"
 #include "linear/amx/tiles.h"
@@ -25,9 +19,6 @@
 #include "linear/kernels/quantize.h"
 
 namespace dsconv {
-
-extern const LinearKernels* const avx512_linear_kernels;
-
 namespace amx {
 namespace {
 
@@ -211,7 +202,7 @@ void multiply_part(const Call& call, const Part& part, const Part& next) {
 void run(const LinearView& view, const Activations& x, float* out, int64_t ld_out,
          int64_t first_block, int64_t last_block, const Epilogue& epilogue, void* scratch) {
     if (x.shape.layout != ActivationLayout::rows) {
-        return avx512_linear_kernels->linear(view, x, out, ld_out, first_block, last_block,
+        return avx512_linear_kernels.linear(view, x, out, ld_out, first_block, last_block,
                                              epilogue, nullptr);
     }
     LinearGeometry geometry;
@@ -241,24 +232,12 @@ void run(const LinearView& view, const Activations& x, float* out, int64_t ld_ou
 }  // namespace
 }  // namespace amx
 
-static const LinearKernels kernels{Isa::amx_int8, "amx_int8", ActivationLayout::rows,
-                                   sizeof(amx::Scratch), &Quantizer<Avx512Vnni>::run, &amx::run};
+constexpr LinearKernels amx_linear_kernels{Isa::amx_int8, "amx_int8", ActivationLayout::rows,
+                                           sizeof(amx::Scratch), &Quantizer<Avx512Vnni>::run,
+                                           &amx::run};
+
 }  // namespace dsconv
 
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
-
-namespace dsconv {
-extern const LinearKernels* const amx_linear_kernels = &kernels;
-}
-
-#else
-
-namespace dsconv {
-extern const LinearKernels* const amx_linear_kernels = nullptr;
-}
+DSCONV_COMPILE_FOR_ALL
 
 #endif

@@ -1,41 +1,19 @@
 // The matrix kernels compiled for AVX2, whatever the build's own instruction set is.
-#include "linear/geometry.h"
+#include "linear/kernels/kernels.h"
 
 #if defined(__x86_64__)
 
-#include <immintrin.h>
+#include "compile_for.h"
 
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c")
-#endif
+DSCONV_COMPILE_FOR("avx2,fma,f16c")
 
 #include "linear/kernels/lanes_avx2.h"
-
 #include "linear/kernels/product.h"
-#include "linear/kernels/quantize.h"
 
 namespace dsconv {
-static const LinearKernels kernels{Isa::avx2, "avx2", ActivationLayout::quads,
-                                   0, &Quantizer<Avx2<false>>::run, &Linear<Avx2<false>>::run};
-}  // namespace dsconv
-
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
-
-namespace dsconv {
-extern const LinearKernels* const avx2_linear_kernels = &kernels;
+constexpr LinearKernels avx2_linear_kernels = kernels_on<Avx2<false>>(Isa::avx2, "avx2");
 }
 
-#else
-
-namespace dsconv {
-extern const LinearKernels* const avx2_linear_kernels = nullptr;
-}
+DSCONV_COMPILE_FOR_ALL
 
 #endif

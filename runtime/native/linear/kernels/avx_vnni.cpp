@@ -1,42 +1,20 @@
 // The matrix kernels compiled for AVX2 with AVX-VNNI, whatever the build's own instruction set is.
-#include "linear/geometry.h"
+#include "linear/kernels/kernels.h"
 
-#if defined(__x86_64__) && (defined(__clang__) || __GNUC__ >= 11)
+#if defined(DSCONV_AVX_VNNI)
 
-#include <immintrin.h>
+#include "compile_for.h"
 
-#define DSCONV_AVX_VNNI
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,avxvnni,fma,f16c"))), apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx2,avxvnni,fma,f16c")
-#endif
+DSCONV_COMPILE_FOR("avx2,avxvnni,fma,f16c")
 
 #include "linear/kernels/lanes_avx2.h"
-
 #include "linear/kernels/product.h"
-#include "linear/kernels/quantize.h"
 
 namespace dsconv {
-static const LinearKernels kernels{Isa::avx_vnni, "avx_vnni", ActivationLayout::quads,
-                                   0, &Quantizer<Avx2<true>>::run, &Linear<Avx2<true>>::run};
-}  // namespace dsconv
-
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
-
-namespace dsconv {
-extern const LinearKernels* const avx_vnni_linear_kernels = &kernels;
+constexpr LinearKernels avx_vnni_linear_kernels =
+    kernels_on<Avx2<true>>(Isa::avx_vnni, "avx_vnni");
 }
 
-#else
-
-namespace dsconv {
-extern const LinearKernels* const avx_vnni_linear_kernels = nullptr;
-}
+DSCONV_COMPILE_FOR_ALL
 
 #endif

@@ -1,41 +1,24 @@
 // The matrix kernels compiled for NEON with dot products, whatever the build's own instruction set is.
-#include "linear/geometry.h"
+#include "linear/kernels/kernels.h"
 
 #if defined(__aarch64__)
 
-#include <arm_neon.h>
+#include "compile_for.h"
 
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("dotprod"))), apply_to = function)
+DSCONV_COMPILE_FOR("dotprod")
 #else
-#pragma GCC push_options
-#pragma GCC target("arch=armv8.2-a+dotprod")
+DSCONV_COMPILE_FOR("arch=armv8.2-a+dotprod")
 #endif
 
 #include "linear/kernels/lanes_neon.h"
-
 #include "linear/kernels/product.h"
-#include "linear/kernels/quantize.h"
 
 namespace dsconv {
-static const LinearKernels kernels{Isa::neon_dotprod, "neon_dotprod", ActivationLayout::quads,
-                                   0, &Quantizer<NeonDotprod>::run, &Linear<NeonDotprod>::run};
-}  // namespace dsconv
-
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
-
-namespace dsconv {
-extern const LinearKernels* const neon_linear_kernels = &kernels;
+constexpr LinearKernels neon_linear_kernels =
+    kernels_on<NeonDotprod>(Isa::neon_dotprod, "neon_dotprod");
 }
 
-#else
-
-namespace dsconv {
-extern const LinearKernels* const neon_linear_kernels = nullptr;
-}
+DSCONV_COMPILE_FOR_ALL
 
 #endif

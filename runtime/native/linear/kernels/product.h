@@ -5,46 +5,36 @@
 #include "linear/geometry.h"
 #include "linear/kernels/integer_tile.h"
 #include "linear/kernels/outputs.h"
+#include "linear/kernels/quantize.h"
 
 namespace dsconv {
 
-// Float weights; even and odd inputs are summed apart and then added.
-template <class L, bool bfloat, int width, int tokens, int blocks> struct FloatTile {
+// Float weights, one block at a time: then all sums are in registers. Even and odd inputs are
+// summed apart and then added.
+template <class L, bool bfloat, int width, int tokens> struct FloatTile {
     using Floats = typename L::Floats;
 
-    static Floats weights(const uint8_t* p) {
-        return bfloat ? L::load_bfloat16(p) : L::load_float16(p);
+    [[gnu::always_inline]] static inline void step(const uint8_t* data, const float* x,
+                                                   Floats (&sums)[tokens]) {
+        Floats w = bfloat ? L::load_bfloat16(data) : L::load_float16(data);
+        for (int t = 0; t < tokens; t++) sums[t] = L::fma(w, L::set_floats(x[t * 4]), sums[t]);
     }
 
-    static void step(const uint8_t* data, int64_t stride, const float* x,
-                     Floats (&totals)[blocks][tokens]) {
-        for (int b = 0; b < blocks; b++) {
-            Floats w = weights(data + b * stride);
-            for (int t = 0; t < tokens; t++) {
-                totals[b][t] = L::fma(w, L::set_floats(x[t * 4]), totals[b][t]);
-            }
-        }
-    }
-
-    static void floats(int64_t cols, const uint8_t* data, int64_t stride, const float* x,
-                       Floats (&totals)[blocks][tokens]) {
-        Floats odd[blocks][tokens];
-        for (int b = 0; b < blocks; b++) {
-            for (int t = 0; t < tokens; t++) odd[b][t] = L::set_floats(0);
-        }
+    [[gnu::noinline]] static void floats(int64_t cols, const uint8_t* data, const float* x,
+                                         Floats (&totals)[tokens]) {
+        Floats even[tokens], odd[tokens];
+        for (int t = 0; t < tokens; t++) even[t] = odd[t] = L::set_floats(0);
         int64_t i = 0;
         for (; i + 4 <= cols; i += 4, x += 4 * width, data += 8 * block_rows) {
-            step(data, stride, x, totals);
-            step(data + 2 * block_rows, stride, x + 1, odd);
-            step(data + 4 * block_rows, stride, x + 2, totals);
-            step(data + 6 * block_rows, stride, x + 3, odd);
+            step(data, x, even);
+            step(data + 2 * block_rows, x + 1, odd);
+            step(data + 4 * block_rows, x + 2, even);
+            step(data + 6 * block_rows, x + 3, odd);
         }
-        if (i < cols) step(data, stride, x, totals);
-        if (i + 1 < cols) step(data + 2 * block_rows, stride, x + 1, odd);
-        if (i + 2 < cols) step(data + 4 * block_rows, stride, x + 2, totals);
-        for (int b = 0; b < blocks; b++) {
-            for (int t = 0; t < tokens; t++) totals[b][t] = L::add(totals[b][t], odd[b][t]);
-        }
+        if (i < cols) step(data, x, even);
+        if (i + 1 < cols) step(data + 2 * block_rows, x + 1, odd);
+        if (i + 2 < cols) step(data + 4 * block_rows, x + 2, even);
+        for (int t = 0; t < tokens; t++) totals[t] = L::add(even[t], odd[t]);
     }
 };
 
@@ -104,12 +94,19 @@ template <class L> struct Linear {
             case LinearKind::scale_min5: return scale_min<5, width>(call, data, stride, x, totals);
             case LinearKind::scale_min6: return scale_min<6, width>(call, data, stride, x, totals);
             case LinearKind::float16:
-                return FloatTile<L, false, width, tokens, blocks>::floats(
-                    call.view.cols, data, stride, floats, totals);
+                return float_tile<false, width>(call, data, stride, floats, totals);
             case LinearKind::bfloat16:
-                return FloatTile<L, true, width, tokens, blocks>::floats(
-                    call.view.cols, data, stride, floats, totals);
+                return float_tile<true, width>(call, data, stride, floats, totals);
             default: return;
+        }
+    }
+
+    template <bool bfloat, int width, int tokens, int blocks>
+    static void float_tile(const Call& call, const uint8_t* data, int64_t stride,
+                           const float* floats, Floats (&totals)[blocks][tokens]) {
+        for (int b = 0; b < blocks; b++) {
+            FloatTile<L, bfloat, width, tokens>::floats(call.view.cols, data + b * stride, floats,
+                                                        totals[b]);
         }
     }
 
@@ -223,5 +220,9 @@ template <class L> struct Linear {
         }
     }
 };
+
+template <class L> constexpr LinearKernels kernels_on(Isa isa, const char* name) {
+    return {isa, name, ActivationLayout::quads, 0, &Quantizer<L>::run, &Linear<L>::run};
+}
 
 }  // namespace dsconv
