@@ -187,7 +187,7 @@ class Downloads:
         while done < len(buffer):
             before = done
             try:
-                response = self._bodies.open(transfer, start + done, start + len(buffer))
+                response = self._bodies.request(transfer, start + done, start + len(buffer))
                 done += self._bodies.receive(response, buffer[done:])
             except Failed as failed:
                 done += failed.received
@@ -205,7 +205,7 @@ class Downloads:
         while transfer.written < size:
             before = transfer.written
             try:
-                response = self._bodies.open(transfer, 0, size)
+                response = self._bodies.request(transfer, 0, size)
                 position = 0
                 while position < size:
                     skipping = position < before

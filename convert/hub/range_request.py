@@ -52,7 +52,7 @@ class Bodies:
         self._stopping = stopping
         self._moved = moved
 
-    def open(self, transfer: Transfer, start: int, stop: int) -> Response:
+    def request(self, transfer: Transfer, start: int, stop: int) -> Response:
         """A response whose body is bytes [start, stop) of the file.
 
         Raises:
