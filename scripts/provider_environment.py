@@ -65,7 +65,7 @@ def make(name: str) -> Path:
         return python
     start = time.perf_counter()
     subprocess.run([sys.executable, "-m", "venv", "--clear", cache() / name], check=True)
-    pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    pip = [python, "-m", "pip", "install", "--quiet", "--no-compile", "--disable-pip-version-check"]
     wanted = _wanted(name).splitlines()
     done = subprocess.run([*pip, *wanted], capture_output=True, text=True)
     sys.stderr.write(done.stdout + done.stderr)

@@ -48,6 +48,8 @@ def install(extra: str = "") -> None:
     if not PYTHON.exists():
         run(sys.executable, "-m", "venv", ENVIRONMENT)
     pip = (PYTHON, "-m", "pip", "install", "--quiet", "--disable-pip-version-check")
+    if extra:  # of twelve thousand files the tools import few: those are compiled then
+        pip += ("--no-compile",)
     compiling = subprocess.Popen([*pip, "--no-deps", "-e", "."], cwd=ROOT)
     try:
         # Chosen before anything else asks for it and gets the largest build there is.

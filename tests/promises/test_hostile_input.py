@@ -86,7 +86,7 @@ def test_a_planted_fault_is_found(
     script = (
         "import campaign, hostile.planted\n"
         f"campaign.KINDS = {{'planted': lambda folder: hostile.planted.Planted({fault!r})}}\n"
-        "campaign.KILL_AFTER = 2\n"
+        "campaign.KILL_AFTER = 5\n"
         "campaign.main()\n"
     )
     done = subprocess.run(
