@@ -192,6 +192,7 @@ class _ScaleMinStorage(Storage[ScaleMin, ScaleMinMatrix]):
 
     def read_group(self, group: ConfigReader) -> ScaleMin:
         weights = _weights(group)
+        weights.string("strategy", "group")  # the groups are of one kind; no text is damage
         bits, size = weights.integer("num_bits"), weights.integer("group_size")
         if size != ScaleMin.group_size:
             raise UnsupportedError(
