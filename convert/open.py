@@ -78,7 +78,7 @@ def open_checkpoint(model: str) -> Checkpoint:
     if looks_like_hub_name(model):
         return open_checkpoint(str(snapshot(model)))
     raise InputError(
-        f"{model}: no such file or folder", "give a folder, a .gguf file, or a hub name (org/model)"
+        f"{model}: no such file or folder", "use a folder, a .gguf file, or a hub name (org/model)"
     )
 
 
@@ -99,7 +99,7 @@ def _open_file(path: Path) -> Checkpoint:
         return checkpoint
     raise InputError(
         f"{path}: neither a folder nor a GGUF file",
-        "give the folder that holds config.json, or a .gguf file",
+        "use the folder that holds config.json, or a .gguf file",
     )
 
 

@@ -66,7 +66,7 @@ def parse_size(text: str) -> int:
     except ValueError:
         number = -1.0
     if match is None or not 0 <= number < 1e15:
-        raise UsageError(f"{text!r} is not a size", "give a number of bytes, e.g. 2GiB")
+        raise UsageError(f"{text!r} is not a size", "use a number of bytes, e.g. 2GiB")
     base = 1024 if match[3] else 1000
     return int(number * base ** " KMGT".index(match[2].upper() or " "))
 

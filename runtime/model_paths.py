@@ -69,7 +69,7 @@ def pull_model(model: str, source: str | None, local_dir: Path | None, retries: 
     """
     path = Path(model).expanduser()
     if path.exists() and source is None:
-        raise UsageError(f"{model}: lies on this machine", "give the name of a model to download")
+        raise UsageError(f"{model}: is on this machine", "use the name of a model to download")
     reference = parse_reference(model, source)
     puller = Puller(local_dir, RetryPolicy(limit=retries), Watch(progress, say))
     start = time.perf_counter()
@@ -105,7 +105,7 @@ def streamed_model(model: str, output: Path) -> Iterator[Checkpoint]:
         others: as `convert.streamed_checkpoint`.
     """
     if os.path.exists(Path(model).expanduser()):
-        raise UsageError(f"{model}: lies on this machine, and stays", "leave out --no-keep")
+        raise UsageError(f"{model}: is on this machine, and stays there", "leave out --no-keep")
     final = output.absolute()
     folder = final.with_name(final.name + ".shards")
     with streamed_checkpoint(model, folder, Puller(watch=Watch(say=say))) as checkpoint:
@@ -118,7 +118,7 @@ def resumable() -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, SystemExit):
-        say("interrupted; the same command goes on where it stopped")
+        say("interrupted; the same command resumes where it stopped")
         raise
 
 

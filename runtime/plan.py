@@ -170,7 +170,7 @@ def _writing(workload: Workload) -> Step:
     }
     logits = layout.slots * config.vocab_size * 4 * 4
     peak = workload.base_bytes + cache + logits + (matrices * workload.itemsize if held else 0)
-    return Step("calibration text", work, peak, "give texts of your own with --calibration FILE")
+    return Step("calibration text", work, peak, "use texts of your own with --calibration FILE")
 
 
 def _seconds(step: Step, rates: Rates) -> float:
@@ -184,7 +184,7 @@ def problems_of(cost: Cost, machine: Machine, share: float = 1.0) -> list[Dsconv
         cures = "choose another disk with -o"
         if cost.scratch_bytes > cost.output_bytes / 4:
             scratch = size_text(cost.scratch_bytes)
-            cures += f", or give fewer --calibration-tokens (their files take {scratch})"
+            cures += f", or use fewer --calibration-tokens (their files take {scratch})"
         wanted = size_text(cost.output_bytes + cost.scratch_bytes)
         free = size_text(machine.free_disk)
         message = f"needs {wanted} of disk at {machine.place}, {free} are free"

@@ -88,7 +88,7 @@ def quantize_model(
     texts, target = request.texts(), request.target()
     options = request.resolve(threads, True, False)
     if target is not None and request.manifest() is not None:
-        raise UsageError("a target and a recipe", "give one of the two")
+        raise UsageError("a target and a recipe", "use one of the two")
     if target is not None and options.activations != FLOAT_ACTIVATIONS:
         raise UsageError(
             "a target with int8 activations", "leave out --target-bpw, --target-size and --max-kl"
@@ -138,7 +138,7 @@ def _quantize(work: TextAndBits, output: Path, overwrite: bool) -> QuantizeResul
                 checkpoint, options, output, overwrite, preparation, listeners
             )
     except (KeyboardInterrupt, SystemExit):
-        say(f"interrupted; the same command goes on from {partial_of(output)}")
+        say(f"interrupted; the same command resumes from {partial_of(output)}")
         raise
 
 

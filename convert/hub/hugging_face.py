@@ -65,7 +65,7 @@ def _translated(error: Exception, model: str) -> Exception:
     if isinstance(error, HFValidationError):
         return InputError(
             f"{model}: neither a file or folder nor a hub name: {first_line}",
-            "give a folder, a .gguf file, or a hub name (org/model)",
+            "use a folder, a .gguf file, or a hub name (org/model)",
         )
     if isinstance(error, GatedRepoError):
         return Refused(
@@ -73,7 +73,7 @@ def _translated(error: Exception, model: str) -> Exception:
             "accept them on the model's page, then set HF_TOKEN to a token of that account",
         )
     if isinstance(error, RevisionNotFoundError):
-        return Refused(f"{model}: no such revision", "give a branch, a tag or a commit of it")
+        return Refused(f"{model}: no such revision", "use a branch, a tag or a commit of it")
     if isinstance(error, RepositoryNotFoundError):
         return Refused(
             f"{model}: no such model, or a private one",

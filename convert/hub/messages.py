@@ -9,7 +9,7 @@ from typing import Protocol
 
 from dsconv.errors import DownloadError
 
-TRY_AGAIN = "run the same command again: it goes on where it stopped"
+TRY_AGAIN = "run the same command again: it resumes where it stopped"
 MIRROR = "check the network; the variable HF_ENDPOINT chooses a mirror"
 
 

@@ -64,12 +64,12 @@ def parse_reference(model: str, source: str | None = None) -> ModelReference:
         reference = ModelReference(name, revision or None, None, source or HUGGING_FACE)
     else:
         raise InputError(
-            f"{model}: not a hub name", "give org/model, org/model@revision, or hf://org/model"
+            f"{model}: not a hub name", "use org/model, org/model@revision, or hf://org/model"
         )
     if ".." in reference.name or "--" in reference.name:
         raise InputError(
             f"{model}: neither a file or folder nor a hub name: '--' and '..' are forbidden there",
-            "give a folder, a .gguf file, or a hub name (org/model)",
+            "use a folder, a .gguf file, or a hub name (org/model)",
         )
     if reference.revision is not None:
         check_revision(reference.revision, model)

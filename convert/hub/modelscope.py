@@ -40,7 +40,7 @@ class ModelScope:
         commit = reference.commit or _commit_of(found)
         if commit is None:
             raise Refused(
-                f"{reference}: the answer names no commit", "give a commit: org/model@COMMIT"
+                f"{reference}: the answer names no commit", "use a commit: org/model@COMMIT"
             )
         if commit != asked:  # what was pushed between the two answers must not be mixed in
             found = self._ask(reference, "/repo/files", {"Revision": commit, "Recursive": "True"})

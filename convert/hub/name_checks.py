@@ -113,7 +113,7 @@ def check_revision(revision: str, model: str) -> None:
     """
     if not REVISION.fullmatch(revision) or ".." in revision or revision.startswith((".", "-")):
         raise InputError(
-            f"{model}: revision {revision!r} is not one", "give a branch, a tag or a commit"
+            f"{model}: revision {revision!r} is not one", "use a branch, a tag or a commit"
         )
 
 

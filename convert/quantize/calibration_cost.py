@@ -45,9 +45,7 @@ SLICES = 10
 HEAP = 1.5
 BACKWARD = 3  # a backward pass costs two forward passes more
 CANDIDATES = 6  # schemes that a matrix may get
-LESS_MEMORY = (
-    "give a smaller --max-memory or fewer --calibration-tokens, or leave out --method gptq"
-)
+LESS_MEMORY = "use a smaller --max-memory or fewer --calibration-tokens, or leave out --method gptq"
 
 
 @dataclass(frozen=True)
@@ -177,7 +175,7 @@ def _rounding(workload: Workload, groups: Sequence[Group], held: int) -> Step:
         default=0,
     )
     work = {Work.FEEDBACK: weights, Work.PRODUCT: feedback + moved + checks}
-    return Step("rounding", work, held + peak, "give fewer --threads or a smaller --max-memory")
+    return Step("rounding", work, held + peak, "use fewer --threads or a smaller --max-memory")
 
 
 def sensitivity_step(workload: Workload, jobs: Sequence[Job]) -> Step:

@@ -99,7 +99,7 @@ def _solve(items: list[list[Option]], target: BitsTarget, parameters: int, kept:
         raise UsageError(
             f"the smallest choice of bits has {8 * smallest / parameters:.3f} bits per weight "
             f"({smallest} bytes)",
-            "give a larger target, or use --scheme scale-min, which has 3 bits too",
+            "use a larger target, or --scheme scale-min, which has 3 bits too",
         )
     return choice
 

@@ -108,7 +108,7 @@ def rounding_step(workload: Workload, matrices: list[Job], name: str) -> Step:
     in_flight = (threads + 2) * chunk_weights(matrices) * CHUNK_BYTES_PER_WEIGHT
     peak = workload.base_bytes + in_flight + threads * BLOCK_WEIGHTS * BLOCK_BYTES_PER_WEIGHT
     weights = float(sum(job.parameter.size for job in matrices))
-    return Step(name, {Work.ROUNDING: weights}, peak, "give fewer --threads")
+    return Step(name, {Work.ROUNDING: weights}, peak, "use fewer --threads")
 
 
 def chunk_weights(jobs: list[Job]) -> int:

@@ -49,7 +49,7 @@ class Journal:
         if different and not self._discard:
             raise OutputError(
                 f"{self.folder}: an unfinished run with {'; '.join(different)}",
-                "give the same again to finish it, or discard it with --overwrite",
+                "repeat the same options to finish it, or discard it with --overwrite",
             )
         if not entries or different:
             empty_folder(self.folder)

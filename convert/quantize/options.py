@@ -75,16 +75,16 @@ class QuantizeOptions:
             )
         for label, value in (("prefix correction", self.prefix_correction),):
             if not 0 <= value <= 1:
-                raise UsageError(f"{label} {value} is outside 0..1", "give a share, e.g. 0.5")
+                raise UsageError(f"{label} {value} is outside 0..1", "use a share, e.g. 0.5")
         if not 0 < self.damping <= 1:
-            raise UsageError(f"damping {self.damping} is outside 0..1", "give a share, e.g. 0.01")
+            raise UsageError(f"damping {self.damping} is outside 0..1", "use a share, e.g. 0.01")
         if self.tuning_epochs < 0:
-            raise UsageError(f"{self.tuning_epochs} epochs of tuning", "give 0 or more")
+            raise UsageError(f"{self.tuning_epochs} epochs of tuning", "use 0 or more")
         if self.tuning_epochs and self.method != CALIBRATED:
             raise UsageError(f"method {self.method!r} is not tuned", f"add --method {CALIBRATED}")
         if self.max_memory < MIN_MEMORY:
             raise UsageError(
-                f"max memory {self.max_memory} bytes", "give at least 256MiB, e.g. 2GiB"
+                f"max memory {self.max_memory} bytes", "use at least 256MiB, e.g. 2GiB"
             )
 
     def _check_activations(self) -> None:
@@ -98,7 +98,7 @@ class QuantizeOptions:
         if self.bits != 8 or self.scheme_name != INTEGER or not self.symmetric:
             raise UsageError(
                 "int8 activations need int8 weights without zero points",
-                "give --bits 8, and leave --scheme and --asymmetric out",
+                "use --bits 8, and leave --scheme and --asymmetric out",
             )
         if self.tuning_epochs:
             raise UsageError(
@@ -164,6 +164,6 @@ class BitsTarget:
     def __post_init__(self) -> None:
         given = [self.bits_per_weight, self.size, self.max_kl]
         if sum(value is not None for value in given) != 1:
-            raise UsageError("several targets at once", "give one of bits, size and KL")
+            raise UsageError("several targets at once", "use one of bits, size and KL")
         if any(value is not None and not value > 0 for value in given):
             raise UsageError("a target must be positive", "for example --target-bpw 4.75")

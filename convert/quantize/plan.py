@@ -30,7 +30,7 @@ def read_allocation(path: Path) -> dict[str, str]:
     if not isinstance(labels, dict) or not labels:
         raise InputError(
             f"{path}: no recipe.allocation",
-            "give the dsconv.json of a run with --target-bpw, --target-size or --max-kl",
+            "use the dsconv.json of a run with --target-bpw, --target-size or --max-kl",
         )
     for module, label in labels.items():
         if not isinstance(label, str):
@@ -55,7 +55,7 @@ def plan(checkpoint: Checkpoint, options: QuantizeOptions) -> tuple[dict[str, An
         raise UsageError(
             f"head bits {head_bits} differ from embedding bits {options.embedding_bits}, "
             "but this model shares one matrix between them",
-            "give both the same bits, or leave the embedding at 16",
+            "quantize both with the same bits, or leave the embedding at 16",
         )
     config = dict(checkpoint.config)
     if (

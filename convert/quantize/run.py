@@ -77,7 +77,7 @@ def quantize_checkpoint(
     plan(checkpoint, options)  # refuses contradictions before anything is written
     has_no_text = isinstance(preparation, GivenWindows) and not preparation.windows
     if options.method == CALIBRATED and has_no_text:
-        raise UsageError(f"method {CALIBRATED} without calibration text", "give windows")
+        raise UsageError(f"method {CALIBRATED} without calibration text", "use windows")
     purpose = {
         "versions": _versions(options),
         "options": options.recipe(),
@@ -134,7 +134,7 @@ def _prepare(
     if options.tuning_epochs and len(windows) == 1:
         raise UsageError(
             "tuning with one window of text: it needs some to learn from and some to judge by",
-            "give more --calibration-tokens, or leave out --tuning-epochs",
+            "use more --calibration-tokens, or leave out --tuning-epochs",
         )
     return _Planned(checkpoint, options, windows, preparation.purpose, *plan(checkpoint, options))
 

@@ -69,7 +69,7 @@ def nbits_blocks(view: GraphView) -> Iterator[LintFinding]:
             yield LintFinding.of(view, node, "group-size", message, "quantize with --group-size 32")
         if view.rank(input_of(node, 0)) == 2:
             message = "a product of [tokens, inputs] stays on the CPU"
-            yield LintFinding.of(view, node, "rank", message, "give it [1, tokens, inputs]")
+            yield LintFinding.of(view, node, "rank", message, "reshape it to [1, tokens, inputs]")
 
 
 def norm_axes(view: GraphView) -> Iterator[LintFinding]:
@@ -78,7 +78,7 @@ def norm_axes(view: GraphView) -> Iterator[LintFinding]:
         rank = view.rank(input_of(node, 0))
         if node.op_type == "SimplifiedLayerNormalization" and rank is not None and rank > 3:
             message = f"a norm over {rank} axes comes out wrong"
-            yield LintFinding.of(view, node, "rank", message, "give it [1, rows, inputs]")
+            yield LintFinding.of(view, node, "rank", message, "reshape it to [1, rows, inputs]")
 
 
 def weight_only_dequantize(view: GraphView) -> Iterator[LintFinding]:

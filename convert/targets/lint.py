@@ -51,10 +51,10 @@ def graph_files(artifact: Path) -> list[Path]:
     if artifact.is_file():
         return [artifact]
     if not artifact.is_dir():
-        raise InputError(f"{artifact}: no such file or folder", "give a .onnx file or its folder")
+        raise InputError(f"{artifact}: no such file or folder", "use a .onnx file or its folder")
     found = sorted(artifact.glob("*.onnx"), key=lambda path: (path.name != GRAPH_FILE, path.name))
     if not found:
-        raise InputError(f"{artifact}: holds no .onnx file", "give a .onnx file or its folder")
+        raise InputError(f"{artifact}: holds no .onnx file", "use a .onnx file or its folder")
     return found
 
 

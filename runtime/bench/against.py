@@ -39,7 +39,7 @@ class Against:
 
     def __post_init__(self) -> None:
         if self.bits not in PEER_BITS:
-            raise UsageError(f"bits is {self.bits}, the peers have 4 and 8", "give --bits 4 or 8")
+            raise UsageError(f"bits is {self.bits}, the peers have 4 and 8", "use --bits 4 or 8")
         for name in self.names:
             self._check(find_peer(name))
 
@@ -47,7 +47,7 @@ class Against:
         if self.checkpoint is None and not self.kept(peer):
             raise UsageError(
                 f"{peer.name} needs the unquantized checkpoint to make its own model from",
-                "give it with --checkpoint MODEL",
+                "name it with --checkpoint MODEL",
             )
 
     def kept(self, peer: Peer) -> Path | None:

@@ -47,13 +47,13 @@ class BenchOptions:
             raise UsageError(
                 f"prefill {self.prefill}, decode {self.decode}, rounds {self.rounds}: "
                 "each must be at least 1",
-                "give larger numbers",
+                "use larger numbers",
             )
         if not self.contexts or min(self.contexts) < 0:
-            raise UsageError("a context below 0, or none", "give --context 0 or more")
+            raise UsageError("a context below 0, or none", "use --context 0 or more")
         if not 0 <= self.max_foreign <= 1:
             raise UsageError(
-                f"max foreign load {self.max_foreign} is outside 0..1", "give a share, e.g. 0.1"
+                f"max foreign load {self.max_foreign} is outside 0..1", "use a share, e.g. 0.1"
             )
 
 

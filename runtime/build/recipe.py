@@ -192,7 +192,7 @@ def _text_of(name_or_file: str) -> tuple[str, str, str]:
         return _read(path), str(path), path.name.removesuffix(SUFFIX)
     if name_or_file.endswith(SUFFIX) or "/" in name_or_file:
         raise InputError(
-            f"{name_or_file}: no such file", "give a recipe's file, or a name of: dsconv recipes"
+            f"{name_or_file}: no such file", "use a recipe's file, or a name of: dsconv recipes"
         )
     names = recipe_names()
     if name_or_file not in names:

@@ -81,7 +81,7 @@ def find_local(source: str) -> SourceModel | None:
         return None
     raise InputError(
         f"source: {source}: no such file or folder",
-        f"give a folder, a .gguf file, a hub name (org/model), or {PACKAGE}NAME",
+        f"use a folder, a .gguf file, a hub name (org/model), or {PACKAGE}NAME",
     )
 
 
@@ -89,7 +89,7 @@ def _in_package(source: str) -> SourceModel:
     if source != PACKAGE + demo_model.PACKAGE:
         raise InputError(
             f"source: {source!r} is not known; allowed: {PACKAGE}{demo_model.PACKAGE}",
-            "give a folder, a .gguf file, or a hub name (org/model)",
+            "use a folder, a .gguf file, or a hub name (org/model)",
         )
     path = demo_model.find_model()
     return SourceModel(path, f"{path.name} of {demo_model.PACKAGE} {demo_model.PACKAGE_VERSION}")

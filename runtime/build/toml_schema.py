@@ -34,7 +34,7 @@ class Settings:
             key, sign, text = argument.partition("=")
             if not sign or not key:
                 raise UsageError(
-                    f"--set {argument}: no value", "give KEY=VALUE, such as quantize.bits=8"
+                    f"--set {argument}: no value", "use KEY=VALUE, such as quantize.bits=8"
                 )
             texts[key.strip()] = text.strip()
         return cls(texts)
@@ -111,7 +111,7 @@ class TableReader:
         limits = entry.metadata.get("limits")
         if limits is not None and not limits.allow(value):
             problem = f"{value!r} is not allowed; allowed: {limits}"
-            raise self.fail(key, problem, f"give {prefix_of(limits)}{limits}")
+            raise self.fail(key, problem, f"use {prefix_of(limits)}{limits}")
         return float(value) if expected is float else value
 
 

@@ -42,7 +42,7 @@ class CalibrationSource:
     def __post_init__(self) -> None:
         if not 0 < self.weight < math.inf:
             raise UsageError(
-                f"calibration weight {self.weight:g} is not positive", "give one such as FILE=3"
+                f"calibration weight {self.weight:g} is not positive", "use one such as FILE=3"
             )
 
     @classmethod
@@ -60,7 +60,7 @@ class CalibrationSource:
         except ValueError as error:
             raise UsageError(
                 f"calibration {text!r}: weight {weight!r} is not a number, and no such file exists",
-                "give FILE or FILE=WEIGHT, such as traces.jsonl=3",
+                "use FILE or FILE=WEIGHT, such as traces.jsonl=3",
             ) from error
         return cls(None if name == SELF else Path(name), value)
 
@@ -75,9 +75,7 @@ class CalibrationOptions:
 
     def __post_init__(self) -> None:
         if self.tokens < 1 or self.window < 2:
-            raise UsageError(
-                "calibration tokens and window must be positive", "give larger numbers"
-            )
+            raise UsageError("calibration tokens and window must be positive", "use larger numbers")
 
     def purpose(self) -> dict[str, Any]:
         """What the windows depend on besides the model; files by their content."""
@@ -195,7 +193,7 @@ def _read(path: Path, checkpoint: Checkpoint, size: int) -> _Text:
     if len(tokens) < size:
         raise InputError(
             f"{path}: {len(tokens)} tokens, at least {size} are needed",
-            "give more calibration text",
+            "use more calibration text",
         )
     return _Text(tokens, borders)
 

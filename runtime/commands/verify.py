@@ -174,12 +174,12 @@ def _refuse_without_reference(given: list[str], integrity: bool) -> None:
     if not integrity and "signature" not in given:
         raise UsageError(
             "missing option --reference",
-            "give the model it was made from; only --integrity and --signature go without one",
+            "use the model it was made from; only --integrity and --signature go without one",
         )
     others = sorted(set(given) - WITHOUT_REFERENCE)
     if others:
         option = others[0].replace("_", "-")
-        raise UsageError(f"--{option} without --reference", "give the model it was made from, too")
+        raise UsageError(f"--{option} without --reference", "add the model it was made from")
 
 
 class Publication(NamedTuple):
@@ -235,7 +235,7 @@ def _refuse_unwritable(*files: Path | None) -> None:
     for file in files:
         if file is not None and not file.parent.is_dir():
             raise OutputError(
-                f"{file}: there is no folder {str(file.parent)!r}", "make it, or give another path"
+                f"{file}: there is no folder {str(file.parent)!r}", "make it, or use another path"
             )
 
 

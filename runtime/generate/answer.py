@@ -76,7 +76,7 @@ def prepare(tokenizer: TextTokenizer, loaded: Loaded, prompt: UserPrompt) -> tup
         UsageError: an empty prompt, or a system prompt without a template to put it in.
     """
     if not prompt.text.strip():
-        raise UsageError("the prompt is empty", 'give it with -p "your question"')
+        raise UsageError("the prompt is empty", 'ask something with -p "your question"')
     template = None if prompt.raw else chat_template(loaded.side_files)
     if template is None:
         if prompt.system is not None:

@@ -61,7 +61,7 @@ def generate(
     """
     _check_prompt(session, tokens)
     if max_tokens < 1:
-        raise UsageError(f"max tokens is {max_tokens}, must be at least 1", "give a larger number")
+        raise UsageError(f"max tokens is {max_tokens}, must be at least 1", "use a larger number")
     return _steps(session, tokens, sampler, stop_ids, max_tokens)
 
 
@@ -86,7 +86,7 @@ def complete(
 
 def _check_prompt(session: Session, tokens: Sequence[int]) -> None:
     if not tokens:
-        raise UsageError("the prompt is empty", "give at least one word with --prompt")
+        raise UsageError("the prompt is empty", "use at least one word with --prompt")
     room = session.context_length - session.position
     if len(tokens) > room:
         used = f", {session.position} of them taken" if session.position else ""

@@ -83,7 +83,7 @@ class SpeculativeSession:
         if not 1 <= candidates <= MAX_CANDIDATES:
             raise UsageError(
                 f"{candidates} tokens of speculation are outside 1..{MAX_CANDIDATES}",
-                "give --speculate 4, or 0 to switch it off",
+                "use --speculate 4, or 0 to switch it off",
             )
         self._session, self._most = session, candidates
         self._width = min(FIRST_WIDTH, candidates)

@@ -94,7 +94,7 @@ def load(
 
         if torch_device_name(provider) is not None:
             raise UnsupportedError(
-                f"{path}: torch runs checkpoints, not ONNX graphs", "give it the checkpoint"
+                f"{path}: torch runs checkpoints, not ONNX graphs", "use the checkpoint"
             )
         kind = FixedOnnxSession if has_fixed_shapes(folder) else OnnxSession
         session = kind(folder, provider, threads, allow_fallback)

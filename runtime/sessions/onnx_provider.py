@@ -178,7 +178,7 @@ def _device(devices: list[Any], choice: ProviderChoice) -> Any:
     if index >= len(devices):
         raise ProviderError(
             f"provider {choice.label!r}: device {index} is not there, {len(devices)} are",
-            f"give a number from 0 to {len(devices) - 1}",
+            f"use a number from 0 to {len(devices) - 1}",
         )
     return devices[index]
 

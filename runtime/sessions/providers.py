@@ -232,7 +232,7 @@ def choose_provider(label: str) -> ProviderChoice:
 def _check_device(label: str, provider: Provider, device: str) -> None:
     """Providers themselves take an unknown device for their first, or leave all to the CPU."""
     if not provider.devices and not device.isdecimal():
-        raise UsageError(f"provider: {label!r}: devices have numbers", "give 0 for the first")
+        raise UsageError(f"provider: {label!r}: devices have numbers", "use 0 for the first")
     kind = re.split(r"[.:]", device)[0]
     if provider.devices and kind not in provider.devices:
         raise UsageError(

@@ -120,7 +120,7 @@ def find_device(name: str) -> str:
     if index and not (index.isdecimal() and int(index) < count):
         raise ProviderError(
             f"provider 'torch:{name}': there are {count} such devices",
-            f"give a number from 0 to {count - 1}",
+            f"use a number from 0 to {count - 1}",
         )
     return name
 

@@ -15,7 +15,7 @@ from .bounded_call import BoundReached, bounded_call
 from .tokenizer import read_side_file
 
 ESCAPED_BYTES = 6  # of one character in JSON, at most: UTF-8 needs 4, a control character 6
-HINT = "use the template of the original model, or give plain text without a template"
+HINT = "use the template of the original model, or use plain text without a template"
 
 
 @dataclass(frozen=True)

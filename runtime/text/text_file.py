@@ -20,5 +20,5 @@ def read_text_file(path: Path) -> str:
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 text: {error.reason}", "convert it first") from error
     if not text.strip():
-        raise InputError(f"{path}: the file is empty", "give a file with some text")
+        raise InputError(f"{path}: the file is empty", "use a file with some text")
     return text

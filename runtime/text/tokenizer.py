@@ -69,7 +69,7 @@ class TextTokenizer:
     ) -> None:
         if TOKENIZER not in side_files:
             raise InputError(
-                f"{TOKENIZER}: missing", "copy it from the original model, or give tokens, not text"
+                f"{TOKENIZER}: missing", "copy it from the original model, or pass tokens, not text"
             )
         self._tokenizer = open_tokenizer(side_files[TOKENIZER])
         added = self._tokenizer.get_added_tokens_decoder()
@@ -107,7 +107,7 @@ class TextTokenizer:
         except UnicodeEncodeError as error:
             raise UsageError(
                 f"the text is not valid Unicode at character {error.start}",
-                "give it in UTF-8, in a UTF-8 locale",
+                "pass it in UTF-8, in a UTF-8 locale",
             ) from error
         with library_failures("cannot encode"):
             return list(self._tokenizer.encode(text, add_special_tokens=False).ids)

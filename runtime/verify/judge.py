@@ -94,7 +94,7 @@ def read_baseline(path: Path) -> Baseline:
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"{path}: not a verdict: {type(error).__name__}: {error}",
-            "give the output of dsconv verify --json, of this version and of a run that measured",
+            "use the output of dsconv verify --json, of this version and of a run that measured",
         ) from error
 
 

@@ -43,7 +43,7 @@ class VerifyOptions:
 
     def __post_init__(self) -> None:
         if self.window < 2 or self.max_tokens < 2:
-            raise UsageError("window and token limit must be at least 2", "give larger numbers")
+            raise UsageError("window and token limit must be at least 2", "use larger numbers")
 
 
 def read_text(path: Path | None) -> str:
@@ -80,7 +80,7 @@ def plan_windows(
     if mine != theirs:
         raise InputError(
             f"the artifact has {mine} logits per token, the reference {theirs}",
-            "give the checkpoint that the artifact was made from as --reference",
+            "use the checkpoint that the artifact was made from as --reference",
         )
     tokenizer = tokenizer_of(artifact, reference)
     tokens = tokenizer.encode_prompt(text)
@@ -94,7 +94,7 @@ def plan_windows(
     pieces = list(windows(tokens, bos, size))
     if not pieces:
         raise InputError(
-            f"the text has {len(tokens)} tokens, at least 2 are needed", "give a longer text"
+            f"the text has {len(tokens)} tokens, at least 2 are needed", "use a longer text"
         )
     unknown = max(max(piece) for piece in pieces)
     if unknown >= mine:

@@ -48,7 +48,7 @@ def chosen_folder(folder: Path | None, none: bool) -> Path | None:
     """
     if none and folder:
         raise UsageError(
-            "--reference-cache and --no-reference-cache contradict each other", "give one of them"
+            "--reference-cache and --no-reference-cache contradict each other", "use one of them"
         )
     return None if none else folder or default_folder()
 

@@ -52,7 +52,7 @@ class TaskOptions:
     def __post_init__(self) -> None:
         if self.questions < 1 or self.seeds < 1 or self.max_tokens < 1:
             raise UsageError(
-                "questions, seeds and tokens of a task must be positive", "give larger numbers"
+                "questions, seeds and tokens of a task must be positive", "use larger numbers"
             )
 
 

@@ -111,7 +111,7 @@ def from_options(values: Mapping[str, float | None]) -> tuple[Threshold, ...]:
         figure = BY_KEY[key]
         complaint = figure.complaint(value)
         if complaint:
-            raise UsageError(complaint, f"give --{figure.option} {figure.example}, for example")
+            raise UsageError(complaint, f"use --{figure.option} {figure.example}, for example")
         found.append(Threshold(figure, value, "option"))
     return tuple(found)
 
@@ -141,7 +141,7 @@ def from_file(folder: Path) -> tuple[Threshold, ...]:
     if not os.path.lexists(path):
         return ()
     text = read_limited(path, RECIPE_BYTES)
-    content = parse_toml(text, f"{path}: not TOML", "mend the line that it names")
+    content = parse_toml(text, f"{path}: not TOML", "fix the line that it names")
     table = content.get(SECTION, {})
     if not isinstance(table, dict):
         raise InputError(f"{path}: {SECTION}: not a table", f"write it as [{SECTION}]")

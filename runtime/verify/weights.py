@@ -76,7 +76,7 @@ class WeightsCheck:
                 raise UnsupportedError(
                     f"{comparison.reference.name}: layers cannot be compared with an exported "
                     "artifact",
-                    "give the checkpoint that it was made from as --reference",
+                    "use the checkpoint that it was made from as --reference",
                 )
             return VerdictPart()
         try:

@@ -71,7 +71,7 @@ def export_native(
     """
     if output.suffix != SUFFIX:
         raise UsageError(
-            f"{output}: the native format is one file", f"give it a name that ends in {SUFFIX}"
+            f"{output}: the native format is one file", f"choose a name that ends in {SUFFIX}"
         )
     file = _NativeFile(checkpoint)
     require_space(output, file.weight_bytes)

@@ -78,7 +78,7 @@ class ExportOptions:
         for name, value in (("context", self.context_length), ("prefill", self.prefill_length)):
             if value is not None and value < 1:
                 raise UsageError(
-                    f"{name} length: {value} is not positive", "give a number of tokens"
+                    f"{name} length: {value} is not positive", "use a number of tokens"
                 )
         self._check_dialect()
 

@@ -61,9 +61,9 @@ def read_model(path: Path) -> Any:
     try:
         model = onnx.load_model_from_string(data)
     except Exception as error:  # protobuf's own class, which moved between its versions
-        raise InputError(f"{path}: not an ONNX file", "give a .onnx file or its folder") from error
+        raise InputError(f"{path}: not an ONNX file", "use a .onnx file or its folder") from error
     if not model.graph.node:
-        raise InputError(f"{path}: a graph without nodes", "give a .onnx file or its folder")
+        raise InputError(f"{path}: a graph without nodes", "use a .onnx file or its folder")
     return model
 
 

@@ -212,7 +212,7 @@ def _factorize(job: Job, statistics: InputStatistics, damping: float) -> Factor:
         return factorize(statistics.moments, job.scheme, damping)
     except NotPositiveDefinite as error:
         raise InputError(
-            f"inputs of {job.module}: {error}", "give more, and more varied, calibration text"
+            f"inputs of {job.module}: {error}", "use more, and more varied, calibration text"
         ) from error
 
 

@@ -22,5 +22,5 @@ def run_tool(module: str, *arguments: object) -> None:
         said = " ".join(done.stdout.split())[-LAST_CHARACTERS:]
         raise InputError(
             f"{module} failed with exit code {done.returncode}: {said}",
-            "build the peer's model by hand and give its folder with --peers",
+            "build the peer's model by hand and name its folder with --peers",
         )

@@ -33,7 +33,7 @@ def build(checkpoint: str, bits: int, output: Path) -> None:
     if importlib.util.find_spec("optimum") is None:
         raise ProviderError(
             "OpenVINO builds its model by optimum-intel, which is not installed",
-            "pip install optimum-intel nncf, or give a folder built elsewhere with --peers",
+            "pip install optimum-intel nncf, or name a folder built elsewhere with --peers",
         )
     task = ("--task", "text-generation-with-past")
     weights = ("--weight-format", *WEIGHTS[bits])

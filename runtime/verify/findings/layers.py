@@ -80,7 +80,7 @@ def _refuse_other_shapes(artifact: Weights, reference: Weights) -> None:
             shape = "absent" if other is None else list(other.shape)
             raise InputError(
                 f"{name} is {list(parameter.shape)}, in the reference {shape}",
-                "give the checkpoint that the artifact was made from as --reference",
+                "use the checkpoint that the artifact was made from as --reference",
             )
 
 

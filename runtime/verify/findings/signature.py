@@ -129,7 +129,7 @@ def _existing(path: Path) -> Path:
 def _bad_key(path: Path, kind: str, error: Exception) -> InputError:
     return InputError(
         f"{path}: no {kind} key: {error}",
-        "give an elliptic key in PEM without a password, as of: openssl ecparam -name prime256v1 "
+        "use an elliptic key in PEM without a password, as of: openssl ecparam -name prime256v1 "
         "-genkey -noout -out key.pem; openssl ec -in key.pem -pubout -out key.pub",
     )
 
