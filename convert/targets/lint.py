@@ -10,8 +10,8 @@ from typing import Any
 from dsconv.convert.formats.onnx.names import GRAPH_FILE
 from dsconv.errors import InputError, UnsupportedError
 
-from .checks import CHECKS, LintFinding
 from .graph_view import STANDARD_DOMAINS, GraphView, input_of, open_graph_view
+from .lint_rules import CHECKS, LintFinding
 from .target import ANY_OPSET, GraphRules, Refusal, Target
 
 FOUR_BITS = ("INT4", "UINT4")

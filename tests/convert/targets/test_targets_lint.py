@@ -320,7 +320,7 @@ def test_the_table_on_the_command_line(
 
 
 def test_the_table_is_consistent() -> None:
-    from dsconv.convert.targets.checks import CHECKS
+    from dsconv.convert.targets.lint_rules import CHECKS
     from dsconv.convert.targets.table import find_target
 
     for name, target in TARGETS.items():
