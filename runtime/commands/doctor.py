@@ -18,7 +18,7 @@ def doctor(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Say what is installed, what of it really works, and what would fix the rest."""
+    """Say what is installed, what of it really works, and what would mend the rest."""
     from dsconv.runtime.console import progress
     from dsconv.runtime.doctor.diagnose import diagnose, refuse_unknown_targets
 
