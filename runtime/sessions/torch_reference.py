@@ -57,10 +57,6 @@ class TorchSession:
         self.reset()
         return self._logits(tokens)
 
-    def score_in_other_precision(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """The same weights, computed in bfloat16 if the session is float32, else the other way."""
-        return self._model.in_other_precision().forward(tokens).float().cpu().numpy()
-
     def _logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         logits: NDArray[np.float32] = self._model.forward(tokens, self._cache).float().cpu().numpy()
         return logits
