@@ -174,7 +174,7 @@ def _refuse_without_reference(given: list[str], integrity: bool) -> None:
     if not integrity and "signature" not in given:
         raise UsageError(
             "missing option --reference",
-            "use the model it was made from; only --integrity and --signature go without one",
+            "name the model it was made from; only --integrity and --signature go without one",
         )
     others = sorted(set(given) - WITHOUT_REFERENCE)
     if others:
