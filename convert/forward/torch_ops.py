@@ -173,13 +173,11 @@ class TorchModel:
         decoder: Decoder,
         weights: Callable[[str], torch.Tensor],
         rounds_inputs: Predicate,
-        dtype: str,
         device: str,
     ) -> None:
         self._decoder = decoder
         self._weights = weights
         self._rounds_inputs = rounds_inputs
-        self._dtype = dtype
         self._device = device
 
     @classmethod
@@ -191,19 +189,7 @@ class TorchModel:
             name: load_parameter(checkpoint, name, DTYPES[dtype], device)
             for name in checkpoint.parameters
         }
-        return cls(checkpoint.decoder, weights.__getitem__, checkpoint.rounds_inputs, dtype, device)
-
-    def in_other_precision(self) -> TorchModel:
-        """The same weights, cast one by one as the forward asks for them."""
-        other = "bfloat16" if self._dtype == "float32" else "float32"
-        weights = self._weights
-        return TorchModel(
-            self._decoder,
-            lambda name: weights(name).to(DTYPES[other]),
-            self._rounds_inputs,
-            other,
-            self._device,
-        )
+        return cls(checkpoint.decoder, weights.__getitem__, checkpoint.rounds_inputs, device)
 
     @torch.inference_mode()
     def forward(self, tokens: Sequence[int], cache: KeyValueCache | None = None) -> torch.Tensor:

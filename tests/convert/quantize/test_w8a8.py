@@ -155,9 +155,7 @@ def test_transformers_reads_the_same_codes(
     ours = TorchModel.load(checkpoint)
     # They divide the largest activation by 127.5, so their rounding errors are others than ours,
     # but no larger: twice the distance from what comes without rounding the activations.
-    exact = TorchModel(
-        checkpoint.decoder, ours._weights, lambda name: False, "float32", "cpu"
-    ).forward(TOKENS)
+    exact = TorchModel(checkpoint.decoder, ours._weights, lambda name: False, "cpu").forward(TOKENS)
     distance = float((ours.forward(TOKENS) - exact).square().mean())
     assert distance > 0
     assert float(np.square(ours.forward(TOKENS).numpy() - theirs).mean()) <= 4 * distance
