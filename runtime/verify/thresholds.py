@@ -103,9 +103,15 @@ class Threshold:
 
 
 def from_options(values: Mapping[str, float | None]) -> tuple[Threshold, ...]:
-    """Those options that were given. Raises UsageError: a value that no figure can have."""
+    """Those options that were given.
+
+    Raises:
+        UsageError: no limit of that name, or a value that no figure can have.
+    """
     found = []
     for key, value in values.items():
+        if key not in BY_KEY:
+            raise UsageError(f"{key}: unknown limit", f"known limits: {', '.join(BY_KEY)}")
         if value is None:
             continue
         figure = BY_KEY[key]

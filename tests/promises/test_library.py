@@ -16,6 +16,7 @@ from places import ROOT
 from small_models import write_checkpoint
 
 import dsconv
+from dsconv.errors import UsageError
 from dsconv.runtime.commands import bench, build, export, plan, pull, quantize, run, verify
 
 HEAVY = {"numpy", "torch", "onnx", "onnxruntime", "tokenizers", "rich", "typer", "dsconv.library"}
@@ -81,6 +82,11 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         monkeypatch.setenv("NO_PROXY", "*")
         monkeypatch.delenv("HF_TOKEN", raising=False)
         yield
+
+
+def test_a_limit_that_nobody_knows_is_refused() -> None:
+    with pytest.raises(UsageError, match="max_kll: unknown limit"):
+        dsconv.verify("any.dsq", "any", max_kll=1.0)
 
 
 @pytest.mark.usefixtures("hub")
