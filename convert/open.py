@@ -16,6 +16,7 @@ from dsconv.convert.checkpoint.tensors import (
 )
 from dsconv.convert.families import read_family
 from dsconv.convert.families.base import Decoder
+from dsconv.convert.families.rope_config import with_portable_rope
 from dsconv.convert.files.json_file import ConfigReader, read_json_object
 from dsconv.convert.files.local_files import open_regular
 from dsconv.convert.formats.ascend.description import is_ascend_folder, read_description
@@ -46,7 +47,7 @@ def open_folder(folder: Path) -> Checkpoint:
         source = open_safetensors_folder(folder)
     checkpoint = Checkpoint(
         folder,
-        config,
+        with_portable_rope(config, reader.where),
         decoder,
         _with_tied_name(source, decoder),
         open_side_files(folder),

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from dsconv.atomic import refuse_existing
-from dsconv.convert.checkpoint.checkpoint import Checkpoint
+from dsconv.convert.checkpoint.checkpoint import CONFIG, Checkpoint
+from dsconv.convert.families.config_keys import config_remarks
+from dsconv.convert.files.json_file import ConfigReader
 from dsconv.convert.hub.model_name import looks_like_hub_name, parse_reference
 from dsconv.convert.hub.pull import Puller, Watch, snapshot
 from dsconv.convert.hub.retry import RetryPolicy
@@ -26,8 +28,14 @@ from .console import progress, say
 
 
 def open_model(model: str) -> Checkpoint:
-    """`convert.open.open_checkpoint` with a progress bar for downloads."""
-    return open_checkpoint(local_path(model))
+    """`convert.open.open_checkpoint` with a progress bar for downloads.
+
+    What is known to change results for other readers of its settings is said.
+    """
+    checkpoint = open_checkpoint(local_path(model))
+    for remark in config_remarks(ConfigReader(checkpoint.config, f"{checkpoint.origin}: {CONFIG}")):
+        say(f"warning: {remark}")
+    return checkpoint
 
 
 def local_path(model: str) -> str:

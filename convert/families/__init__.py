@@ -3,6 +3,7 @@
 llama, qwen2, qwen3  the families
 base         what a decoder is, said once against a small vocabulary of operations
 rope         rotary embedding and its scalings
+rope_config  where config.json says which
 config_keys  keys that families share
 inventory    the interpreter that lists what a checkpoint must hold
 wiring       the interpreter that tells what each linear map reads

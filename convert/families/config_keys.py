@@ -10,7 +10,7 @@ from dsconv.convert.files.json_file import ConfigReader
 from dsconv.errors import UnsupportedError
 
 from .base import DecoderConfig
-from .rope import read_rope
+from .rope_config import is_neutral, read_rope, rope_remark
 
 # Keys that change what the network computes, with the values that leave it as we compute it.
 # They come from other families of the field; a checkpoint that sets one is not what it says it is.
@@ -58,9 +58,7 @@ def refuse_unsupported(reader: ConfigReader, extra: Mapping[str, tuple[Any, ...]
     """
     for key, neutral in {**NEUTRAL_VALUES, **extra}.items():
         value = reader.data.get(key)
-        if value is not None and not any(
-            value == good and isinstance(value, bool) == isinstance(good, bool) for good in neutral
-        ):
+        if value is not None and not is_neutral(value, neutral):
             raise UnsupportedError(
                 f"{reader.where}: {key} = {value!r} is not supported",
                 f"supported: {', '.join(map(repr, neutral)) or 'absent'}",
@@ -74,6 +72,12 @@ def refuse_unsupported(reader: ConfigReader, extra: Mapping[str, tuple[Any, ...]
             f"{reader.where}: layer_types holds {sorted(set(map(str, layer_types)))}",
             "supported: full_attention in every layer",
         )
+
+
+def config_remarks(reader: ConfigReader) -> list[str]:
+    """What a person should know of the settings: readers differ about them, and none is refused."""
+    remark = rope_remark(reader)
+    return [] if remark is None else [remark]
 
 
 def _refuse_own_code(reader: ConfigReader) -> None:

@@ -13,9 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dsconv.convert.files.json_file import ConfigReader
-from dsconv.errors import UnsupportedError
-
 
 @dataclass(frozen=True)
 class Llama3Scaling:
@@ -106,62 +103,3 @@ def _yarn(
     interpolated = np.float32(1) / (np.float32(scaling.factor) * powers)
     frequencies: NDArray[np.float32] = interpolated * (1 - kept) + extrapolated * kept
     return frequencies
-
-
-def _yarn_attention_factor(reader: ConfigReader, factor: float) -> float:
-    """Paper's default 0.1 ln(factor) + 1, unless the config overrides it."""
-
-    def mscale(weight: float) -> float:
-        return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
-
-    if reader.has("attention_factor"):
-        return reader.number("attention_factor")
-    if reader.number("mscale", 0.0) and reader.number("mscale_all_dim", 0.0):
-        return mscale(reader.number("mscale")) / mscale(reader.number("mscale_all_dim"))
-    return mscale(1.0)
-
-
-def read_rope(config: ConfigReader, head_dim: int, max_position_embeddings: int) -> Rope:
-    """Read `rope_theta` and `rope_scaling`, or the newer `rope_parameters` that holds both.
-
-    Raises:
-        InputError: a value is missing or wrong.
-        UnsupportedError: a scaling that is not implemented.
-    """
-    newer = config.child("rope_parameters")
-    reader = newer or config.child("rope_scaling")
-    source = newer if newer is not None and newer.has("rope_theta") else config
-    theta = source.number("rope_theta", 10000.0, low=1.0 + 1e-6)
-    if reader is None:
-        return Rope(theta, head_dim)
-    kind = reader.string("rope_type", reader.string("type", "default"))
-    if reader.number("partial_rotary_factor", 1.0) != 1.0:
-        raise UnsupportedError(
-            f"{reader.where}: partial_rotary_factor is not supported", "only full rotary positions"
-        )
-    if kind == "default":
-        return Rope(theta, head_dim)
-    if kind not in ("linear", "llama3", "yarn"):
-        raise UnsupportedError(
-            f"{reader.where}: rope_type {kind!r} is not supported",
-            "supported: default, linear, llama3, yarn",
-        )
-    factor = reader.number("factor", low=1e-6)
-    if kind == "linear":
-        return Rope(theta, head_dim, LinearScaling(factor))
-    if kind == "llama3":
-        low = reader.number("low_freq_factor", low=1e-6)
-        high = reader.number("high_freq_factor")
-        if high <= low:
-            raise reader.fail("high_freq_factor", f"{high:g} is not above low_freq_factor {low:g}")
-        original = reader.integer("original_max_position_embeddings")
-        return Rope(theta, head_dim, Llama3Scaling(factor, low, high, original))
-    scaling = YarnScaling(
-        factor,
-        _yarn_attention_factor(reader, factor),
-        reader.number("beta_fast", 32.0, low=1e-6),
-        reader.number("beta_slow", 1.0, low=1e-6),
-        reader.boolean("truncate", True),
-        reader.integer("original_max_position_embeddings", max_position_embeddings),
-    )
-    return Rope(theta, head_dim, scaling)
