@@ -30,11 +30,13 @@ from .console import progress, say
 def open_model(model: str) -> Checkpoint:
     """`convert.open.open_checkpoint` with a progress bar for downloads.
 
-    What is known to change results for other readers of its settings is said.
+    What is known to change results for other readers of its settings is said, and its notes.
     """
     checkpoint = open_checkpoint(local_path(model))
     for remark in config_remarks(ConfigReader(checkpoint.config, f"{checkpoint.origin}: {CONFIG}")):
         say(f"warning: {remark}")
+    for note in checkpoint.notes:
+        say(f"note: {note}")
     return checkpoint
 
 

@@ -50,7 +50,11 @@ def module_of(parameter: str) -> str:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Weights and all that belongs to them. `origin` is the folder or file they came from."""
+    """Weights and all that belongs to them. `origin` is the folder or file they came from.
+
+    notes: what whoever opened it should know, in words: what was left aside, what is read otherwise
+    than its maker's software would.
+    """
 
     origin: Path
     config: Mapping[str, Any]
@@ -58,6 +62,7 @@ class Checkpoint:
     source: TensorSource
     side_files: Mapping[str, bytes]
     quantization: QuantizationConfig | None = None
+    notes: tuple[str, ...] = ()
 
     @cached_property
     def parameters(self) -> dict[str, Parameter]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from dsconv.convert.files import limits
 from dsconv.convert.files.json_file import read_json_object, write_json
 from dsconv.convert.files.local_files import safe_join
-from dsconv.convert.files.safetensors import TensorInfo, read_rows, read_tensor_infos
+from dsconv.convert.files.safetensors import TensorInfo, read_columns, read_rows, read_tensor_infos
 from dsconv.errors import InputError, UnsupportedError
 
 INDEX = "model.safetensors.index.json"
@@ -83,6 +83,10 @@ class SafetensorsSource:
 
     def rows(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[Any]:
         return read_rows(self.infos[name], start, stop)
+
+    def columns(self, name: str, start: int, stop: int) -> NDArray[Any]:
+        """Columns [start, stop) of a matrix, as they are stored."""
+        return read_columns(self.infos[name], start, stop)
 
     def files(self) -> list[Path]:
         return sorted({info.path for info in self.infos.values()})

@@ -34,13 +34,17 @@ DTYPES: Mapping[str, np.dtype[Any]] = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
     "F64": np.dtype(np.float64),
     "I64": np.dtype(np.int64),
+    "U64": np.dtype(np.uint64),
     "I32": np.dtype(np.int32),
+    "U32": np.dtype(np.uint32),
     "I16": np.dtype(np.int16),
+    "U16": np.dtype(np.uint16),
     "I8": np.dtype(np.int8),
     "U8": np.dtype(np.uint8),
     "BOOL": np.dtype(np.bool_),
     "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
     "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+    "F8_E8M0": np.dtype(ml_dtypes.float8_e8m0fnu),
 }
 ITEM_SIZES = {name: dtype.itemsize for name, dtype in DTYPES.items()}
 OFFSETS_KEY = b'"data_offsets"'  # once per tensor
@@ -184,25 +188,43 @@ def read_rows(info: TensorInfo, start: int = 0, stop: int | None = None) -> NDAr
     else:
         stop = info.shape[0] if stop is None else stop
         row_elements = math.prod(info.shape[1:])
+    row_bytes = row_elements * info.numpy_dtype.itemsize
+    buffer = bytearray((stop - start) * row_bytes)
+    _read_pieces(info, [(start * row_bytes, memoryview(buffer))])
+    array = np.frombuffer(buffer, info.numpy_dtype)
+    return array.reshape((stop - start, *info.shape[1:]) if info.shape else ())
+
+
+def read_columns(info: TensorInfo, start: int, stop: int) -> NDArray[Any]:
+    """Columns [start, stop) of a tensor [rows, columns], in its own dtype; no others are read."""
+    rows, columns = info.shape
     itemsize = info.numpy_dtype.itemsize
-    wanted = (stop - start) * row_elements * itemsize
-    buffer = bytearray(wanted)
+    width = (stop - start) * itemsize
+    buffer = bytearray(rows * width)
     view = memoryview(buffer)
+    places = (((row * columns + start) * itemsize, row * width) for row in range(rows))
+    _read_pieces(info, [(offset, view[place : place + width]) for offset, place in places])
+    return np.frombuffer(buffer, info.numpy_dtype).reshape(rows, stop - start)
+
+
+def _read_pieces(info: TensorInfo, pieces: Iterable[tuple[int, memoryview]]) -> None:
+    """Fill each piece with the bytes from its offset in the tensor on."""
     try:
         with open_regular(info.path) as file:
-            file.seek(info.offset + start * row_elements * itemsize)
-            done = 0
-            while done < wanted:
-                count = file.readinto(view[done:])
-                if not count:
-                    raise _malformed(info.path, f"tensor {info.name!r}: the file ends too early")
-                done += count
+            for offset, view in pieces:
+                file.seek(info.offset + offset)
+                done = 0
+                while done < len(view):
+                    count = file.readinto(view[done:])
+                    if not count:
+                        raise _malformed(
+                            info.path, f"tensor {info.name!r}: the file ends too early"
+                        )
+                    done += count
     except OSError as error:
         raise InputError(
             f"{info.path}: tensor {info.name!r}: cannot read: {error.strerror}", "check the disk"
         ) from error
-    array = np.frombuffer(buffer, info.numpy_dtype)
-    return array.reshape((stop - start, *info.shape[1:]) if info.shape else ())
 
 
 @dataclass(frozen=True)

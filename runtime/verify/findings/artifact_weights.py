@@ -18,8 +18,9 @@ from dsconv.convert.files.json_file import ConfigReader
 from dsconv.convert.files.safetensors import read_rows
 from dsconv.convert.formats.native.file import NativeFile, open_native_file
 from dsconv.convert.formats.native.linear_layout import BLOCK_ROWS, unpack_linear
+from dsconv.convert.open import open_checkpoint
 from dsconv.quant.schemes import Floats
-from dsconv.runtime.model_paths import open_model
+from dsconv.runtime.model_paths import local_path
 from dsconv.runtime.sessions.load import is_native_file
 
 
@@ -96,4 +97,4 @@ def open_weights(path: str) -> Weights:
     file = Path(path).expanduser()
     if is_native_file(file):
         return NativeWeights(open_native_file(file))
-    return open_model(path)
+    return open_checkpoint(local_path(path))

@@ -20,6 +20,7 @@ from dsconv.convert.files.safetensors import (
     DTYPES,
     PlannedTensor,
     SafetensorsWriter,
+    read_columns,
     read_metadata,
     read_rows,
     read_tensor_infos,
@@ -32,13 +33,17 @@ TORCH = {
     "BF16": torch.bfloat16,
     "F64": torch.float64,
     "I64": torch.int64,
+    "U64": torch.uint64,
     "I32": torch.int32,
+    "U32": torch.uint32,
     "I16": torch.int16,
+    "U16": torch.uint16,
     "I8": torch.int8,
     "U8": torch.uint8,
     "BOOL": torch.bool,
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
+    "F8_E8M0": torch.float8_e8m0fnu,
 }
 SHAPES = [(), (1,), (5,), (3, 4), (0,), (0, 7), (3, 0), (2, 3, 2), (1, 1, 1, 1, 1, 1, 1, 2)]
 
@@ -86,6 +91,14 @@ def test_the_library_reads_what_is_written_and_the_other_way(tmp_path: Path, dty
         raw = read_back[name].reshape(-1).view(torch.uint8).numpy().tobytes()
         assert raw == array.tobytes() == read_rows(infos[name]).tobytes()
         assert read_rows(infos[name]).dtype == DTYPES[dtype]
+
+
+@pytest.mark.parametrize("part", [(0, 7), (2, 5), (6, 7), (3, 3)])
+def test_columns_of_a_matrix(part: tuple[int, int], tmp_path: Path) -> None:
+    array = random_array("I16", (5, 7))
+    save_file({"first": torch.zeros(3), "m": as_torch(array, "I16")}, tmp_path / "f.safetensors")
+    info = read_tensor_infos(tmp_path / "f.safetensors")["m"]
+    np.testing.assert_array_equal(read_columns(info, *part), array[:, slice(*part)])
 
 
 def test_all_dtypes_in_one_file(tmp_path: Path) -> None:
