@@ -11,6 +11,8 @@ from typing import Annotated
 import typer
 
 from dsconv import __version__
+from dsconv.runtime.command_line.exit_codes import exit_code_of
+from dsconv.runtime.command_line.help import GroupedCommand, GroupedCommands
 from dsconv.runtime.commands import (
     bench,
     build,
@@ -28,10 +30,10 @@ from dsconv.runtime.commands import (
     targets,
     verify,
 )
-from dsconv.runtime.commands.exit_codes import exit_code_of
+from dsconv.runtime.commands.options import telling
 
 app = typer.Typer(
-    add_completion=False,
+    cls=GroupedCommands,
     rich_markup_mode=None,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -49,7 +51,8 @@ def _show_version(wanted: bool) -> None:
 @app.callback()
 def options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show version")
+        bool,
+        typer.Option("--version", "-V", callback=_show_version, is_eager=True, help="Show version"),
     ] = False,
 ) -> None:
     pass
@@ -72,7 +75,7 @@ for command, example in (
     (build.build, build.EXAMPLE),
     (recipes.recipes, recipes.EXAMPLE),
 ):
-    app.command(epilog=f"Example: {example}")(command)
+    app.command(cls=GroupedCommand, epilog=f"Example: {example}")(telling(command))
 
 
 def main() -> None:

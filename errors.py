@@ -14,6 +14,7 @@ Anything else that escapes is a bug of ours (exit code 70).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 MAX_WORDS = 1000  # characters: what a file says may be quoted, however long it is
@@ -38,6 +39,17 @@ def _as_it_was(kind: type[DsconvError], state: dict[str, Any]) -> DsconvError:
     error = kind.__new__(kind, state["message"])
     error.__dict__.update(state)
     return error
+
+
+def choose(word: str, names: Iterable[str]) -> str:
+    """The hint for a word that is none of these names: the nearest, and all of them."""
+    from difflib import get_close_matches
+
+    known = list(names)
+    low = {name.lower(): name for name in known}
+    near = get_close_matches(word.lower(), low, n=1)
+    guess = f"did you mean {low[near[0]]!r}? " if near else ""
+    return f"{guess}choose {', '.join(known)}"
 
 
 def _shortened(text: str) -> str:

@@ -25,7 +25,7 @@ from dsconv.runtime.bench.bench import BenchOptions, bench
 from dsconv.runtime.bench.peers import PEERS, Peer
 from dsconv.runtime.bench.report import Artifact, BenchReport, Figures
 from dsconv.runtime.bench.subject import OURS, Subject
-from dsconv.runtime.console import quantity, say, size_text
+from dsconv.runtime.console import rate_text, say, size_text
 from dsconv.runtime.demo.model import find_model
 
 GENAI, LLAMA, OPENVINO = "onnxruntime-genai", "llama.cpp", "openvino"
@@ -135,11 +135,11 @@ def table(section: Section, report: BenchReport) -> list[str]:
     for title, cells, ratio in _rows(subjects, report.artifacts):
         lines.append(f"| {title} | {' | '.join(cells)} | {ratio} |")
     others = report.foreign.median if report.foreign.values else 0.0
-    low, high = (quantity(value) for value in report.bandwidth.quartiles)
+    low, high = (rate_text(value, "B") for value in report.bandwidth.quartiles)
     lines += [
         "",
-        f"Read bandwidth in this run {quantity(report.bandwidth.median)}B/s (quartiles {low}B/s "
-        f"to {high}B/s). Others used {others:.0%} of the machine; {report.discarded_rounds} rounds "
+        f"Read bandwidth in this run {rate_text(report.bandwidth.median, 'B')} (quartiles {low} "
+        f"to {high}). Others used {others:.0%} of the machine; {report.discarded_rounds} rounds "
         f"thrown away{'; DISTURBED' if report.is_disturbed else ''}.",
         "",
     ]

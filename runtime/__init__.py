@@ -12,6 +12,7 @@ doctor            what works on this machine
 build             the whole way from one recipe
 demo              the whole way on a small model
 commands          the command line, a file per command
+command_line      what every command has: help, completion, exit codes
 quantize_request  what a user asks of a quantization, each choice declared once
 option_fields     fields of what may be asked: default, help, limits; how many threads
 quantize          what `dsconv quantize` does

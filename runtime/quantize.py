@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -27,7 +26,7 @@ from dsconv.convert.quantize.run_state import Listeners
 from dsconv.errors import UsageError
 from dsconv.runtime.calibration.text_windows import CalibrationOptions, calibration_windows
 
-from .console import progress, quantity, say, size_text
+from .console import count_text, detail, progress, rate_text, say, size_text
 from .memory import peak_rss_bytes
 from .model_paths import check_output, open_model, streamed_model
 from .plan import refuse_what_cannot_fit
@@ -65,9 +64,9 @@ class QuantizeReport:
         if r.calibration_kl is not None:
             loss = f", KL {r.calibration_kl:.3g} while calibrating"
         return (
-            f"{warning}{self.output}: {quantity(r.parameters)}parameters, "
+            f"{warning}{self.output}: {count_text(r.parameters)} parameters, "
             f"{r.bits_per_weight:.2f} bits per weight, {size_text(r.weight_bytes)}, "
-            f"{self.seconds:.1f} s ({size_text(r.source_bytes / max(self.seconds, 1e-9))}/s), "
+            f"{self.seconds:.1f} s ({rate_text(r.source_bytes / max(self.seconds, 1e-9), 'B')}), "
             f"peak memory {size_text(peak_rss_bytes())}{loss}"
         )
 
@@ -130,10 +129,9 @@ def _quantize(work: TextAndBits, output: Path, overwrite: bool) -> QuantizeResul
     refuse_what_cannot_fit(checkpoint, options, output, work.calibration, work.target)
     is_needed = options.method == CALIBRATED or work.target is not None
     preparation: Preparation = work if is_needed else NO_TEXT
-    show = _show_matrix if sys.stderr.isatty() else lambda matrix: None
     try:
         with progress("quantize", checkpoint.parameter_count, "weights") as advance:
-            listeners = Listeners(advance, show, say)
+            listeners = Listeners(advance, MatrixTable().show, say)
             return quantize_checkpoint(
                 checkpoint, options, output, overwrite, preparation, listeners
             )
@@ -173,9 +171,21 @@ class TextAndBits:
         return chosen.labels
 
 
-def _show_matrix(matrix: MatrixReport) -> None:
-    """One row of the live table."""
-    say(
-        f"{matrix.module:<44} {matrix.sqnr:6.2f} dB (rounded {matrix.sqnr_rounded:6.2f}) "
-        f"damping {matrix.damping:g}  {matrix.seconds:6.1f} s"
-    )
+class MatrixTable:
+    """With --verbose a line for every calibrated matrix, as it is done."""
+
+    def __init__(self) -> None:
+        self._has_head = False
+
+    def show(self, matrix: MatrixReport) -> None:
+        if not self._has_head:
+            self._has_head = True
+            detail(
+                "signal over noise of what each matrix puts out on the calibration text, more is "
+                f"better\n{'matrix':<44} {'calibrated':>11} {'rounded':>11} {'damping':>8} "
+                f"{'time':>8}"
+            )
+        detail(
+            f"{matrix.module:<44} {matrix.sqnr:8.2f} dB {matrix.sqnr_rounded:8.2f} dB "
+            f"{matrix.damping:>8g} {matrix.seconds:6.1f} s"
+        )

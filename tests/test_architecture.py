@@ -48,6 +48,7 @@ FOLDERS = (
     ("runtime.demo",),
     ("runtime.bench",),
     ("runtime.build",),
+    ("runtime.command_line",),
     ("runtime.commands",),
     ("library", "cli"),
 )
@@ -61,6 +62,7 @@ FLAT = {"convert": 6, "runtime": 8}
 # What is imported where it is used, because a command must start without it or it may be missing.
 IMPORTED_LATE = {
     "certifi": "only for systems without certificates of their own",
+    "difflib": "only for a word that is not known",
     "gguf": "a fifth of a second; only GGUF files need it",
     "huggingface_hub": "a fifth of a second; only downloads need it",
     "llama_cpp": "a peer of bench, an extra",
@@ -89,6 +91,7 @@ IMPORTS_LATE = {
     "dsconv.runtime.build.recipe": "onnx, where recipes are only listed",
     "dsconv.runtime.build.steps": "onnx, where nothing is exported",
     "dsconv.runtime.calibration.text_windows": "torch, where the text is given",
+    "dsconv.runtime.command_line.completion": "the command line imports it for every command",
     "dsconv.runtime.doctor.probe": "every trial but the one that the process is for",
     "dsconv.runtime.plan": "torch, where nothing is calibrated",
     "dsconv.runtime.quantize": "torch, where nothing is calibrated",

@@ -9,7 +9,5 @@ compile them again takes a quarter of the time of `dsconv --help`.
 pull, quantize, plan, export, lint, targets, run, verify, sign, bench, inspect, doctor, demo,
 build, recipes: the command of that name
 
-options     options that several commands share, and how JSON is printed
-exit_codes  from a command that fails to two lines on stderr and an exit code
-signals     Ctrl-C ends the process in time, whatever it is busy with
+options: what several commands share, and how JSON is printed
 """

@@ -69,7 +69,7 @@ def show(report: "BenchReport") -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from dsconv.runtime.console import quantity
+    from dsconv.runtime.console import rate_text
 
     table = Table(title="median, quartiles, and the rounds", title_justify="left")
     table.add_column("")
@@ -79,8 +79,9 @@ def show(report: "BenchReport") -> None:
     for title, cells in _rows(report):
         table.add_row(title, *cells)
     Console().print(table)
-    low, high = (quantity(value) for value in report.bandwidth.quartiles)
-    print(f"read bandwidth {quantity(report.bandwidth.median)}B/s, quartiles {low}B/s to {high}B/s")
+    low, high = (rate_text(value, "B") for value in report.bandwidth.quartiles)
+    middle = rate_text(report.bandwidth.median, "B")
+    print(f"read bandwidth {middle}, quartiles {low} to {high}")
     if report.foreign.values:
         print(
             f"others used {report.foreign.median:.0%} of the machine (at most "

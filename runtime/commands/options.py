@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import json
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import fields
 from functools import wraps
 from inspect import Parameter
@@ -13,6 +14,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from dsconv.errors import UsageError
+from dsconv.runtime.command_line.completion import one_of, providers
+from dsconv.runtime.console import working
+from dsconv.runtime.console.level import Level, at_level
 
 Command = Callable[..., None]
 SEVERAL = tuple[str, ...]  # the type of an option that may be repeated
@@ -43,13 +49,51 @@ Provider = Annotated[
     str,
     typer.Option(
         help="Execution provider: cpu, cuda, openvino, qnn, … (see doctor), with a device as "
-        "cuda:1; for a checkpoint torch:cuda, torch:npu, …"
+        "cuda:1; for a checkpoint torch:cuda, torch:npu, …",
+        autocompletion=providers,
     ),
+]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", help="No progress and no notes on stderr; errors stay")
+]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Every step on stderr: each matrix, each file")
 ]
 AllowFallback = Annotated[
     bool,
     typer.Option("--allow-fallback", help="The CPU runs what the provider leaves; shows how much"),
 ]
+
+
+INSTANT = ("run", "targets", "recipes")  # those that are done at once, and run, whose prompt waits
+
+
+def telling(command: Command) -> Command:
+    """With --quiet and --verbose; a terminal shows at once that something is going on."""
+    name = command.__name__
+    given = inspect.signature(command, eval_str=True).parameters.values()
+    added = (
+        Parameter("quiet", Parameter.KEYWORD_ONLY, default=False, annotation=Quiet),
+        Parameter("verbose", Parameter.KEYWORD_ONLY, default=False, annotation=Verbose),
+    )
+
+    @wraps(command)
+    def told(*, quiet: bool = False, verbose: bool = False, **values: Any) -> None:
+        if quiet and verbose:
+            raise UsageError("--quiet and --verbose", "use one of the two")
+        wanted = Level.QUIET if quiet else Level.VERBOSE if verbose else Level.NORMAL
+        with at_level(wanted), nullcontext() if name in INSTANT else working(name):
+            command(**values)
+
+    told.__signature__ = inspect.Signature([*_by_keyword(given), *added])  # type: ignore[attr-defined]
+    told.__annotations__ = {p.name: p.annotation for p in (*given, *added)}
+    return told
+
+
+def _by_keyword(parameters: Iterable[Parameter]) -> Iterator[Parameter]:
+    """typer calls by keyword; only so may one without a default come after one that has one."""
+    for parameter in parameters:
+        yield parameter.replace(kind=Parameter.KEYWORD_ONLY)
 
 
 def asking(request: type[Any], without: Collection[str] = ()) -> Callable[[Command], Command]:
@@ -93,7 +137,14 @@ def _options_of(request: type[Any], without: Collection[str]) -> list[Parameter]
         several = entry.type == SEVERAL
         kind: Any = list[str] | None if several else entry.type
         flags = filter(None, [entry.metadata["flag"]])
-        words = typer.Option(*flags, help=entry.metadata["help"])
+        limits = entry.metadata["limits"]
+        choices = tuple(map(str, limits.choices)) if limits else ()
+        words = typer.Option(
+            *flags,
+            help=entry.metadata["help"],
+            metavar="|".join(choices) or ("TEXT" if several else None),
+            autocompletion=one_of(choices) if choices else None,
+        )
         default = None if several else entry.default
         option = Parameter(
             entry.name, Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, words]

@@ -1,6 +1,7 @@
 """`dsconv verify`."""
 
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
@@ -28,7 +29,10 @@ EXAMPLE = (
     "dsconv verify r1-onnx --reference deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B "
     "--max-kl 0.03 --min-top1 0.93"
 )
-WITHOUT_REFERENCE = {"artifact", "integrity", "signature", "public_key", "as_json"}  # parameters
+WITHOUT_REFERENCE = {  # parameters
+    *("artifact", "integrity", "signature", "public_key"),
+    *("as_json", "quiet", "verbose"),
+}
 
 
 def verify(
@@ -205,7 +209,6 @@ def compare(request: "VerifyRequest", publication: Publication, as_json: bool) -
 
 def publish(verdict: "Verdict", publication: Publication) -> None:
     """Raises OutputError: a file cannot be written."""
-    from dsconv.runtime.console import say
     from dsconv.runtime.report.github_annotations import append_step_summary, error_annotations
     from dsconv.runtime.report.junit import write_junit
 
@@ -217,7 +220,7 @@ def publish(verdict: "Verdict", publication: Publication) -> None:
         write_junit(publication.junit, verdict)
     if publication.github:
         for line in error_annotations(verdict):
-            say(line)
+            print(line, file=sys.stderr)  # for GitHub to read, and no note
         append_step_summary(verdict, os.environ)
 
 

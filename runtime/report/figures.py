@@ -9,7 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
 
-from dsconv.runtime.console import quantity, size_text
+from dsconv.runtime.console import count_text as short_count
+from dsconv.runtime.console import size_text
 from dsconv.runtime.verify.metrics import Summary
 from dsconv.runtime.verify.verdict import LimitCheck, Speed, Verdict
 
@@ -210,7 +211,7 @@ def rate_text(rate: float | None) -> str:
     """Tokens per second; a dash where it was not measured."""
     if rate is None or not math.isfinite(rate):
         return "–" if rate is None else number(rate)
-    return f"{quantity(rate)}".rstrip()
+    return short_count(rate)
 
 
 def date_text(date: str) -> str:

@@ -19,7 +19,7 @@ GIVEN = "at the path that output_file yields here"
 DOWNLOAD = "parts of downloads, which are put in place when their hash is right"
 ALLOWED = {
     "atomic.py": "the only module that puts outputs in place",
-    "runtime/commands/exit_codes.py": "the traceback of a bug, in the system's temporary folder",
+    "runtime/command_line/exit_codes.py": "the traceback of a bug, in a temporary folder",
     "convert/forward/activation_store.py": "a nameless file in the scratch folder",
     "convert/files/hashes.py": GIVEN,
     "convert/formats/gguf/export.py": IN_SCRATCH,

@@ -11,7 +11,8 @@ from typing import Any
 import typer
 
 from dsconv.errors import DsconvError, ProviderError, UnsupportedError, UsageError
-from dsconv.runtime.commands.signals import ending_in_time
+
+from .signals import ending_in_time
 
 # Older versions of typer use the package click, newer ones a copy: take the class they export.
 _CLICK_ERROR: Any = next(
