@@ -30,7 +30,8 @@ class BuildReport:
     def hint(self) -> str:
         report = self.built.output / REPORT
         where = report if report.is_file() else self.built.output / "README.md"
-        return f"see {where}; calibrate, use smaller groups or more bits (--set quantize.bits=8)"
+        cure = self.built.verdict.get("cure")
+        return f"see {where}; {cure}" if cure else f"see {where}"
 
     def to_json(self) -> dict[str, Any]:
         built = self.built

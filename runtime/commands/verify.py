@@ -196,7 +196,8 @@ class Publication(NamedTuple):
 
 def compare(request: "VerifyRequest", publication: Publication, as_json: bool) -> None:
     """With the model that it was made from, by everything that the request asks for."""
-    from dsconv.runtime.verify.judge import cure, failures
+    from dsconv.runtime.verify.cures import cure
+    from dsconv.runtime.verify.judge import failures
     from dsconv.runtime.verify.run import run_verify
     from dsconv.runtime.verify.verdict_json import to_json
 

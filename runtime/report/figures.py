@@ -11,6 +11,7 @@ from datetime import datetime, timezone
 
 from dsconv.runtime.console import count_text as short_count
 from dsconv.runtime.console import size_text
+from dsconv.runtime.verify.grade import what_is_missed, words_of
 from dsconv.runtime.verify.metrics import Summary
 from dsconv.runtime.verify.verdict import LimitCheck, Speed, Verdict
 
@@ -148,6 +149,18 @@ def state(verdict: Verdict) -> str:
     if not verdict.passed:
         return "Failed"
     return "Passed" if verdict.checks else "Not judged"
+
+
+def how_good(verdict: Verdict) -> str:
+    """The grade in a sentence, with the figures that decide it."""
+    s = verdict.summary
+    missed = what_is_missed(s, verdict.scores)
+    figures = (
+        f"mean KL {number(s.kl_mean)}, same top token {number(s.top1_agreement, True, 3)}, "
+        f"perplexity × {number(s.perplexity_ratio)}"
+    )
+    limit = f"; not better for {missed}" if missed else ""
+    return f"{verdict.grade.capitalize()}, {words_of(verdict.grade)}: {figures}{limit}."
 
 
 def why(verdict: Verdict) -> str:

@@ -13,6 +13,8 @@ from dsconv.atomic import output_error
 from dsconv.runtime.verify.judge import sentence
 from dsconv.runtime.verify.verdict import LimitCheck, Verdict
 
+from .figures import how_good
+
 SUMMARY_FILE = "GITHUB_STEP_SUMMARY"  # the environment variable that names it
 
 
@@ -40,8 +42,11 @@ def step_summary(verdict: Verdict) -> str:
     """Markdown: the verdict, every check, every finding."""
     s, p = verdict.summary, verdict.circumstances
     noise = verdict.noise_floor
+    mark = "✅" if verdict.passed else "❌"
     lines = [
-        f"## {'✅' if verdict.passed else '❌'} dsconv verify: {_cell(p.artifact)}",
+        f"## {mark} dsconv verify: {_cell(p.artifact)}: {verdict.grade}",
+        "",
+        _cell(how_good(verdict)),
         "",
         f"Against {_cell(p.reference)} on {s.tokens} tokens, {p.runtime} on {p.provider}: mean KL "
         f"{s.kl_mean:.5f} ± {s.kl_stderr:.5f} nats per token, top-1 agreement "

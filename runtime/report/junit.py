@@ -50,6 +50,7 @@ def _properties(verdict: Verdict) -> dict[str, str]:
         "runtime": f"{p.runtime} on {p.provider}",
         "machine": p.machine,
         "tokens": str(verdict.summary.tokens),
+        "grade": verdict.grade,
     }
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from markupsafe import Markup
 
 from dsconv.atomic import output_file
+from dsconv.runtime.verify.grade import LADDER
 from dsconv.runtime.verify.verdict import Bucket, LayerError, LimitCheck, Speed, Verdict
 
 from .figures import (
@@ -34,6 +35,7 @@ from .figures import (
     figure_of,
     floor_of,
     floor_text,
+    how_good,
     last_part,
     limit_text,
     number,
@@ -82,6 +84,8 @@ class Page:
     why: str
     checks: tuple[LimitCheck, ...]  # failed ones first
     figures: tuple[SummaryFigure, ...]
+    grade: str
+    how_good: str
     this: Speed | None
     reference: Speed | None
     kl_plots: tuple[Plot, ...]
@@ -101,6 +105,8 @@ def report_html(verdict: Verdict) -> str:
         why=why(verdict),
         checks=tuple(sorted(verdict.checks, key=lambda check: check.passed)),
         figures=FIGURES,
+        grade=verdict.grade,
+        how_good=how_good(verdict),
         this=this_speed(verdict),
         reference=reference_speed(verdict),
         kl_plots=tuple(_kl_plots(verdict)),
@@ -144,6 +150,7 @@ def _environment() -> jinja2.Environment:
         figure_of=figure_of,
         floor_of=floor_of,
         floor_text=floor_text,
+        ladder=LADDER,
         limit_text=limit_text,
         lowest_matrix=lowest_matrix,
         sources=SOURCES,

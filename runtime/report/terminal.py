@@ -27,6 +27,7 @@ from .figures import (
     figure_of,
     floor_of,
     floor_text,
+    how_good,
     last_part,
     limit_text,
     number,
@@ -53,6 +54,7 @@ def show_verdict(verdict: Verdict, console: Console) -> None:
     heading = _text(console, f"{word}: {name}")
     heading.stylize(STYLES[word], 0, len(word))
     console.print(heading)
+    console.print(_text(console, how_good(verdict)))
     console.print(_text(console, why(verdict)))
     if verdict.checks:
         console.print(_checks(verdict, console))

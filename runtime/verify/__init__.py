@@ -14,7 +14,9 @@ free_running     what both write by themselves
 task             questions with one right answer
 circumstances    where the figures come from: hashes, versions, machine
 thresholds       what may have a limit, and who sets it
+grade            how good: faithful, good, degraded, broken; where the limits lie
 judge            figures against limits and against an earlier verdict
+cures            what would help one that fails, in its situation
 verdict          everything that was found, as plain data
 verdict_json     the same as JSON
 findings         what is wrong apart from the figures

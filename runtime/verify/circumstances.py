@@ -10,13 +10,18 @@ from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 
+from dsconv.atomic import MANIFEST
 from dsconv.convert.files.hashes import FileHashes, artifact_files, combined
+from dsconv.convert.files.json_file import read_json_object
+from dsconv.convert.inspect import describe
+from dsconv.convert.quantize.options import INT8_ACTIVATIONS
+from dsconv.errors import InputError
 from dsconv.runtime.sessions.providers import FAMILY, PROVIDERS
 
 from .comparison import Comparison
 from .reference import Reference
 from .reference_cache import tokens_hash
-from .verdict import Circumstances
+from .verdict import INT8_INPUTS, Circumstances
 
 PLUGINS = tuple(p.wheel for p in PROVIDERS.values() if p.plugin and p.wheel not in FAMILY)
 PACKAGES = ("dsconv", "numpy", *FAMILY, *PLUGINS, "safetensors", "tokenizers", "torch")
@@ -51,6 +56,26 @@ def circumstances_of(
         tokens_hash(comparison.windows),
         max(map(len, comparison.windows)),
     )
+
+
+def narrowest_bits(path: str) -> float:
+    """Bits per weight, scales included, of the artifact's matrix that is stored in the fewest."""
+    matrices = [row for row in describe(path).tensors if len(row.shape) == 2]
+    return min(8 * row.size_bytes / (row.shape[0] * row.shape[1]) for row in matrices)
+
+
+def method_of(path: str) -> str:
+    """How a checkpoint of dsconv was rounded; empty where no manifest says it."""
+    try:
+        recipe = read_json_object(Path(path).expanduser() / MANIFEST).get("recipe")
+    except InputError:
+        return ""
+    if not isinstance(recipe, dict):
+        return ""
+    method = recipe.get("method")
+    if recipe.get("activations") == INT8_ACTIVATIONS:
+        return INT8_INPUTS
+    return method if isinstance(method, str) else ""
 
 
 def weight_hashes(reference: Reference, hashes: FileHashes) -> dict[str, str]:

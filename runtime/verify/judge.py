@@ -1,12 +1,13 @@
 """Judges a verdict: every figure against its threshold, and against an earlier verdict.
 
-A threshold holds to the letter. An earlier verdict (`--baseline`) does not: a figure counts as
-worse only when it is so by more than chance and by more than matters, that is by more than both
-three standard errors of the difference and a share of the earlier figure (MATERIAL). Standard
-errors are those of blocks of 64 tokens, since neighbours are hard or easy together. Where both
-verdicts saw the same tokens, the blocks are paired, and what makes a text hard or easy cancels;
-otherwise the two standard errors are added in quadrature. An unchanged artifact on another machine
-passes, and so does one that differs by the luck of the text.
+A threshold that somebody set holds to the letter; a default gives way to chance (`grade.py`). So
+does an earlier verdict (`--baseline`): a figure counts as worse only when it is so by more than
+chance and by more than matters, that is by more than both three standard errors of the difference
+and a share of the earlier figure (MATERIAL). Standard errors are those of blocks of 64 tokens,
+since neighbours are hard or easy together. Where both verdicts saw the same tokens, the blocks are
+paired, and what makes a text hard or easy cancels; otherwise the two standard errors are added in
+quadrature. An unchanged artifact on another machine passes, and so does one that differs by the
+luck of the text.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,41 +23,15 @@ from numpy.typing import NDArray
 from dsconv.convert.files.json_file import read_json_object
 from dsconv.errors import InputError
 
-from .metrics import TokenScores
+from .grade import chance_of
+from .metrics import BLOCK, Blocks, blocks_of, excess_loss, standard_error
 from .thresholds import Threshold
 from .verdict import Finding, LimitCheck, Verdict
 
-BLOCK = 64  # tokens
 FEWEST_BLOCKS = 8  # below, their spread says nothing
 STANDARD_ERRORS = 3.0
 MATERIAL = 0.02  # of the earlier figure
 MATERIAL_LOSS = 0.002  # nats: 0.2 % of the perplexity
-CURE = "calibrate, use smaller groups or more bits (--head-bits 8, --bits 8)"
-
-
-@dataclass(frozen=True)
-class Blocks:
-    """Means over consecutive tokens: KL, share of other top tokens, and the artifact's loss less
-    the reference's (nats), whose exp is the perplexity ratio."""
-
-    kl: NDArray[np.float64]
-    disagreement: NDArray[np.float64]
-    loss: NDArray[np.float64]
-
-
-def blocks_of(scores: TokenScores) -> Blocks:
-    """A rest that fills no block belongs to the last one."""
-    starts = np.arange(0, max(BLOCK, len(scores.kl) - BLOCK + 1), BLOCK)
-
-    def means(values: NDArray[Any]) -> NDArray[np.float64]:
-        sizes = np.diff([*starts, len(values)])
-        return np.add.reduceat(values.astype(np.float64), starts) / sizes
-
-    return Blocks(means(scores.kl), means(~scores.agree), means(_excess(scores)))
-
-
-def _excess(scores: TokenScores) -> NDArray[np.float64]:
-    return scores.artifact_loss - scores.reference_loss
 
 
 @dataclass(frozen=True)
@@ -118,6 +92,18 @@ def judge(
     return replace(verdict, checks=tuple(checks), findings=tuple(findings))
 
 
+def _margin(verdict: Verdict, threshold: Threshold) -> float:
+    """Beyond a default; what somebody asked for holds to the letter."""
+    if threshold.source != "default":
+        return 0.0
+    chance, limit = chance_of(verdict.scores), threshold.limit
+    margins = {
+        "max_kl": chance.kl_margin,
+        "max_ppl_ratio": chance.ppl_margin,
+    }
+    return margins[threshold.figure.key](limit)
+
+
 def _against_threshold(verdict: Verdict, threshold: Threshold) -> LimitCheck:
     figure = threshold.figure
     value = figure.value(verdict)
@@ -127,14 +113,15 @@ def _against_threshold(verdict: Verdict, threshold: Threshold) -> LimitCheck:
         value if math.isfinite(value) else None,
         threshold.limit,
         figure.is_upper,
-        source=threshold.source,
+        _margin(verdict, threshold),
+        threshold.source,
     )
 
 
 def _against_baseline(verdict: Verdict, baseline: Baseline) -> list[LimitCheck]:
     s, b = verdict.summary, baseline
     disagreement = 1 - s.top1_agreement
-    loss = float(_excess(verdict.scores).mean())
+    loss = float(excess_loss(verdict.scores).mean())
     mine, theirs = blocks_of(verdict.scores), baseline.blocks
     fewest = min(len(mine.kl), len(theirs.kl))
     if fewest < FEWEST_BLOCKS:
@@ -175,12 +162,8 @@ def _saw_the_same(verdict: Verdict, mine: Blocks, baseline: Baseline) -> bool:
 def _error(mine: NDArray[np.float64], theirs: NDArray[np.float64], paired: bool) -> float:
     """Standard error of the difference of the means."""
     if paired:
-        return _stderr(mine - theirs)
-    return math.hypot(_stderr(mine), _stderr(theirs))
-
-
-def _stderr(values: NDArray[np.float64]) -> float:
-    return float(values.std(ddof=1)) / math.sqrt(len(values))
+        return standard_error(mine - theirs)
+    return math.hypot(standard_error(mine), standard_error(theirs))
 
 
 def failures(verdict: Verdict) -> list[str]:
@@ -189,11 +172,6 @@ def failures(verdict: Verdict) -> list[str]:
         *(f"{finding.place}: {finding.message}" for finding in verdict.findings),
         *(sentence(check) for check in verdict.checks if not check.passed),
     ]
-
-
-def cure(verdict: Verdict) -> str:
-    """Of what is wrong in itself; otherwise of too much loss."""
-    return next((finding.hint for finding in verdict.findings if finding.hint), CURE)
 
 
 def sentence(check: LimitCheck) -> str:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 VALUES_AT_A_TIME = 1 << 21  # of logits held in float64
+BLOCK = 64  # tokens: neighbours are hard or easy together
 
 
 @dataclass(frozen=True)
@@ -155,3 +157,34 @@ def summarize(scores: TokenScores) -> Summary:
 def _perplexity(loss: NDArray[np.float64]) -> float:
     """exp of the mean loss; a model that is sure and wrong everywhere must not overflow."""
     return math.exp(min(float(loss.mean()), 700.0))
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Means over consecutive tokens: KL, share of other top tokens, and the artifact's loss less
+    the reference's (nats), whose exp is the perplexity ratio."""
+
+    kl: NDArray[np.float64]
+    disagreement: NDArray[np.float64]
+    loss: NDArray[np.float64]
+
+
+def blocks_of(scores: TokenScores) -> Blocks:
+    """A rest that fills no block belongs to the last one."""
+    starts = np.arange(0, max(BLOCK, len(scores.kl) - BLOCK + 1), BLOCK)
+
+    def means(values: NDArray[Any]) -> NDArray[np.float64]:
+        sizes = np.diff([*starts, len(values)])
+        return np.add.reduceat(values.astype(np.float64), starts) / sizes
+
+    return Blocks(means(scores.kl), means(~scores.agree), means(excess_loss(scores)))
+
+
+def excess_loss(scores: TokenScores) -> NDArray[np.float64]:
+    """Per token, in nats: negative where the artifact is better."""
+    return scores.artifact_loss - scores.reference_loss
+
+
+def standard_error(values: NDArray[np.float64]) -> float:
+    """Of the mean."""
+    return float(values.std(ddof=1)) / math.sqrt(len(values))

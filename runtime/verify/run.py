@@ -10,14 +10,14 @@ from dsconv.runtime.console import progress, say
 from dsconv.runtime.sessions.load import load
 
 from .checks import WantedChecks, checks_of, with_checks
-from .circumstances import circumstances_of, weight_hashes
+from .circumstances import circumstances_of, method_of, narrowest_bits, weight_hashes
 from .comparison import Comparison
 from .judge import judge, read_baseline
 from .measure import VerifyOptions, measure, plan_windows, read_text
 from .reference import LivePredictions, Reference, Tokens, open_reference
 from .reference_cache import ReferenceCache, cache_key
 from .task import read_task
-from .thresholds import Threshold, choose, from_file, narrowest_bits
+from .thresholds import Threshold, choose, from_file
 from .verdict import Verdict
 
 
@@ -77,13 +77,16 @@ def run_verify(request: VerifyRequest) -> Verdict:
         request.artifact, artifact, reference, windows, request.dtype, request.threads
     )
     name = request.text.name if request.text else None
-    circumstances = circumstances_of(comparison, text, name, hashes)
+    circumstances = replace(
+        circumstances_of(comparison, text, name, hashes),
+        bits=narrowest_bits(request.artifact),
+        method=method_of(request.artifact),
+    )
     with progress("verify", sum(map(len, windows)), "tokens") as advance:
         verdict = measure(comparison, predictions, circumstances, advance)
     if cache and isinstance(predictions, LivePredictions):
         cache.store(key, predictions.kept())
-    bits = narrowest_bits(request.artifact)
-    thresholds = choose(request.thresholds, request.recipe, file, bits)
+    thresholds = choose(request.thresholds, request.recipe, file, circumstances.bits)
     times = any(threshold.figure.key == "min_speedup" for threshold in thresholds)
     wanted = replace(request.checks, speed=times or request.checks.speed)
     checks = checks_of(wanted, verdict, request.cache)

@@ -15,9 +15,9 @@ from typing import Literal
 from dsconv.convert.files.limits import RECIPE_BYTES
 from dsconv.convert.files.local_files import read_limited
 from dsconv.convert.files.toml_file import parse_toml
-from dsconv.convert.inspect import describe
 from dsconv.errors import InputError, UsageError
 
+from .grade import expected_grade, limits_of
 from .verdict import Verdict
 
 CONFIG_FILE = "dsconv.toml"
@@ -84,15 +84,6 @@ FIGURES = (
     Figure("min_speedup", "decoding speed over the reference's", speedup, False, example="2"),
 )
 BY_KEY = {figure.key: figure for figure in FIGURES}
-
-# Wide on purpose: they tell sound from broken, not good from better. Mean KL of SmolLM2-135M, which
-# loses more than larger models do: int8 0.002; int4 0.07 to 0.09 calibrated, 0.5 by least squares
-# (perplexity times 1.5). What is broken costs several nats. Fewer bits than a row says: the next.
-DEFAULTS: tuple[tuple[float, Mapping[str, float]], ...] = (
-    (7.5, {"max_kl": 0.1, "max_ppl_ratio": 1.1}),
-    (3.5, {"max_kl": 1.0, "max_ppl_ratio": 2.5}),
-    (0.0, {"max_kl": 2.0, "max_ppl_ratio": 6.0}),
-)
 
 
 @dataclass(frozen=True)
@@ -168,12 +159,8 @@ def choose(
 
 
 def defaults(bits: float) -> tuple[Threshold, ...]:
-    """What any sound conversion keeps. bits: of the artifact's narrowest matrix."""
-    kept = next(kept for fewest, kept in DEFAULTS if bits >= fewest)
-    return tuple(Threshold(BY_KEY[key], limit, "default") for key, limit in kept.items())
-
-
-def narrowest_bits(path: str) -> float:
-    """Bits per weight, scales included, of the artifact's matrix that is stored in the fewest."""
-    matrices = [row for row in describe(path).tensors if len(row.shape) == 2]
-    return min(8 * row.size_bytes / (row.shape[0] * row.shape[1]) for row in matrices)
+    """Those of the grade that an honest conversion reaches. bits: of the artifact's narrowest
+    matrix."""
+    kept = limits_of(expected_grade(bits))
+    limits = {"max_kl": kept.max_kl, "max_ppl_ratio": kept.max_ppl_ratio}
+    return tuple(Threshold(BY_KEY[key], limit, "default") for key, limit in limits.items())

@@ -12,7 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from .grade import Grade, grade_of
 from .metrics import Summary, TokenScores
+
+INT8_INPUTS = "int8 activations"
 
 
 @dataclass(frozen=True)
@@ -152,6 +155,8 @@ class Circumstances:
     date: str  # ISO 8601, UTC
     tokens_hash: str = ""  # of the token ids, window by window: the same tokens, the same hash
     window: int = 0  # tokens of the longest
+    bits: float = 0.0  # per weight of the artifact's narrowest matrix; 0: not known
+    method: str = ""  # "gptq", "search", "rtn", INT8_INPUTS; empty where nobody says
 
 
 @dataclass(frozen=True)
@@ -183,6 +188,11 @@ class Verdict:
     tasks: tuple[TaskScore, ...] = ()
     speeds: tuple[Speed, ...] = ()
     report: Path | None = None
+
+    @property
+    def grade(self) -> Grade:
+        """How good it is by its figures alone."""
+        return grade_of(self.summary, self.scores)
 
     @property
     def passed(self) -> bool:

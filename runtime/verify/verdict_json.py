@@ -8,8 +8,9 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from .judge import blocks_of, failures
-from .metrics import Summary
+from .cures import cure
+from .judge import failures
+from .metrics import Summary, blocks_of
 from .thresholds import BY_KEY
 from .verdict import LimitCheck, Verdict
 
@@ -22,6 +23,7 @@ def to_json(verdict: Verdict) -> dict[str, Any]:
     s, p = verdict.summary, verdict.circumstances
     content = {
         "passed": verdict.passed,
+        "grade": verdict.grade,
         "tokens": s.tokens,
         "kl": {
             "mean": s.kl_mean,
@@ -45,6 +47,7 @@ def to_json(verdict: Verdict) -> dict[str, Any]:
         "nodes_on_provider": verdict.nodes_on_provider,
         "thresholds": _thresholds(verdict),
         "failures": failures(verdict),
+        "cure": None if verdict.passed else cure(verdict),
         "checks": [_check(check) for check in verdict.checks],
         "findings": verdict.findings,
         "buckets": [

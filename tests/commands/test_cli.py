@@ -58,6 +58,8 @@ RUN = {
 }
 VERIFY = {
     "passed",
+    "grade",
+    "cure",
     "tokens",
     "kl",
     "top1_agreement",

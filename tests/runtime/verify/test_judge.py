@@ -13,8 +13,8 @@ import pytest
 from verdicts import random_scores, verdict_of
 
 from dsconv.errors import InputError
-from dsconv.runtime.verify.judge import Baseline, blocks_of, failures, judge, read_baseline
-from dsconv.runtime.verify.metrics import TokenScores
+from dsconv.runtime.verify.judge import Baseline, failures, judge, read_baseline
+from dsconv.runtime.verify.metrics import TokenScores, blocks_of
 from dsconv.runtime.verify.thresholds import from_options
 from dsconv.runtime.verify.verdict import Finding, Verdict
 from dsconv.runtime.verify.verdict_json import to_json

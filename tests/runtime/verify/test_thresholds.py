@@ -10,6 +10,7 @@ from outputs import quantized
 from small_models import write_checkpoint
 
 from dsconv.errors import InputError, UsageError
+from dsconv.runtime.verify.circumstances import narrowest_bits
 from dsconv.runtime.verify.thresholds import (
     Threshold,
     choose,
@@ -17,7 +18,6 @@ from dsconv.runtime.verify.thresholds import (
     from_file,
     from_options,
     from_table,
-    narrowest_bits,
 )
 
 

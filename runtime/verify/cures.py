@@ -1,0 +1,49 @@
+"""What would help an artifact that fails, in its own situation."""
+
+from __future__ import annotations
+
+from dsconv.convert.quantize.options import CALIBRATED
+
+from .grade import GRADES, expected_grade
+from .verdict import INT8_INPUTS, Verdict
+
+LAYERS = "compare it layer by layer (verify --layers), and with the original's config and tokenizer"
+MOST_QUANTIZED_BITS = 10
+LOST_TOO_MUCH = "what is wrong is not a matter of bits"
+
+
+def cure(verdict: Verdict) -> str:
+    """Of what is wrong in itself; otherwise of what failed first: loss, speed, a baseline."""
+    hint = next((finding.hint for finding in verdict.findings if finding.hint), None)
+    if hint is not None:
+        return hint
+    failed = [check for check in verdict.checks if not check.passed]
+    if all(check.name == "min-speedup" for check in failed):
+        return "measure on an idle machine; see dsconv targets for what is made for this hardware"
+    if all(check.source == "baseline" for check in failed):
+        return (
+            "compare the provenance of both --json outputs for what has changed; "
+            "where it was meant, keep this one as the new baseline"
+        )
+    return _of_loss(verdict)
+
+
+def _of_loss(verdict: Verdict) -> str:
+    made, grade = verdict.circumstances, verdict.grade
+    is_calibrated = made.method == CALIBRATED
+    expected = expected_grade(made.bits)
+    if not made.bits or made.bits > MOST_QUANTIZED_BITS:
+        return f"it is stored in float, so {LOST_TOO_MUCH}: {LAYERS}"
+    if GRADES.index(grade) > GRADES.index(expected) + (expected != "faithful"):
+        if made.method == INT8_INPUTS:
+            return "int8 inputs cost this: leave out --activations int8"
+        return f"{expected} is what so many bits give, so {LOST_TOO_MUCH}: {LAYERS}"
+    if expected == "faithful":
+        cures = "leave out --activations int8, " if made.method == INT8_INPUTS else ""
+        cures += "" if is_calibrated or cures else "calibrate (quantize --method gptq), "
+        return f"{cures}allow a larger limit, or keep the original's floats"
+    bits = round(made.bits + 1, 1)
+    more = f"use more bits where it needs them (quantize --target-bpw {bits:g}), or --bits 8"
+    if is_calibrated or not made.method:
+        return more
+    return f"calibrate (quantize --method gptq), or {more}"
