@@ -41,6 +41,7 @@ class Description:
     parameters: int
     size_bytes: int
     tensors: tuple[TensorRow, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def bits_per_weight(self) -> float:
@@ -62,6 +63,7 @@ class Description:
                 }
                 for row in self.tensors
             ],
+            "notes": list(self.notes),
         }
 
 
@@ -84,6 +86,7 @@ def describe(model: str) -> Description:
         checkpoint.parameter_count,
         sum(row.size_bytes for row in rows),
         rows,
+        checkpoint.notes,
     )
 
 

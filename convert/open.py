@@ -3,66 +3,107 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from dsconv.convert.checkpoint.check import checked, holds_plain_floats
 from dsconv.convert.checkpoint.checkpoint import CONFIG, Checkpoint, module_of, open_side_files
-from dsconv.convert.checkpoint.matrix_layout import SHAPE, has_shape_tensor, stored_tensors
+from dsconv.convert.checkpoint.no_model import refuse_file, refuse_folder_without_config
 from dsconv.convert.checkpoint.quantization_config import read_quantization_config
+from dsconv.convert.checkpoint.stored_head import with_own_head, with_tied_name
+from dsconv.convert.checkpoint.tensor_names import ExpectedNames, known_names
 from dsconv.convert.checkpoint.tensors import (
     ASCEND_INDEX,
-    PICKLE_SUFFIXES,
     SafetensorsSource,
     open_safetensors_folder,
 )
 from dsconv.convert.families import read_family
 from dsconv.convert.families.base import Decoder
+from dsconv.convert.families.inventory import Role, parameters_of
 from dsconv.convert.families.rope_config import with_portable_rope
 from dsconv.convert.files.json_file import ConfigReader, read_json_object
-from dsconv.convert.files.local_files import open_regular
 from dsconv.convert.formats.ascend.description import is_ascend_folder, read_description
 from dsconv.convert.formats.gguf.read import open_gguf
 from dsconv.convert.hub.model_name import looks_like_hub_name
 from dsconv.convert.hub.pull import snapshot
-from dsconv.errors import InputError, UnsupportedError
+from dsconv.errors import InputError
 
-# What weights may be stored in. FP8 is not among them: it means nothing without its scales.
-FLOAT_DTYPES = ("BF16", "F16", "F32", "F64")
+QUANTIZATION = "quantization_config"
+Attach = Callable[[SafetensorsSource], SafetensorsSource]
 
 
-def open_folder(folder: Path) -> Checkpoint:
+def open_folder(folder: Path, attach: Attach | None = None) -> Checkpoint:
     """Open a folder in the Hugging Face layout: float, compressed-tensors, or AscendV1.
+
+    Names are made those of the architecture, then it is found out how the weights are quantized,
+    then everything is compared with what config.json promises.
+
+    Args:
+        attach: where the files of the folder are headers without data, gives the source that has
+            the data.
 
     Raises:
         InputError, UnsupportedError: with file, key or tensor, and the cure.
     """
+    refuse_folder_without_config(folder)
     config = read_json_object(folder / CONFIG)
-    reader = ConfigReader(config, str(folder / CONFIG))
-    decoder = read_family(reader)
-    child = reader.child("quantization_config")
-    quantization = read_quantization_config(child) if child is not None else None
-    if quantization is None and is_ascend_folder(folder):
-        tensors = open_safetensors_folder(folder, ASCEND_INDEX)
-        source, quantization = read_description(folder, tensors)
-    else:
-        source = open_safetensors_folder(folder)
-    checkpoint = Checkpoint(
-        folder,
-        with_portable_rope(config, reader.where),
-        decoder,
-        _with_tied_name(source, decoder),
-        open_side_files(folder),
-        quantization,
+    decoder = read_family(ConfigReader(config, str(folder / CONFIG)))
+    config = with_portable_rope(config, str(folder / CONFIG))
+    is_ascend = config.get(QUANTIZATION) is None and is_ascend_folder(folder)
+    opened = open_safetensors_folder(
+        folder, ASCEND_INDEX if is_ascend else None, has_data=attach is None
     )
-    check_tensors(checkpoint)
-    return checkpoint
+    source, notes = _with_known_names(opened.source, decoder, folder)
+    if attach is not None:
+        source = attach(source)
+    side_files = open_side_files(folder)
+    checkpoint = Checkpoint(
+        folder, config, decoder, source, side_files, None, (*opened.notes, *notes)
+    )
+    if is_ascend:
+        described, quantization = read_description(folder, source)
+        checkpoint = replace(checkpoint, source=described, quantization=quantization)
+    else:
+        checkpoint = _with_quantization(checkpoint)
+    return checked(with_own_head(checkpoint))
 
 
-def _with_tied_name(source: SafetensorsSource, decoder: Decoder) -> SafetensorsSource:
-    """Some tied checkpoints store the one matrix under the head's name; give it the embedding's."""
-    table, head = f"{decoder.table.name}.weight", f"{decoder.head_linear.name}.weight"
-    if decoder.config.tie_word_embeddings and table not in source.infos and head in source.infos:
-        return SafetensorsSource({**source.infos, table: source.infos[head]})
-    return source
+def _with_known_names(
+    source: SafetensorsSource, decoder: Decoder, folder: Path
+) -> tuple[SafetensorsSource, tuple[str, ...]]:
+    parameters = parameters_of(decoder)
+    base = decoder.layers_name.partition(".")[0] + "."
+    head = decoder.head_linear.name
+    expected = ExpectedNames(
+        base,
+        next(p.name for p in parameters if p.role is Role.VECTOR and p.name.startswith(base)),
+        head,
+        frozenset(module_of(parameter.name) for parameter in parameters) | {head},
+    )
+    renaming = known_names(source.infos.keys(), expected, str(folder))
+    if any(stored != name for stored, name in renaming.names.items()):
+        infos = {renaming.names[stored]: info for stored, info in source.infos.items()}
+        source = source.with_infos(infos)
+    if decoder.config.tie_word_embeddings:
+        source = with_tied_name(source, decoder.table.name, head)
+    return source, (renaming.note,) if renaming.note else ()
+
+
+def _with_quantization(checkpoint: Checkpoint) -> Checkpoint:
+    """What config.json says about how weights are stored, where they are not plain floats."""
+    reader = ConfigReader(checkpoint.config, str(checkpoint.origin / CONFIG))
+    child = reader.child(QUANTIZATION)
+    if child is None:
+        return checkpoint
+    if not holds_plain_floats(checkpoint):
+        return replace(checkpoint, quantization=read_quantization_config(child))
+    config: dict[str, Any] = {k: v for k, v in checkpoint.config.items() if k != QUANTIZATION}
+    method = child.data.get("quant_method", "unknown")
+    note = f"config.json says quantized ({method}), but all weights are plain numbers: read as such"
+    notes = (*checkpoint.notes, f"{checkpoint.origin}: {note}")
+    return replace(checkpoint, config=config, notes=notes)
 
 
 def open_checkpoint(model: str) -> Checkpoint:
@@ -75,103 +116,10 @@ def open_checkpoint(model: str) -> Checkpoint:
     if os.path.isdir(path):  # Path.is_dir raises where a name is too long or out of bounds
         return open_folder(path)
     if os.path.isfile(path):
-        return _open_file(path)
+        refuse_file(path)
+        return checked(open_gguf(path))
     if looks_like_hub_name(model):
         return open_checkpoint(str(snapshot(model)))
     raise InputError(
         f"{model}: no such file or folder", "use a folder, a .gguf file, or a hub name (org/model)"
     )
-
-
-def _open_file(path: Path) -> Checkpoint:
-    if path.suffix in PICKLE_SUFFIXES:
-        raise UnsupportedError(
-            f"{path}: pickle files can run code when opened and are refused",
-            "use the model's safetensors files",
-        )
-    try:
-        with open_regular(path) as file:
-            magic = file.read(4)
-    except OSError as error:
-        raise InputError(f"{path}: cannot read: {error.strerror}", "check the path") from error
-    if magic == b"GGUF":
-        checkpoint = open_gguf(path)
-        check_tensors(checkpoint)
-        return checkpoint
-    raise InputError(
-        f"{path}: neither a folder nor a GGUF file",
-        "use the folder that holds config.json, or a .gguf file",
-    )
-
-
-def _first_missing(checkpoint: Checkpoint, present: set[str]) -> str:
-    modules = {module_of(name) for name in present}
-    missing = (name for name in checkpoint.parameters if module_of(name) not in modules)
-    return f"tensor {next(missing, '…')!r} is missing"
-
-
-def _expected_tensors(
-    checkpoint: Checkpoint,
-) -> dict[str, tuple[tuple[int, ...], tuple[str, ...]]]:
-    """Name, shape and allowed dtypes of everything the files must hold."""
-    expected: dict[str, tuple[tuple[int, ...], tuple[str, ...]]] = {}
-    for name, parameter in checkpoint.parameters.items():
-        scheme = checkpoint.scheme(name)
-        if scheme is None:
-            expected[name] = (parameter.shape, FLOAT_DTYPES)
-            continue
-        rows, columns = parameter.shape
-        module = module_of(name)
-        for tensor in stored_tensors(module, (rows, columns), scheme):
-            dtypes = FLOAT_DTYPES if tensor.dtype in FLOAT_DTYPES else (tensor.dtype,)
-            expected[tensor.name] = (tensor.shape, dtypes)
-        if has_shape_tensor(scheme):
-            expected[f"{module}.{SHAPE}"] = ((2,), ("I64", "I32"))
-    return expected
-
-
-def check_tensors(checkpoint: Checkpoint) -> None:
-    """Compare the files with what the config promises, by names, shapes and dtypes.
-
-    Raises:
-        InputError: a tensor is missing or has another shape or kind of number, or one is there
-            that the architecture does not know (ignoring it would change the model in silence).
-    """
-    source, where = checkpoint.source, checkpoint.origin
-    present = set(source.names())
-    promised = len(checkpoint.parameters)
-    if promised > len(present) + 1:  # before anything is done for each of a thousand layers
-        raise InputError(
-            f"{where}: {len(present)} tensors, config.json promises {promised} or more: "
-            f"{_first_missing(checkpoint, present)}",
-            "the download is incomplete, or config.json belongs to another model",
-        )
-    expected = _expected_tensors(checkpoint)
-    for name, (shape, dtypes) in expected.items():
-        if name not in present:
-            raise InputError(
-                f"{where}: tensor {name!r} is missing",
-                "the download is incomplete, or config.json belongs to another model",
-            )
-        if source.shape(name) != shape:
-            raise InputError(
-                f"{where}: tensor {name!r} has shape {list(source.shape(name))}, "
-                f"config.json gives {list(shape)}",
-                "config.json belongs to another model",
-            )
-        if source.dtype(name) not in dtypes:
-            raise InputError(
-                f"{where}: tensor {name!r} is stored as {source.dtype(name)}, "
-                f"expected {' or '.join(dtypes)}",
-                "it was quantized by another tool; start from the unquantized checkpoint",
-            )
-    decoder = checkpoint.decoder
-    ignorable = (
-        {f"{decoder.head_linear.name}.weight"} if decoder.config.tie_word_embeddings else set()
-    )
-    for name in sorted(present - expected.keys() - ignorable):
-        if not name.endswith("rotary_emb.inv_freq"):  # a buffer that old exports carry along
-            raise InputError(
-                f"{where}: tensor {name!r} is not part of {checkpoint.decoder.architecture}",
-                "config.json belongs to another model, or it needs a setting that enables it",
-            )

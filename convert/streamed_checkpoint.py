@@ -195,6 +195,9 @@ class StreamedSource(SafetensorsSource):
         """Of every shard, as the hub lists them: a `sources.HashedSource`."""
         return self._hashes
 
+    def with_infos(self, infos: Mapping[str, TensorInfo]) -> StreamedSource:
+        return StreamedSource(infos, self._shards, self._hashes)
+
 
 @contextmanager
 def streamed_checkpoint(model: str, folder: Path, puller: Puller) -> Iterator[Checkpoint]:
@@ -222,19 +225,22 @@ def streamed_checkpoint(model: str, folder: Path, puller: Puller) -> Iterator[Ch
         stack.enter_context(_stopped_by_signals(fetcher.stopping))
         headers = _write_headers(cached, fetcher.store, files, folder / "headers")
         hashes = {name: hashlib.sha256(text).hexdigest() for name, text in headers.items()}
-        opened = open_folder(folder / "headers")
-        assert isinstance(opened.source, SafetensorsSource)
-        shutil.rmtree(folder / "headers")
         shards = Shards(fetcher, files, cached.store, hashes)
-        infos = {
-            name: replace(info, path=folder / info.path.name)
-            for name, info in opened.source.infos.items()
-        }
-        source = StreamedSource(infos, shards, {file.name: file.digest for file in files})
         shards.start()
         stack.callback(shards.stop)
+        digests = {file.name: file.digest for file in files}
+
+        def attach(source: SafetensorsSource) -> StreamedSource:
+            infos = {
+                name: replace(info, path=folder / info.path.name)
+                for name, info in source.infos.items()
+            }
+            return StreamedSource(infos, shards, digests)
+
+        opened = open_folder(folder / "headers", attach)
+        shutil.rmtree(folder / "headers")
         try:
-            yield replace(opened, origin=cached.store.folder, source=source)
+            yield replace(opened, origin=cached.store.folder)
         except (KeyboardInterrupt, SystemExit, MemoryError, DownloadError, OutputError):
             raise
         except BaseException:

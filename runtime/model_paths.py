@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +36,19 @@ def open_model(model: str) -> Checkpoint:
     checkpoint = open_checkpoint(local_path(model))
     for remark in config_remarks(ConfigReader(checkpoint.config, f"{checkpoint.origin}: {CONFIG}")):
         say(f"warning: {remark}")
-    for note in checkpoint.notes:
-        say(f"note: {note}")
+    say_notes(checkpoint.notes)
     return checkpoint
+
+
+def say_notes(notes: Iterable[str]) -> None:
+    for note in notes:
+        _say_once(note)
+
+
+@cache
+def _say_once(note: str) -> None:
+    """A command may open one model several times."""
+    say(f"note: {note}")
 
 
 def local_path(model: str) -> str:
@@ -119,6 +130,7 @@ def streamed_model(model: str, output: Path) -> Iterator[Checkpoint]:
     final = output.absolute()
     folder = final.with_name(final.name + ".shards")
     with streamed_checkpoint(model, folder, Puller(watch=Watch(say=say))) as checkpoint:
+        say_notes(checkpoint.notes)
         yield checkpoint
 
 

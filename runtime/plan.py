@@ -23,6 +23,7 @@ from dsconv.runtime.calibration.text_windows import CalibrationOptions, shares
 
 from .console import size_text
 from .memory import machine_memory_bytes
+from .model_paths import say_notes
 from .quantize_request import QuantizeRequest
 
 FEW_SLOTS = 16  # with fewer, memory gives the weights no faster
@@ -79,6 +80,7 @@ def predict(model: str, request: QuantizeRequest, output: Path, threads: int) ->
     """Raises what opening the model and planning its quantization raise."""
     texts, target = request.texts(), request.target()
     checkpoint = open_for_planning(model)
+    say_notes(checkpoint.notes)
     options = request.resolve(threads, True, checkpoint.decoder.config.tie_word_embeddings)
     workload = workload_of(checkpoint, options, texts, target)
     cost = full_cost(workload)

@@ -26,7 +26,8 @@ from dsconv.convert.files.safetensors import read_rows, read_tensor_infos
 from dsconv.errors import InputError
 
 from .checkpoint import CONFIG, SIDE_FILES, Checkpoint
-from .tensors import ASCEND_DESCRIPTION, ASCEND_INDEX, INDEX, HashedSource
+from .tensors import ASCEND_DESCRIPTION, ASCEND_INDEX, HashedSource
+from .weight_files import INDEX
 
 FORMAT_VERSION = 2
 SELF_HASH = "self_sha256"

@@ -12,6 +12,7 @@ from typing import Any
 from dsconv.errors import InputError
 
 from . import limits
+from .impostors import HEAD_BYTES, impostor
 from .local_files import read_limited
 
 CONTAINERS = (dict, list)  # of these very types is what json makes
@@ -64,11 +65,20 @@ def parse_json(text: str | bytes, where: str, *, escaped_bytes: bool = False) ->
         _refuse_deep(data)
         _refuse_surrogates(text, data, "surrogateescape" if escaped_bytes else "strict")
     except (ValueError, RecursionError) as error:
-        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise InputError(
-            f"{where}: not valid JSON: {reason}", "download the file again; it may be cut short"
-        ) from error
+        raise _not_json(text, where, error) from error
     return data
+
+
+def _not_json(text: str | bytes, where: str, error: Exception) -> InputError:
+    head = text[:HEAD_BYTES]
+    found = impostor(head if isinstance(head, bytes) else head.encode(errors="replace"), len(text))
+    if found is not None:
+        return InputError(f"{where}: {found.what}", found.hint)
+    reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+    return InputError(
+        f"{where}: not valid JSON: {reason}",
+        "correct the file, or download it again: it may be cut short",
+    )
 
 
 def _refuse_deep(data: Any) -> None:

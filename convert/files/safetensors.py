@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from dsconv.errors import InputError
 
 from . import limits
+from .impostors import HEAD_BYTES, impostor
 from .json_file import many_objects, parse_json
 from .local_files import open_regular
 
@@ -81,15 +82,20 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int, int]:
     try:
         with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
-            prefix = file.read(8)
-            if len(prefix) < 8:
+            head = file.read(HEAD_BYTES)
+            # Byte 8 begins the JSON: a length may look like the beginning of any other format.
+            found = impostor(head, size) if head[8:9] != b"{" else None
+            if found is not None:
+                raise InputError(f"{path}: {found.what}", found.hint)
+            if len(head) < 8:
                 raise _malformed(path, f"{size} bytes are too few for a safetensors file")
-            length = int.from_bytes(prefix, "little")
+            length = int.from_bytes(head[:8], "little")
             if length > min(limits.HEADER_BYTES, size - 8):
                 raise _malformed(
                     path,
                     f"header of {length} bytes in a file of {size} (limit {limits.HEADER_BYTES})",
                 )
+            file.seek(8)
             text = file.read(length)
     except OSError as error:
         raise InputError(

@@ -6,8 +6,15 @@ from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
-from dsconv.convert.checkpoint.tensors import INDEX
-from dsconv.convert.files.json_file import read_json_object
+from dsconv.convert.checkpoint.checkpoint import CONFIG
+from dsconv.convert.checkpoint.tensors import read_weight_map
+from dsconv.convert.checkpoint.weight_files import (
+    ADAPTER_CONFIG,
+    MERGE_FIRST,
+    SUFFIX,
+    choose_weight_files,
+    index_of,
+)
 from dsconv.errors import DownloadError, UnsupportedError
 
 from .listing import Listing, RemoteFile, find
@@ -38,54 +45,43 @@ def weights(listing: Listing, folder: Path) -> tuple[RemoteFile, ...]:
 
     Raises:
         DownloadError: the index names what the hub does not have, or names collide.
-        InputError: the index is damaged.
+        InputError: the index is damaged, or there is no whole set.
     """
     model = str(listing.reference)
-    index = find(listing.files, INDEX)
-    if index is None:
-        found = _safetensors(listing)
-    else:
-        named = read_json_object(folder / INDEX).get("weight_map")
-        if not isinstance(named, dict):
-            named = {}
-        shards = sorted({str(shard) for shard in named.values()})
-        found = tuple(file for file in listing.files if file.name in shards)
-        missing = sorted(set(shards) - {file.name for file in found})
-        if missing or not found:
-            what = f"{missing[0]!r}, which the hub does not have" if missing else "no files"
-            raise DownloadError(f"{model}: {INDEX} names {what}", "choose another revision")
+    names = [file.name for file in listing.files]
+    index = index_of(names)
+    weight_map = read_weight_map(folder / index) if index else None
+    chosen = choose_weight_files(model, names, weight_map)
+    found = tuple(file for file in listing.files if file.name in chosen.files)
+    missing = sorted(set(chosen.files) - {file.name for file in found})
+    if missing:
+        raise DownloadError(
+            f"{model}: {index} names {missing[0]!r}, which the hub does not have",
+            "choose another revision",
+        )
     check_file_names((file.name for file in found), model)
     return found
-
-
-def _safetensors(listing: Listing) -> tuple[RemoteFile, ...]:
-    return tuple(
-        file
-        for file in listing.files
-        if file.name.endswith(".safetensors")
-        and not any(fnmatch(file.name, pattern) for pattern in NOT_NEEDED)
-    )
 
 
 def refuse_without_weights(listing: Listing) -> None:
     """Before anything is fetched.
 
     Raises:
-        UnsupportedError: no safetensors files.
+        UnsupportedError: no safetensors files, or those of an adapter only.
+        InputError: not one whole set of them.
     """
-    if _safetensors(listing):
+    model, names = str(listing.reference), [file.name for file in listing.files]
+    if index_of(names) is not None:
         return
-    model = listing.reference
-    ggufs = [file.name for file in listing.files if file.name.endswith(".gguf")]
-    if ggufs:
+    ggufs = [name for name in names if name.endswith(".gguf")]
+    if ggufs and not any(name.endswith(SUFFIX) and "/" not in name for name in names):
         raise UnsupportedError(
             f"{model}: no safetensors files, {len(ggufs)} GGUF files",
             f"choose one of them, e.g. hf://{model}/{ggufs[0]}",
         )
-    raise UnsupportedError(
-        f"{model}: no safetensors files (pickle files can run code and are not fetched)",
-        "choose a model that has them",
-    )
+    if ADAPTER_CONFIG in names and CONFIG not in names:
+        raise UnsupportedError(f"{model}: holds an adapter and no model", MERGE_FIRST)
+    choose_weight_files(model, names)
 
 
 def one_file(listing: Listing, name: str) -> RemoteFile:

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from dsconv.atomic import output_file
-from dsconv.convert.checkpoint.tensors import INDEX
+from dsconv.convert.checkpoint.weight_files import INDEX
 from dsconv.convert.files.json_file import read_json_object
 from dsconv.errors import DsconvError, OutputError
 

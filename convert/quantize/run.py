@@ -20,7 +20,8 @@ from dsconv.atomic import MANIFEST, output_folder
 from dsconv.convert.checkpoint.checkpoint import CONFIG, Checkpoint
 from dsconv.convert.checkpoint.jobs import Job, shards_of, tensors_of
 from dsconv.convert.checkpoint.manifest import Provenance, provenance_of, write_manifest
-from dsconv.convert.checkpoint.tensors import INDEX, HashedSource, TensorSource, write_index
+from dsconv.convert.checkpoint.tensors import HashedSource, TensorSource, write_index
+from dsconv.convert.checkpoint.weight_files import INDEX
 from dsconv.convert.families import read_family
 from dsconv.convert.files.hashes import FileHashes
 from dsconv.convert.files.json_file import ConfigReader, write_json

@@ -13,8 +13,10 @@ EXAMPLE = "dsconv inspect r1-int4 --json"
 def inspect(model: Model, as_json: Json = False) -> None:
     """Show what is in a checkpoint, GGUF file or artifact: family, bits, sizes, tensors."""
     from dsconv.convert.inspect import describe
+    from dsconv.runtime.model_paths import say_notes
 
     description = describe(model)
+    say_notes(description.notes)
     print_json(description.to_json()) if as_json else show(description)
 
 

@@ -12,7 +12,8 @@ from dsconv.atomic import output_folder, require_space
 from dsconv.convert.checkpoint.checkpoint import CONFIG, Checkpoint, module_of
 from dsconv.convert.checkpoint.jobs import Job
 from dsconv.convert.checkpoint.quantization_config import build_quantization_config
-from dsconv.convert.checkpoint.tensors import INDEX, write_index
+from dsconv.convert.checkpoint.tensors import write_index
+from dsconv.convert.checkpoint.weight_files import INDEX
 from dsconv.convert.families import read_family
 from dsconv.convert.families.inventory import Role, parameters_of
 from dsconv.convert.files.json_file import ConfigReader, write_json

@@ -13,7 +13,8 @@ from pathlib import Path
 from dsconv.atomic import bytes_to_copy, link_or_copy, output_folder, require_space
 from dsconv.convert.checkpoint.checkpoint import CONFIG, Checkpoint
 from dsconv.convert.checkpoint.manifest import hash_files, provenance_of, write_manifest
-from dsconv.convert.checkpoint.tensors import INDEX, SafetensorsSource
+from dsconv.convert.checkpoint.tensors import SafetensorsSource
+from dsconv.convert.checkpoint.weight_files import INDEX
 from dsconv.convert.files.hashes import FileHashes
 from dsconv.convert.files.json_file import write_json
 from dsconv.convert.formats.float_copy import (

@@ -194,14 +194,14 @@ def test_only_the_shards_that_the_index_names(hub: HubServer, tmp_path: Path) ->
     folder = tmp_path / "other" / "org" / "sharded"
     folder.mkdir(parents=True)
     (folder / "config.json").write_text("{}")
-    for name in ("a.safetensors", "b.safetensors", "model.safetensors"):
+    for name in ("a.safetensors", "b.safetensors", "other.safetensors"):
         (folder / name).write_bytes(random_bytes(100, len(name)))
     index = {"weight_map": {"x": "a.safetensors", "y": "b.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     with serving(tmp_path / "other") as other:
         hub.models["org/sharded"] = other.models["org/sharded"]
         found = pull("org/sharded")
-        assert "model.safetensors" not in {path.name for path in found.iterdir()}
+        assert "other.safetensors" not in {path.name for path in found.iterdir()}
         index["weight_map"]["z"] = "c.safetensors"
         (folder / "model.safetensors.index.json").write_text(json.dumps(index))
         hub.models["org/sharded"] = {
