@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from dsconv.convert.checkpoint.checkpoint import Checkpoint
 from dsconv.convert.checkpoint.tensors import SafetensorsSource
 from dsconv.convert.files.hashes import FileHashes
-from dsconv.convert.files.safetensors import TensorInfo, read_rows
+from dsconv.convert.files.safetensors import TensorInfo, read_columns, read_rows
 from dsconv.convert.hub.client import TRANSIENT, Client
 from dsconv.convert.hub.file_choice import refuse_without_weights, side_files, weights
 from dsconv.convert.hub.listing import RemoteFile
@@ -190,6 +190,11 @@ class StreamedSource(SafetensorsSource):
         info = self.infos[name]
         with self._shards.use(info.path.name) as path:
             return read_rows(replace(info, path=path), start, stop)
+
+    def columns(self, name: str, start: int, stop: int) -> NDArray[Any]:
+        info = self.infos[name]
+        with self._shards.use(info.path.name) as path:
+            return read_columns(replace(info, path=path), start, stop)
 
     def sha256(self) -> Mapping[str, str]:
         """Of every shard, as the hub lists them: a `sources.HashedSource`."""

@@ -16,7 +16,7 @@ WEIGHTLESS = re.compile(
     r"|position_ids|causal_mask|masked_bias|attn_mask|num_batches_tracked)$"
 )
 # GPT-2's triangular mask, which its models call a bias; told from one by its four axes.
-MASK = re.compile(r"(^|\.)(attn|attention|self_attn)\.bias$")
+MASK = re.compile(r"(attn|attention)\.bias$")
 MASK_RANK = 4
 QUANTIZER_STATE = re.compile(
     r"(weight_fake_quant|activation_post_process|fake_quant|_quantizer)(\.|$)"
