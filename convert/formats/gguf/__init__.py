@@ -2,7 +2,11 @@
 
 export           the file
 read             a checkpoint from it
-container        its metadata, and the bytes of its tensors
+read_config      its architecture and settings; keys: which are used, without effect, refused
+source           its tensors, row by row; decode: blocks of every type as float32
+split            a model in several files
+container        the metadata of a file, and the bytes of its tensors
+block_types      every type of number, by ggml's numbers
 blocks           codes and scales as llama.cpp's blocks
 metadata         the architecture, and the names of tensors
 write_tokenizer  tokenizer.json as metadata; read_tokenizer: back again

@@ -27,36 +27,42 @@ from dsconv.convert.files.local_files import open_regular
 from dsconv.convert.files.safetensors import CONTROL_CHARACTERS
 from dsconv.errors import InputError, UnsupportedError
 
+from .block_types import TYPES, type_name, why_unreadable
+
 STRING, ARRAY = 8, 9
 SCALARS: Mapping[int, str] = {
     **{0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4"},
     **{6: "<f4", 7: "?", 10: "<u8", 11: "<i8", 12: "<f8"},
 }
-# number in the file -> name, elements of a block, bytes of a block (ggml.h)
-TYPES: Mapping[int, tuple[str, int, int]] = {
-    **{0: ("F32", 1, 4), 1: ("F16", 1, 2), 30: ("BF16", 1, 2)},
-    **{2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20), 6: ("Q5_0", 32, 22), 7: ("Q5_1", 32, 24)},
-    **{8: ("Q8_0", 32, 34), 12: ("Q4_K", 256, 144), 13: ("Q5_K", 256, 176), 14: ("Q6_K", 256, 210)},
-}
 
 
 @dataclass(frozen=True)
 class GgufTensor:
-    """Where a tensor lies: `offset` counts from the start of the file, `kind` is a key of TYPES."""
+    """Where a tensor lies: `offset` counts from the start of the file, `kind` is a `ggml_type`.
+
+    `nbytes` is what its type makes of its shape; of a type that is not known, the bytes up to the
+    next tensor.
+    """
 
     name: str
     kind: int
     shape: tuple[int, ...]
     offset: int
+    path: Path
+    nbytes: int
+
+    @property
+    def rows(self) -> int:
+        """Pieces that can be read by themselves: blocks lie along the last dimension."""
+        return self.shape[0] if len(self.shape) > 1 else 1
 
     @property
     def row_bytes(self) -> int:
-        _, elements, size = TYPES[self.kind]
-        return math.prod(self.shape[1:]) // elements * size
+        return self.nbytes // self.rows
 
     @property
-    def nbytes(self) -> int:
-        return self.shape[0] * self.row_bytes
+    def type_name(self) -> str:
+        return type_name(self.kind)
 
 
 def _malformed(path: Path, problem: str) -> InputError:
@@ -138,29 +144,37 @@ class _Cursor:
             )
         shape = tuple(self.integer(8) for _ in range(rank))[::-1]
         kind, offset = self.integer(4), self.integer(8)
+        if 0 in shape:
+            raise _malformed(self.path, f"tensor {name!r}: shape {list(shape)}")
         if kind not in TYPES:
+            return GgufTensor(name, kind, shape, offset, self.path, 0)
+        known, elements, size = TYPES[kind]
+        if shape[-1] % elements:
+            raise _malformed(self.path, f"tensor {name!r}: {known} of shape {list(shape)}")
+        nbytes = math.prod(shape) // elements * size
+        return GgufTensor(name, kind, shape, offset, self.path, nbytes)
+
+
+def refuse_unreadable(tensors: Mapping[str, GgufTensor]) -> None:
+    """Raises UnsupportedError: a tensor of a type that has no reader."""
+    for name, tensor in tensors.items():
+        if tensor.kind not in TYPES:
             raise UnsupportedError(
-                f"{self.path}: tensor {name!r}: type {_type_name(kind)} is not supported",
-                f"supported: {', '.join(known for known, _, _ in TYPES.values())}",
+                f"{tensor.path}: tensor {name!r}: type {tensor.type_name} is not supported "
+                f"({why_unreadable(tensor.kind)})",
+                "use a file of another type, or convert the original checkpoint again with a "
+                "current llama.cpp",
             )
-        _, elements, _ = TYPES[kind]
-        if math.prod(shape[1:]) % elements or 0 in shape:
-            raise _malformed(self.path, f"tensor {name!r}: {TYPES[kind][0]} of shape {list(shape)}")
-        return GgufTensor(name, kind, shape, offset)
-
-
-def _type_name(kind: int) -> str:
-    from gguf import GGMLQuantizationType
-
-    return next((known.name for known in GGMLQuantizationType if known == kind), str(kind))
 
 
 def read_header(path: Path) -> tuple[dict[str, Any], dict[str, GgufTensor]]:
     """-> (metadata, tensors under GGUF's names), every claim checked against the file's size.
 
+    Types are not: see `refuse_unreadable`.
+
     Raises:
         InputError: not GGUF, damaged or cut short.
-        UnsupportedError: another version or byte order, a block format without a reader.
+        UnsupportedError: another version or byte order.
     """
     try:
         with many_objects(), open_regular(path) as plain, BufferedReader(plain) as file:
@@ -174,6 +188,11 @@ def _parse(cursor: _Cursor) -> tuple[dict[str, Any], dict[str, GgufTensor]]:
     if (magic := cursor.take(4)) != b"GGUF":
         raise _malformed(path, f"starts with {magic!r}, a GGUF file with b'GGUF'")
     if (version := cursor.integer(4)) not in (2, 3):
+        if version in (2 << 24, 3 << 24):
+            raise UnsupportedError(
+                f"{path}: big-endian, for machines of another kind",
+                "use the little-endian file of the model, or gguf-convert-endian of llama.cpp",
+            )
         raise UnsupportedError(
             f"{path}: GGUF version {version} is not supported",
             "supported: 2 and 3, little-endian; convert the model again with a current llama.cpp",
@@ -208,9 +227,14 @@ def _placed(
     alignment = reader.integer("general.alignment", 32, high=limits.GGUF_ALIGNMENT)
     start = -(-cursor.position // alignment) * alignment
     placed = {name: replace(t, offset=start + t.offset) for name, t in tensors.items()}
+    order = sorted(placed.values(), key=lambda tensor: tensor.offset)
     taken = start
-    for tensor in sorted(placed.values(), key=lambda tensor: tensor.offset):
+    for place, tensor in enumerate(order):
         end = tensor.offset + tensor.nbytes
+        if tensor.kind not in TYPES:  # it may end anywhere before the next
+            following = order[place + 1 : place + 2]
+            end = following[0].offset if following else max(cursor.size, tensor.offset)
+            placed[tensor.name] = replace(tensor, nbytes=end - tensor.offset)
         if end > cursor.size:
             raise _malformed(
                 path, f"tensor {tensor.name!r} ends at byte {end}, the file has {cursor.size}"
@@ -221,8 +245,9 @@ def _placed(
     return placed
 
 
-def read_blocks(path: Path, tensor: GgufTensor, start: int, stop: int) -> NDArray[np.uint8]:
+def read_blocks(tensor: GgufTensor, start: int, stop: int) -> NDArray[np.uint8]:
     """The stored bytes of rows [start, stop): [stop - start, row_bytes]."""
+    path = tensor.path
     buffer = bytearray((stop - start) * tensor.row_bytes)
     view = memoryview(buffer)
     try:

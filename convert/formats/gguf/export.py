@@ -29,8 +29,8 @@ from dsconv.convert.families.inventory import Parameter, Role
 from dsconv.errors import UnsupportedError
 from dsconv.progress import Advance
 
+from .block_types import TYPES
 from .blocks import BlockType, Packed, block_type, pack
-from .container import TYPES
 from .metadata import (
     architecture_keys,
     gguf_name,
@@ -38,8 +38,8 @@ from .metadata import (
     rope_divisors,
     source_rows,
 )
-from .read import ROPE_DIVISORS, GgufSource
 from .seal import KEY, HashedFile, provenance_text, seal
+from .source import ROPE_DIVISORS, GgufSource
 from .write_tokenizer import TextSettings, tokenizer_keys
 
 SUFFIX = ".gguf"

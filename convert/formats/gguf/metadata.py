@@ -12,14 +12,12 @@ from dsconv.convert.families.base import Decoder
 from dsconv.convert.families.rope import LinearScaling, Llama3Scaling, Rope, YarnScaling
 from dsconv.errors import UnsupportedError
 
-from .read import MODULES
+from .read import INTERLEAVED
+from .read_config import READS_DIVISORS
+from .source import MODULES
 
 GGUF_MODULES = {name: gguf_name for gguf_name, name in MODULES.items()}
 LAYERS = "model.layers."
-# Architectures whose graph in llama.cpp divides frequencies by a tensor, Llama 3.1's scaling.
-READS_DIVISORS = ("llama",)
-# And those whose rotary pairs it wants side by side.
-INTERLEAVED = ("llama",)
 
 
 def gguf_name(name: str) -> str:
@@ -89,17 +87,21 @@ def _rope_scaling_keys(decoder: Decoder) -> dict[str, Any]:
         return {"rope.scaling.type": "linear", "rope.scaling.factor": scaling.factor}
     if not isinstance(scaling, YarnScaling):
         return {}
-    # llama.cpp knows the paper's attention factor and whole dimensions only
-    usual = 1.0 if scaling.factor <= 1 else 0.1 * math.log(scaling.factor) + 1.0
-    if not math.isclose(scaling.attention_factor, usual, rel_tol=1e-6) or not scaling.truncate:
-        raise _unsupported(decoder, "yarn with an attention_factor of its own, or untruncated,")
-    return {
+    # llama.cpp knows whole dimensions only, and ignores keys for beta_fast and beta_slow.
+    if not scaling.truncate or (scaling.beta_fast, scaling.beta_slow) != (32.0, 1.0):
+        raise _unsupported(
+            decoder, "yarn with a beta_fast or beta_slow of its own, or untruncated,"
+        )
+    keys = {
         "rope.scaling.type": "yarn",
         "rope.scaling.factor": scaling.factor,
         "rope.scaling.original_context_length": scaling.original_max_position_embeddings,
-        "rope.scaling.yarn_beta_fast": scaling.beta_fast,
-        "rope.scaling.yarn_beta_slow": scaling.beta_slow,
     }
+    # It multiplies the paper's attention factor by one of the file.
+    usual = 1.0 if scaling.factor <= 1 else 0.1 * math.log(scaling.factor) + 1.0
+    if not math.isclose(scaling.attention_factor, usual, rel_tol=1e-6):
+        keys["rope.scaling.attn_factor"] = scaling.attention_factor / usual
+    return keys
 
 
 def _unsupported(decoder: Decoder, what: str) -> UnsupportedError:

@@ -84,7 +84,7 @@ def seal_is_intact(path: Path) -> bool:
     after = f'"{SELF_HASH}": "{HASH_PLACEHOLDER}"'.encode()
     digest = hashlib.sha256()
     with path.open("rb") as file:
-        header = file.read(min(tensor.offset for tensor in tensors.values()))
+        header = file.read(min((tensor.offset for tensor in tensors.values()), default=0))
         while piece := file.read(PIECE):
             digest.update(piece)
     if header.count(before) != 1:

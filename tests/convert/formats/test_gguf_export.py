@@ -288,7 +288,8 @@ def test_rope_scaling_comes_back(tmp_path: Path, scaling: dict[str, Any]) -> Non
             },
             "llama3",
         ),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "attention_factor": 1.0}}, "yarn"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "beta_fast": 16.0}}, "beta_fast"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "truncate": False}}, "untruncated"),
     ],
 )
 def test_what_llama_cpp_would_compute_otherwise_is_refused(
@@ -490,8 +491,16 @@ def divergence(source: Checkpoint, file: Path) -> float:
         },
         {},
         QWEN3,
+        {
+            "rope_scaling": {
+                "rope_type": "yarn",
+                "factor": 4.0,
+                "attention_factor": 1.3,
+                "original_max_position_embeddings": 64,
+            },
+        },
     ],
-    ids=["llama", "llama3.1", "qwen2", "qwen3"],
+    ids=["llama", "llama3.1", "qwen2", "qwen3", "yarn"],
 )
 def test_llama_cpp_computes_the_same(tmp_path: Path, config: dict[str, Any]) -> None:
     source = open_checkpoint(

@@ -19,11 +19,11 @@ PLAIN_TOKEN = 40
 
 
 def next_token_log_probabilities(
-    model: Path, prompts: Sequence[str | Sequence[int]], vocabulary: int
+    model: Path, prompts: Sequence[str | Sequence[int]], vocabulary: int, exact: bool = False
 ) -> NDArray[np.float64]:
-    """-> [prompts, vocabulary]"""
+    """-> [prompts, vocabulary]; exact: with keys and values in float32."""
     done = subprocess.run(
-        [sys.executable, __file__, str(model), str(vocabulary)],
+        [sys.executable, __file__, str(model), str(vocabulary), *(["exact"] if exact else [])],
         input=json.dumps(prompts),
         capture_output=True,
         encoding="utf-8",
@@ -33,12 +33,15 @@ def next_token_log_probabilities(
     return np.array(json.loads(done.stdout.splitlines()[-1]))
 
 
-def _main(model: str, vocabulary: int) -> None:
+def _main(model: str, vocabulary: int, exact: bool) -> None:
     import xllamacpp
 
     params = xllamacpp.CommonParams()
     params.model.path = model
     params.n_ctx, params.warmup, params.cpuparams.n_threads = 512, False, 1
+    if exact:
+        params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+        params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     server = xllamacpp.Server(params)
     rows = []
     for prompt in json.load(sys.stdin):
@@ -54,4 +57,4 @@ def _main(model: str, vocabulary: int) -> None:
 
 
 if __name__ == "__main__":
-    _main(sys.argv[1], int(sys.argv[2]))
+    _main(sys.argv[1], int(sys.argv[2]), "exact" in sys.argv[3:])
