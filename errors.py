@@ -24,6 +24,7 @@ class DsconvError(Exception):
     """A message (what, where, the value, the limit) and a hint (the cure)."""
 
     exit_code = 70
+    kind = "bug"  # in the error object of --json
 
     def __init__(self, message: str, hint: str) -> None:
         self.message = _shortened(message)
@@ -61,27 +62,34 @@ def _shortened(text: str) -> str:
 
 class VerdictFailed(DsconvError):
     exit_code = 1
+    kind = "verdict"
 
 
 class UsageError(DsconvError):
     exit_code = 2
+    kind = "usage"
 
 
 class InputError(DsconvError):
     exit_code = 3
+    kind = "input"
 
 
 class UnsupportedError(DsconvError):
     exit_code = 4
+    kind = "unsupported"
 
 
 class DownloadError(DsconvError):
     exit_code = 5
+    kind = "download"
 
 
 class OutputError(DsconvError):
     exit_code = 6
+    kind = "output"
 
 
 class ProviderError(DsconvError):
     exit_code = 7
+    kind = "provider"

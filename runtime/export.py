@@ -17,9 +17,9 @@ from dsconv.convert.formats.native.export import NativeResult, export_native
 from dsconv.convert.formats.onnx.export import ExportOptions, ExportResult, export_onnx
 from dsconv.convert.formats.repack import RepackResult
 from dsconv.convert.targets.choice import checker, choose_format, choose_options
-from dsconv.convert.targets.table import find_target
+from dsconv.convert.targets.table import PROGRAMS, find_target, plain
 from dsconv.convert.targets.target import Target
-from dsconv.errors import UnsupportedError, UsageError
+from dsconv.errors import UnsupportedError, UsageError, choose
 from dsconv.progress import Advance
 from dsconv.runtime.text.chat_template import chat_template
 from dsconv.runtime.text.tokenizer import TextTokenizer
@@ -92,11 +92,10 @@ class ExportRequest:
         """
         if self.format is not None and self.format not in EXPORTERS:
             raise UnsupportedError(
-                f"format {self.format!r} is not supported yet",
-                f"use --format {', '.join(EXPORTERS)}",
+                f"format {self.format!r} is not supported yet", _cure_of_format(self.format)
             )
         implied = self.format == "ascend" and self.target == DEFAULT_TARGET
-        target = find_target("torch:npu" if implied else self.target)
+        target = find_target("torch:npu" if implied else self.target, self.format)
         format = choose_format(target, self.format)
         if self.dialect is not None and self.target != DEFAULT_TARGET and format == "onnx":
             raise UsageError(
@@ -158,6 +157,12 @@ def export_model(model: str, request: ExportRequest, output: Path, overwrite: bo
         seconds=time.perf_counter() - start,
         **vars(result),
     )
+
+
+def _cure_of_format(word: str) -> str:
+    """For a format that nobody writes: what a program of that name reads, or the nearest."""
+    reads = PROGRAMS.get(plain(word))
+    return choose(word, EXPORTERS) if reads is None else f"use --format {reads}"
 
 
 def _write_onnx(job: ExportJob) -> ExportResult:

@@ -7,8 +7,11 @@ help, the flags where they are not the name's, and what a recipe allows.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
+
+from dsconv.errors import choose
 
 LARGEST = 2.0**53  # beyond it floats leave out integers
 
@@ -20,6 +23,7 @@ class Limits:
     choices: tuple[Any, ...] = ()
     low: float | None = None
     high: float | None = None
+    cure: Callable[[str], str] | None = None  # the hint for a word that is none of the choices
 
     def allow(self, value: Any) -> bool:
         if self.choices:
@@ -27,6 +31,13 @@ class Limits:
         low = -float("inf") if self.low is None else self.low
         high = LARGEST if self.high is None else self.high
         return bool(low <= value <= high)  # NaN is in no range
+
+    def hint(self, value: Any) -> str:
+        """For a value that is not allowed."""
+        if not self.choices:
+            return f"use {self}"
+        word = str(value)
+        return self.cure(word) if self.cure else choose(word, map(str, self.choices))
 
     def __str__(self) -> str:
         if self.choices:
@@ -37,10 +48,15 @@ class Limits:
 
 
 def limited(
-    default: Any, *, choices: tuple[Any, ...] = (), low: float | None = None, high: Any = None
+    default: Any,
+    *,
+    choices: tuple[Any, ...] = (),
+    low: float | None = None,
+    high: float | None = None,
+    cure: Callable[[str], str] | None = None,
 ) -> Any:
     """A key of a recipe with a default and limits."""
-    return field(default=default, metadata={"limits": Limits(choices, low, high)})
+    return field(default=default, metadata={"limits": Limits(choices, low, high, cure)})
 
 
 def option(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dsconv.convert.families.inventory import Role
-from dsconv.errors import UsageError
+from dsconv.errors import UsageError, choose
 from dsconv.quant.gptq import DAMPING
 from dsconv.quant.int8_rows import Int8Rows
 from dsconv.quant.integer import IntegerScheme
@@ -70,9 +70,7 @@ class QuantizeOptions:
         IntegerScheme(8, self.group_size, self.symmetric)  # refuses other group sizes
         methods = (*METHODS, CALIBRATED)
         if self.method not in methods:
-            raise UsageError(
-                f"method: {self.method!r} is not known", f"choose {', '.join(methods)}"
-            )
+            raise UsageError(f"method: {self.method!r} is not known", choose(self.method, methods))
         for label, value in (("prefix correction", self.prefix_correction),):
             if not 0 <= value <= 1:
                 raise UsageError(f"{label} {value} is outside 0..1", "use a share, e.g. 0.5")
@@ -91,7 +89,8 @@ class QuantizeOptions:
         choices = (FLOAT_ACTIVATIONS, INT8_ACTIVATIONS)
         if self.activations not in choices:
             raise UsageError(
-                f"activations: {self.activations!r} is not known", f"choose {' or '.join(choices)}"
+                f"activations: {self.activations!r} is not known",
+                choose(self.activations, choices),
             )
         if self.activations == FLOAT_ACTIVATIONS:
             return

@@ -35,6 +35,18 @@ CPU = Target(
             PACKAGE,
         ),
     ),
+    words=(
+        "x86",
+        "x86-64",
+        "amd64",
+        "arm",
+        "arm64",
+        "aarch64",
+        "intel",
+        "amd",
+        "apple",
+        "processor",
+    ),
 )
 CUDA = Target(
     "cuda",
@@ -53,12 +65,13 @@ CUDA = Target(
             "ONNX Runtime, docs/OperatorKernels.md",
         ),
     ),
+    words=("nvidia", "gpu", "geforce", "rtx", "onnxruntime-gpu"),
 )
 WEBGPU = Target(
     "webgpu",
     "GPU with Vulkan, Metal or D3D12",
     ("onnx",),
-    "measured",
+    "read",
     provider="webgpu",
     wheel="onnxruntime-webgpu",
     versions="1.27",
@@ -75,11 +88,17 @@ WEBGPU = Target(
     ),
     notes=(
         Note(
-            "GroupQueryAttention of several tokens was wrong on SwiftShader (a software GPU)",
+            "single operators were run on SwiftShader (a software GPU), no model",
+            "measured",
+            PACKAGE,
+        ),
+        Note(
+            "GroupQueryAttention of several tokens was wrong there",
             "measured",
             PACKAGE,
         ),
     ),
+    words=("gpu", "vulkan", "metal", "directx", "d3d12", "apple"),
 )
 OPENVINO = Target(
     "openvino",
@@ -123,6 +142,7 @@ OPENVINO = Target(
             PACKAGE,
         ),
     ),
+    words=("intel", "gpu", "intel-gpu", "intel-cpu", "arc"),
 )
 OPENVINO_NPU = Target(
     "openvino-npu",
@@ -157,6 +177,7 @@ OPENVINO_NPU = Target(
             "openvinotoolkit/openvino#29671, intel/onnxruntime#631",
         ),
     ),
+    words=("intel", "npu", "intel-npu", "core-ultra"),
 )
 QNN = Target(
     "qnn",
@@ -208,6 +229,7 @@ QNN = Target(
         ),
         Note("SimplifiedLayerNormalization over four axes is wrong", "measured", PACKAGE),
     ),
+    words=("qualcomm", "snapdragon", "hexagon", "npu", "htp"),
 )
 CANN_TARGET = Target(
     "cann",
@@ -251,6 +273,7 @@ CANN_TARGET = Target(
             "vllm-ascend's manual and modelslim_config.py",
         ),
     ),
+    words=("ascend", "huawei", "atlas", "npu", "910b", "310p"),
 )
 MUSA_TARGET = Target(
     "musa",
@@ -282,6 +305,7 @@ MUSA_TARGET = Target(
             "MooreThreads/onnxruntime-musa, musa/docs/supported_ops.md",
         ),
     ),
+    words=("moore-threads", "moorethreads", "mthreads", "gpu"),
 )
 MIGRAPHX_TARGET = Target(
     "migraphx",
@@ -316,6 +340,7 @@ MIGRAPHX_TARGET = Target(
         Note("a graph with more than 10 unknown nodes is not taken at all", "read", RUNTIME),
         Note("that Hygon's builds behave the same", "guessed", "no machine, no public build"),
     ),
+    words=("amd", "rocm", "radeon", "instinct", "hygon", "dcu", "gpu"),
 )
 TENSORRT = Target(
     "tensorrt",
@@ -354,6 +379,7 @@ TENSORRT = Target(
             "no GPU was at hand",
         ),
     ),
+    words=("nvidia", "trt", "gpu"),
 )
 
 ONNX_TARGETS = (

@@ -93,6 +93,7 @@ class Target:
             None where no runtime of ours reaches it.
         wheel: what brings the provider; versions: those that the row is about.
         recipe, rules: of the ONNX artifact; None where there is none.
+        words: what people call it too, in small letters: vendors, chips, interfaces.
     """
 
     name: str
@@ -106,3 +107,4 @@ class Target:
     recipe: GraphRecipe | None = None
     rules: GraphRules | None = None
     notes: tuple[Note, ...] = ()
+    words: tuple[str, ...] = ()

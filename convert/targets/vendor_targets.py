@@ -8,6 +8,14 @@ from __future__ import annotations
 from .target import Evidence, Note, Target
 
 CHECKPOINT = ("compressed-tensors",)
+# What people call a device of torch beside its name.
+WORDS = {
+    "cuda": ("nvidia", "gpu", "rocm", "hygon", "dcu"),
+    "npu": ("ascend", "huawei", "atlas", "npu", "torch-npu"),
+    "musa": ("moore-threads", "moorethreads", "mthreads", "gpu"),
+    "xpu": ("intel", "gpu", "intel-gpu", "xpu", "arc"),
+    "supa": ("birentech", "gpu"),
+}
 
 
 def _torch(
@@ -26,6 +34,7 @@ def _torch(
         provider=f"torch:{device}",
         wheel=wheel,
         notes=notes,
+        words=WORDS[device],
     )
 
 

@@ -19,7 +19,7 @@ from dsconv.convert.files import limits
 from dsconv.convert.files.local_files import read_limited
 from dsconv.convert.files.toml_file import parse_toml
 from dsconv.convert.formats.onnx.names import DIALECT_NAMES
-from dsconv.convert.targets.table import TARGETS
+from dsconv.convert.targets.table import TARGETS, cure
 from dsconv.errors import InputError, UnsupportedError, UsageError
 from dsconv.runtime.option_fields import limited
 from dsconv.runtime.quantize_request import QuantizeRequest
@@ -54,7 +54,7 @@ class ExportPart:
     """As the options of `dsconv export`; the last four matter to `onnx` only."""
 
     format: str = limited("onnx", choices=tuple(OUTPUT_NAMES))
-    target: str = limited("cpu", choices=tuple(TARGETS))
+    target: str = limited("cpu", choices=tuple(TARGETS), cure=cure)
     dialect: str | None = limited(None, choices=tuple(DIALECT_NAMES))
     accuracy_level: int = limited(4, choices=(0, 1, 2, 3, 4))
     context_length: int | None = limited(None, low=1)

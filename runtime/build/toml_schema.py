@@ -14,7 +14,6 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from dsconv.convert.files.toml_file import parse_toml
 from dsconv.errors import DsconvError, InputError, UsageError
-from dsconv.runtime.option_fields import Limits
 
 Table = TypeVar("Table")
 TYPE_NAMES = {str: "a string", int: "an integer", float: "a number", bool: "true or false"}
@@ -111,12 +110,8 @@ class TableReader:
         limits = entry.metadata.get("limits")
         if limits is not None and not limits.allow(value):
             problem = f"{value!r} is not allowed; allowed: {limits}"
-            raise self.fail(key, problem, f"use {prefix_of(limits)}{limits}")
+            raise self.fail(key, problem, limits.hint(value))
         return float(value) if expected is float else value
-
-
-def prefix_of(limits: Limits) -> str:
-    return "one of " if limits.choices else ""
 
 
 def _allowed(entry: Field[Any], expected: Any) -> str:

@@ -1,8 +1,9 @@
-"""From a command that fails to two lines on stderr and an exit code."""
+"""From a command that fails to two lines on stderr and an exit code; with --json an object too."""
 
 from __future__ import annotations
 
 import io
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -10,7 +11,13 @@ from typing import Any
 
 import typer
 
-from dsconv.errors import DsconvError, ProviderError, UnsupportedError, UsageError
+from dsconv.errors import (
+    DsconvError,
+    ProviderError,
+    UnsupportedError,
+    UsageError,
+    VerdictFailed,
+)
 
 from .signals import ending_in_time
 
@@ -46,9 +53,24 @@ def exit_code_of(run: Callable[[], Any]) -> int:
 
 def _fail(error: DsconvError) -> int:
     """Two lines on stderr: what went wrong, and the cure."""
-    print("error: " + " ".join(error.message.split()), file=sys.stderr)
-    print("hint: " + " ".join(error.hint.split()), file=sys.stderr)
+    message, hint = (" ".join(text.split()) for text in (error.message, error.hint))
+    if _wants_json() and not isinstance(error, VerdictFailed):  # whose result is printed
+        content = {
+            "message": message,
+            "hint": hint,
+            "exit_code": error.exit_code,
+            "kind": error.kind,
+        }
+        print(json.dumps({"error": content}, ensure_ascii=True, indent=2), flush=True)
+    print("error: " + message, file=sys.stderr)
+    print("hint: " + hint, file=sys.stderr)
     return error.exit_code
+
+
+def _wants_json() -> bool:
+    """By the words of the command line: it may be these that are wrong."""
+    words = sys.argv[1:]
+    return "--json" in (words[: words.index("--")] if "--" in words else words)
 
 
 def _fail_usage(error: Any) -> int:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dsconv.runtime.command_line import completion
 from dsconv.runtime.option_fields import thread_count
 
 from .options import AllowFallback, Json, Kv, Provider, Threads, print_json
@@ -32,12 +33,17 @@ def bench(
         float, typer.Option(help="Share of the machine that others may use in a round")
     ] = 0.1,
     against: Annotated[
-        list[str] | None, typer.Option(help="llama.cpp, onnxruntime-genai, openvino; several")
+        list[str] | None,
+        typer.Option(
+            help="Another runtime, on its own quantization; several",
+            metavar="|".join(completion.PEERS),
+            autocompletion=completion.one_of(completion.PEERS),
+        ),
     ] = None,
     checkpoint: Annotated[
         str | None, typer.Option(help="Unquantized model that --against quantizes for itself")
     ] = None,
-    bits: Annotated[int, typer.Option(help="Bits of what --against makes: 4 or 8")] = 4,
+    bits: Annotated[int, typer.Option(help="Bits of what --against makes", metavar="4|8")] = 4,
     peers: Annotated[
         Path | None, typer.Option(help="Folder that keeps what --against makes, for the next time")
     ] = None,

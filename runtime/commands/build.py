@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dsconv.errors import VerdictFailed
+from dsconv.runtime.command_line import completion
 from dsconv.runtime.option_fields import thread_count
 
 from .options import Json, Threads, print_json
@@ -19,7 +20,11 @@ EXAMPLE = "dsconv build r1-distill-qwen-1.5b-native-int4 -o r1"
 
 def build(
     recipe: Annotated[
-        str, typer.Argument(help="Name of a recipe (dsconv recipes), or a TOML file")
+        str,
+        typer.Argument(
+            help="Name of a recipe (dsconv recipes), or a TOML file",
+            autocompletion=completion.recipes,
+        ),
     ],
     output: Annotated[
         Path | None,

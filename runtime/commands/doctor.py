@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dsconv.runtime.command_line import completion
+
 from .options import Json, print_json
 
 if TYPE_CHECKING:
@@ -14,11 +16,15 @@ EXAMPLE = "dsconv doctor openvino torch:cuda"
 
 def doctor(
     targets: Annotated[
-        list[str] | None, typer.Argument(help="native, providers, torch:DEVICE (default: all)")
+        list[str] | None,
+        typer.Argument(
+            help="native, providers, torch:DEVICE (default: all)",
+            autocompletion=completion.providers,
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Say what is installed, what of it really works, and what would mend the rest."""
+    """Say what is installed, what of it really works, and what would fix the rest."""
     from dsconv.runtime.console import progress
     from dsconv.runtime.doctor.diagnose import diagnose, refuse_unknown_targets
 

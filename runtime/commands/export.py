@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from dsconv.runtime.command_line import completion
+
 from .options import Json, Model, Overwrite, print_json
 
 EXAMPLE = "dsconv export r1-int4 --format onnx --target cpu -o r1-onnx"
@@ -22,21 +24,31 @@ def export(
         str | None,
         typer.Option(
             help="onnx, native, gguf (llama.cpp), compressed-tensors (transformers, vLLM), ascend "
-            "(vllm-ascend, MindIE) (default: what the target takes)"
+            "(vllm-ascend, MindIE) (default: what the target takes)",
+            metavar="|".join(completion.FORMATS),
+            autocompletion=completion.formats,
         ),
     ] = None,
     target: Annotated[
-        str, typer.Option(help="cpu, cuda, openvino, qnn, cann, … (dsconv targets)")
+        str,
+        typer.Option(
+            help="cpu, cuda, tensorrt, openvino, openvino-npu, qnn, webgpu, migraphx, cann, musa, "
+            "torch:npu, … or a vendor (dsconv targets)",
+            metavar="TARGET",
+            autocompletion=completion.targets,
+        ),
     ] = "cpu",
     dialect: Annotated[
         str | None,
         typer.Option(
             help="Of a graph for --target cpu: contrib (ONNX Runtime's operators), std24, std21, "
-            "std17 (standard) or std17-nbits"
+            "std17 (standard) or std17-nbits",
+            metavar="|".join(completion.DIALECTS),
+            autocompletion=completion.one_of(completion.DIALECTS),
         ),
     ] = None,
     accuracy_level: Annotated[
-        int, typer.Option(help="4: int8 products, fast; 0: float32, exact")
+        int, typer.Option(help="4: int8 products, fast; 0: float32, exact", metavar="0|4")
     ] = 4,
     context_length: Annotated[
         int | None, typer.Option(help="Positions the graph allows (default: the model's)")

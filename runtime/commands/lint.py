@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dsconv.errors import VerdictFailed
+from dsconv.runtime.command_line import completion
 
 from .options import Json, print_json
 
@@ -17,8 +18,11 @@ EXAMPLE = "dsconv lint model.onnx --target qnn"
 
 
 def lint(
-    artifact: Annotated[Path, typer.Argument(help="A .onnx file, made by whomever, or its folder")],
-    target: Annotated[str, typer.Option(help="Where it shall run (dsconv targets)")],
+    artifact: Annotated[Path, typer.Argument(help="A .onnx file, whoever made it, or its folder")],
+    target: Annotated[
+        str,
+        typer.Option(help="Where it is to run (dsconv targets)", autocompletion=completion.targets),
+    ],
     as_json: Json = False,
 ) -> None:
     """Check a graph against what a target takes; exit code 1 when it would not run there."""

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from dsconv.errors import UsageError
-from dsconv.runtime.command_line.completion import one_of, providers
+from dsconv.runtime.command_line.completion import CACHES, one_of, providers
 from dsconv.runtime.console import working
 from dsconv.runtime.console.level import Level, at_level
 
@@ -36,7 +36,13 @@ Overwrite = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout")]
 Threads = Annotated[int, typer.Option(help="Threads; 0 is one per core", min=0)]
 Kv = Annotated[
-    str, typer.Option("--kv", help="Keys and values of a .dsq: fp16, or int8 (half the memory)")
+    str,
+    typer.Option(
+        "--kv",
+        help="Keys and values of a .dsq: fp16, or int8 (half the memory)",
+        metavar="|".join(CACHES),
+        autocompletion=one_of(CACHES),
+    ),
 ]
 ReferenceCache = Annotated[
     Path | None,
@@ -48,8 +54,9 @@ NoReferenceCache = Annotated[
 Provider = Annotated[
     str,
     typer.Option(
-        help="Execution provider: cpu, cuda, openvino, qnn, … (see doctor), with a device as "
-        "cuda:1; for a checkpoint torch:cuda, torch:npu, …",
+        help="cpu, cuda, tensorrt, openvino, qnn, webgpu, dml, coreml, migraphx, cann, musa (see "
+        "doctor), with a device as cuda:1; for a checkpoint torch:cuda, torch:npu, …",
+        metavar="PROVIDER",
         autocompletion=providers,
     ),
 ]

@@ -21,7 +21,10 @@ def pull(
         Path | None, typer.Option(help="Plain files in this folder (default: the hub's cache)")
     ] = None,
     source: Annotated[
-        str | None, typer.Option(help="hub (HF_ENDPOINT chooses a mirror), or modelscope")
+        str | None,
+        typer.Option(
+            help="hub (HF_ENDPOINT chooses a mirror), or modelscope", metavar="hub|modelscope"
+        ),
     ] = None,
     retries: Annotated[
         int, typer.Option(help="Failures in a row before giving up", min=0, max=20)

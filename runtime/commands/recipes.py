@@ -1,7 +1,12 @@
 """`dsconv recipes`."""
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dsconv.errors import UsageError
+from dsconv.runtime.command_line import completion
 
 from .options import Json, print_json
 
@@ -10,14 +15,33 @@ if TYPE_CHECKING:
 
     from dsconv.runtime.build.recipe import Recipe
 
-EXAMPLE = "dsconv recipes --json"
+EXAMPLE = "dsconv recipes 7b"
 
 
-def recipes(as_json: Json = False) -> None:
+def recipes(
+    pattern: Annotated[
+        str | None,
+        typer.Argument(
+            help="Part of a name or of the model's, or a glob: 7b, '*-int4', qwen3 (default: all)",
+            autocompletion=completion.recipes,
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
     """List the recipes that come with dsconv."""
+    from dsconv.convert.targets.table import fits
     from dsconv.runtime.build.recipe import all_recipes
 
-    found = all_recipes()
+    every = all_recipes()
+    word = (pattern or "").lower()
+    found = [
+        recipe
+        for recipe in every
+        if any(fits(text.lower(), word) for text in (recipe.name, recipe.source))
+    ]
+    if not found:
+        parts = dict.fromkeys(part for recipe in every for part in recipe.name.split("-"))
+        raise UsageError(f"no recipe fits {pattern!r}", f"use a part of a name: {', '.join(parts)}")
     if as_json:
         print_json({"recipes": [_to_json(recipe) for recipe in found]})
     else:

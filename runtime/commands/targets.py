@@ -1,7 +1,11 @@
 """`dsconv targets`."""
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dsconv.runtime.command_line import completion
 
 from .options import Json, print_json
 
@@ -10,14 +14,23 @@ if TYPE_CHECKING:
 
     from dsconv.convert.targets.target import Target
 
-EXAMPLE = "dsconv targets"
+EXAMPLE = "dsconv targets nvidia"
 
 
-def targets(as_json: Json = False) -> None:
+def targets(
+    pattern: Annotated[
+        str | None,
+        typer.Argument(
+            help="Part of a name, a glob, or a vendor (default: all)",
+            autocompletion=completion.targets,
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
     """List where a model can run, what each place takes, and how sure that is."""
-    from dsconv.convert.targets.table import TARGETS
+    from dsconv.convert.targets.table import TARGETS, matching
 
-    found = TARGETS.values()
+    found = TARGETS.values() if pattern is None else matching(pattern)
     if as_json:
         print_json({"targets": [_to_json(target) for target in found]})
     else:

@@ -60,7 +60,7 @@ def verify(
         float | None, typer.Option(help="Share of tokens whose probability changes by over 0.1")
     ] = None,
     baseline: Annotated[
-        Path | None, typer.Option(help="An earlier --json output that must not be undercut")
+        Path | None, typer.Option(help="An earlier --json output: the artifact must not be worse")
     ] = None,
     window: Annotated[int, typer.Option(help="Tokens per window")] = 512,
     max_tokens: Annotated[int, typer.Option(help="Tokens of the text to use")] = 8192,
@@ -80,7 +80,7 @@ def verify(
         Path | None, typer.Option(help="Check this signature of it (dsconv sign, model-signing)")
     ] = None,
     public_key: Annotated[
-        Path | None, typer.Option(help="PEM file with the key of whoever must have signed")
+        Path | None, typer.Option(help="PEM file with the public key of the signer")
     ] = None,
     free_running: Annotated[
         int, typer.Option(help="Prompts that both models answer freely, greedily", min=0)

@@ -11,8 +11,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from dsconv.convert.targets.table import TARGETS
-from dsconv.errors import UsageError
+from dsconv.convert.targets.table import TARGETS, meant_by, plain
+from dsconv.errors import UsageError, choose
 
 SUFFIX = "ExecutionProvider"
 TORCH = "torch"
@@ -217,7 +217,7 @@ def choose_provider(label: str) -> ProviderChoice:
     else:
         raise UsageError(
             f"provider: {label!r} is not known",
-            f"choose {', '.join(PROVIDERS)}, a name that ends in {SUFFIX}, or torch:DEVICE",
+            _cure_of_name(name),
         )
     if device and provider.name == PROVIDERS["cpu"].name:
         raise UsageError(f"provider: {label!r}: the CPU has no devices", "use --provider cpu")
@@ -227,6 +227,15 @@ def choose_provider(label: str) -> ProviderChoice:
     target = TARGETS.get(name)
     needed = target.options if target else {}
     return ProviderChoice(label, provider, {**needed, **provider.options, **chosen})
+
+
+def _cure_of_name(name: str) -> str:
+    """For a word that is no provider: those of the vendor's targets, or the nearest name."""
+    meant = dict.fromkeys(row.provider for row in meant_by(plain(name)) if row.provider)
+    if meant:
+        return f"{name}: use --provider {' or '.join(meant)}"
+    others = f"a name that ends in {SUFFIX}, or torch:DEVICE"
+    return f"{choose(name, PROVIDERS)}, {others}"
 
 
 def _check_device(label: str, provider: Provider, device: str) -> None:

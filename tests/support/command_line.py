@@ -69,10 +69,27 @@ def call_main(
     return Outcome(code if isinstance(code, int) else 0, captured.out, captured.err)
 
 
+KINDS = {
+    2: "usage",
+    3: "input",
+    4: "unsupported",
+    5: "download",
+    6: "output",
+    7: "provider",
+    70: "bug",
+}
+
+
 def assert_refused(outcome: Outcome, code: int, *words: str) -> None:
-    """Two lines on stderr that name the cause, nothing on stdout, the promised exit code."""
+    """Two lines on stderr that name the cause, and the promised exit code.
+
+    On stdout nothing, or, where --json was asked for, the same as an object.
+    """
     assert outcome.code == code, outcome.err
-    assert outcome.out == ""
+    if outcome.out:
+        error = outcome.json.pop("error")
+        assert (error["exit_code"], error["kind"]) == (code, KINDS[code])
+        assert f"error: {error['message']}\nhint: {error['hint']}\n" == outcome.err
     lines = outcome.err.splitlines()
     assert len(lines) == 2, outcome.err
     assert lines[0].startswith("error: ")
