@@ -57,6 +57,12 @@ def _fsync_tree(folder: Path) -> None:
         fsync_path(Path(root))
 
 
+def real_output(final: Path) -> Path:
+    """Where an output is put: a link to a folder is that folder, as for every other program."""
+    final = final.absolute()
+    return Path(os.path.realpath(final)) if final.is_symlink() and final.is_dir() else final
+
+
 def refuse_existing(final: Path, overwrite: bool, single_file: bool = False) -> None:
     """Fail before any work when `final` is taken (and may not be replaced).
 
@@ -69,12 +75,21 @@ def refuse_existing(final: Path, overwrite: bool, single_file: bool = False) -> 
     try:
         if not os.path.lexists(final):
             return
+        if final.is_dir() and os.path.ismount(real_output(final)):  # which no rename can replace
+            raise OutputError(f"{final}: already exists: a mount point", "use a folder in it")
         if final.is_dir() and not any(final.iterdir()) and not single_file:
             return
-        ours = final.is_file() if single_file else (final / MANIFEST).is_file()
-        replaceable = ours and not final.is_symlink()
+        is_link_elsewhere = final.is_symlink() and not final.is_dir()
+        replaceable = final.is_file() if single_file else (final / MANIFEST).is_file()
     except OSError as error:
         raise output_error(error, final) from error
+    if is_link_elsewhere:
+        target = os.path.realpath(final)
+        what = target if os.path.exists(target) else f"{target}, which is not there"
+        raise OutputError(
+            f"{final}: already exists: a link to {what}",
+            "remove the link, or choose another name with -o",
+        )
     if not replaceable:
         raise OutputError(
             f"{final}: already exists, and dsconv did not write it", "choose another folder with -o"
@@ -86,7 +101,7 @@ def refuse_existing(final: Path, overwrite: bool, single_file: bool = False) -> 
 
 def partial_of(final: Path) -> Path:
     """Where the output is built."""
-    final = final.absolute()
+    final = real_output(final)
     return final.with_name(final.name + ".partial")
 
 
@@ -99,8 +114,8 @@ def output_folder(final: Path, overwrite: bool = False, resume: bool = False) ->
     Raises:
         OutputError: `final` exists (and `overwrite` is false), or the disk refuses.
     """
-    final = final.absolute()
     refuse_existing(final, overwrite)
+    final = real_output(final)
     partial = partial_of(final)
     try:
         partial.mkdir(parents=True, exist_ok=True)
@@ -306,7 +321,7 @@ def link_or_copy(source: Path, target: Path, copy: bool = False) -> int:
 
 def existing_folder(path: Path) -> Path:
     """The folder on whose disk `path` lies or would lie."""
-    place = path.absolute().parent
+    place = real_output(path).parent
     while not os.path.isdir(place) and place != place.parent:
         place = place.parent
     return place

@@ -3,6 +3,7 @@
 model_name     what a user may write for a model
 name_checks    which names, hashes and commits of an endpoint may become part of a path
 listing        the files of a model at one commit
+endpoint       is the address in a variable one?
 catalogue      who lists them: hugging_face, modelscope
 listing_cache  listings of an earlier day, for when no endpoint answers
 file_choice    which of the files are worth fetching

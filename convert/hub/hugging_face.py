@@ -6,6 +6,7 @@ from urllib.parse import quote
 
 from dsconv.errors import DownloadError, InputError
 
+from .endpoint import checked_endpoint
 from .listing import Listing, RemoteFile, checked_listing
 from .messages import MIRROR, Refused, Unreachable, refusal, retry_after
 from .model_name import ModelReference
@@ -20,7 +21,7 @@ class HuggingFace:
     def __init__(self) -> None:
         from huggingface_hub import constants, get_token
 
-        self.endpoint = constants.ENDPOINT.rstrip("/")
+        self.endpoint = checked_endpoint("HF_ENDPOINT", constants.ENDPOINT)
         self._is_offline = constants.HF_HUB_OFFLINE
         self.token = None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token()
 

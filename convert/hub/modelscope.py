@@ -10,12 +10,14 @@ from dsconv.convert.files.json_file import parse_json
 from dsconv.errors import DownloadError, DsconvError
 
 from .client import TRANSIENT, Client
+from .endpoint import checked_endpoint
 from .listing import Listing, RemoteFile, checked_listing
 from .messages import Refused, Unreachable, refusal
 from .model_name import ModelReference
 from .name_checks import COMMIT
 from .stores import default_revision
 
+DOMAIN = "MODELSCOPE_DOMAIN"
 HOST = "www.modelscope.cn"
 MAX_ANSWER_BYTES = 64 << 20
 TIMEOUT = 30.0
@@ -30,8 +32,10 @@ class ModelScope:
     """
 
     def __init__(self) -> None:
-        domain = os.environ.get("MODELSCOPE_DOMAIN") or HOST
-        self.endpoint = (os.environ.get("MODELSCOPE_ENDPOINT") or f"https://{domain}").rstrip("/")
+        domain = os.environ.get(DOMAIN) or HOST
+        variable = "MODELSCOPE_ENDPOINT" if os.environ.get("MODELSCOPE_ENDPOINT") else DOMAIN
+        address = domain if "://" in domain else f"https://{domain}"
+        self.endpoint = checked_endpoint(variable, os.environ.get("MODELSCOPE_ENDPOINT") or address)
         self.token = os.environ.get("MODELSCOPE_API_TOKEN") or None
 
     def list(self, reference: ModelReference) -> Listing:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from dsconv import atomic
-from dsconv.atomic import link_or_copy, output_folder, refuse_existing
+from dsconv.atomic import link_or_copy, output_file, output_folder, refuse_existing
 from dsconv.errors import InputError, OutputError
 
 MANIFEST = "dsconv.json"
@@ -163,6 +163,41 @@ def test_an_empty_folder_may_be_filled(tmp_path: Path) -> None:
     with output_folder(tmp_path / "out") as folder:
         (folder / "a").write_text("1")
     assert names(tmp_path) == ["out", "out/a"]
+
+
+@pytest.mark.parametrize("is_relative", [False, True])
+def test_a_link_to_an_empty_folder_is_that_folder(tmp_path: Path, is_relative: bool) -> None:
+    (tmp_path / "disk" / "real").mkdir(parents=True)
+    (tmp_path / "out").symlink_to("disk/real" if is_relative else tmp_path / "disk" / "real")
+    for text in ("1", "2"):
+        with output_folder(tmp_path / "out", overwrite=text == "2") as folder:
+            (folder / "a").write_text(text)
+            (folder / MANIFEST).write_text("{}")
+        assert (tmp_path / "out").is_symlink()
+        assert (tmp_path / "disk" / "real" / "a").read_text() == text
+    assert names(tmp_path) == ["disk", "disk/real", "disk/real/a", f"disk/real/{MANIFEST}", "out"]
+    with pytest.raises(OutputError, match="already exists"):
+        refuse_existing(tmp_path / "out", overwrite=False)
+
+
+def test_a_mount_point_is_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "disk").mkdir()
+    monkeypatch.setattr(os.path, "ismount", lambda path: Path(path) == tmp_path / "disk")
+    with pytest.raises(OutputError, match="a mount point"):
+        refuse_existing(tmp_path / "disk", overwrite=False)
+
+
+def test_a_single_file_never_replaces_what_a_link_leads_to(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("precious")
+    (tmp_path / "out.dsq").symlink_to("thesis.txt")
+    with (
+        pytest.raises(OutputError, match=r"a link to .*thesis\.txt"),
+        output_file(tmp_path / "out.dsq", overwrite=True),
+    ):
+        pytest.fail("must not get here")
+    assert (tmp_path / "thesis.txt").read_text() == "precious"
 
 
 def test_a_relative_name_means_the_folder_of_the_start(
