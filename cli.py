@@ -12,7 +12,7 @@ import typer
 
 from dsconv import __version__
 from dsconv.runtime.command_line.exit_codes import exit_code_of
-from dsconv.runtime.command_line.help import GroupedCommand, GroupedCommands
+from dsconv.runtime.command_line.help import GroupedCommand, GroupedCommands, first_clause
 from dsconv.runtime.commands import (
     bench,
     build,
@@ -75,7 +75,9 @@ for command, example in (
     (build.build, build.EXAMPLE),
     (recipes.recipes, recipes.EXAMPLE),
 ):
-    app.command(cls=GroupedCommand, epilog=f"Example: {example}")(telling(command))
+    app.command(cls=GroupedCommand, short_help=first_clause(command), epilog=f"Example: {example}")(
+        telling(command)
+    )
 
 
 def main() -> None:

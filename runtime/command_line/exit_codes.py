@@ -80,7 +80,16 @@ def _fail_usage(error: Any) -> int:
         return UsageError.exit_code
     context = getattr(error, "ctx", None)
     command = context.command_path if context else "dsconv"
-    return _fail(UsageError(error.format_message(), f"see {command} --help"))
+    return _fail(UsageError(error.format_message(), _misplaced(error) or f"see {command} --help"))
+
+
+def _misplaced(error: Any) -> str | None:
+    """The hint for an option before the command that commands have."""
+    name, context = getattr(error, "option_name", None), getattr(error, "ctx", None)
+    commands = getattr(context and context.command, "commands", {})
+    if any(name in parameter.opts for command in commands.values() for parameter in command.params):
+        return f"put {name} behind the command: dsconv COMMAND {name}"
+    return None
 
 
 def _fail_missing(error: ModuleNotFoundError) -> int:

@@ -6,7 +6,8 @@ help, and what is in none of them comes first.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import typer.core
@@ -124,6 +125,12 @@ class GroupedCommands(typer.core.TyperGroup):
             heading = next((key for key, names in OF_COMMANDS.items() if name in names), "More")
             rows.setdefault(heading, []).append((name, command.get_short_help_str(width)))
         _write(formatter, rows)
+
+
+def first_clause(command: Callable[..., None]) -> str:
+    """What the list of commands says of one: its docstring up to the first stop."""
+    text = " ".join((command.__doc__ or "").split())
+    return re.split(r"[.:;](?:\s|$)", text)[0]
 
 
 def heading_of(parameter: Any, groups: Groups) -> str:

@@ -25,14 +25,11 @@ def doctor(
     as_json: Json = False,
 ) -> None:
     """Say what is installed, what of it really works, and what would fix the rest."""
-    from dsconv.runtime.console import progress
     from dsconv.runtime.doctor.diagnose import diagnose, refuse_unknown_targets
 
     chosen = targets or []
     refuse_unknown_targets(chosen)
-    with progress("doctor", 1, "runs") as advance:
-        diagnosis = diagnose(chosen)
-        advance(1)
+    diagnosis = diagnose(chosen)
     print_json(diagnosis.to_json()) if as_json else show(diagnosis)
 
 

@@ -61,11 +61,13 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Export a checkpoint: for ONNX Runtime, llama.cpp, transformers, or the native engine."""
-    from dsconv.runtime.console import say
+    from dsconv.runtime.console import detail, say, size_text
     from dsconv.runtime.export import ExportRequest, export_model
 
     request = ExportRequest(
         format, target, dialect, accuracy_level, context_length, prefill_length, copy
     )
     report = export_model(model, request, output, overwrite)
+    for name in report.files or ():
+        detail(f"{name}: {size_text((output / name).stat().st_size)}")
     print_json(report.to_json()) if as_json else say(report.words())

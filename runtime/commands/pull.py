@@ -39,9 +39,11 @@ def pull(
 
 
 def show(report: "PullReport") -> None:
-    from dsconv.runtime.console import say, size_text
+    from dsconv.runtime.console import detail, rate_text, say, size_text
 
-    rate = f" ({size_text(report.fetched_bytes / max(report.seconds, 1e-9))}/s)"
+    for file in report.files:
+        detail(f"{file['name']}: {size_text(file['size_bytes'])}")
+    rate = f" ({rate_text(report.fetched_bytes / max(report.seconds, 1e-9), 'B')})"
     fetched = size_text(report.fetched_bytes) + rate if report.fetched_bytes else "nothing"
     say(
         f"{report.name} at {report.commit[:12]}: {len(report.files)} files, "

@@ -23,7 +23,7 @@ from .options import (
 if TYPE_CHECKING:
     from dsconv.runtime.verify.findings.signature import Signature
     from dsconv.runtime.verify.run import VerifyRequest
-    from dsconv.runtime.verify.verdict import Verdict
+    from dsconv.runtime.verify.verdict import LayerError, Verdict
 
 EXAMPLE = (
     "dsconv verify r1-onnx --reference deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B "
@@ -230,8 +230,19 @@ def show(verdict: "Verdict") -> None:
 
     from dsconv.runtime.report.terminal import show_verdict
 
+    for layer in verdict.layers:
+        _tell_layer(layer)
     show_verdict(verdict, Console())
     print("verdict: passed" if verdict.passed else "verdict: failed")
+
+
+def _tell_layer(layer: "LayerError") -> None:
+    """With --verbose: signal over noise of its output, and of the weights of its matrices."""
+    from dsconv.runtime.console import detail
+
+    detail(f"{layer.name}: output {layer.sqnr_db:.1f} dB, cosine {layer.cosine:.5f}")
+    for name, value in layer.matrices.items():
+        detail(f"  {name}: {'exact' if value is None else f'{value:.1f} dB'}")
 
 
 def _refuse_unwritable(*files: Path | None) -> None:

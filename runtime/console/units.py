@@ -58,7 +58,9 @@ def parse_size(text: str) -> int:
 
 
 def time_text(seconds: float) -> str:
-    """A time in words: 0.4 s, 36 s, 12 min, 3 h 20 min."""
+    """A time in words: < 0.1 s, 0.4 s, 36 s, 12 min, 3 h 20 min."""
+    if 0 < seconds < 0.095:
+        return "< 0.1 s"
     if seconds < 99.5:
         return f"{seconds:.2g} s"
     minutes = round(seconds / 60)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from dsconv.convert.formats.onnx.names import FIXED_SHAPES, GENAI_CONFIG
 from dsconv.errors import UnsupportedError, UsageError
+from dsconv.runtime.console import working
 
 from .placement import Placement
 from .providers import choose_provider, refuse_unknown, torch_device_name
@@ -80,6 +81,13 @@ def load(
     """
     refuse_unknown(provider)
     refuse_unknown_dtype(dtype)
+    with working(f"load {Path(path).name or path}"):
+        return _load(path, provider, threads, dtype, kv, allow_fallback)
+
+
+def _load(
+    path: str, provider: str, threads: int, dtype: str, kv: str, allow_fallback: bool
+) -> Loaded:
     folder = Path(path).expanduser()
     if is_native_file(folder):
         return _load_native(folder, provider, threads, kv)
