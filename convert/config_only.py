@@ -17,7 +17,7 @@ from dsconv.convert.files.safetensors import DTYPES
 from dsconv.convert.open import open_checkpoint
 
 from .families import read_family
-from .hub.model_name import looks_like_hub_name
+from .hub.model_name import looks_like_hub_name, parse_reference
 from .hub.pull import config_folder
 
 STORED_AS = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
@@ -84,6 +84,6 @@ def open_for_planning(model: str) -> Checkpoint:
     path = Path(model).expanduser()
     if is_lone_config(path):
         return open_announced(path)
-    if not os.path.exists(path) and looks_like_hub_name(model) and not model.endswith(".gguf"):
-        return open_announced(config_folder(model))
-    return open_checkpoint(model)
+    if os.path.exists(path) or not looks_like_hub_name(model) or parse_reference(model).is_gguf:
+        return open_checkpoint(model)
+    return open_announced(config_folder(model))

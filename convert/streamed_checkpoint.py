@@ -215,7 +215,7 @@ def streamed_checkpoint(model: str, folder: Path, puller: Puller) -> Iterator[Ch
         InputError, UnsupportedError, DownloadError, OutputError: as when opening it.
     """
     reference = parse_reference(model)
-    if reference.file is not None:
+    if reference.is_gguf:
         raise UsageError(f"{model}: one file cannot be streamed", "leave out --no-keep")
     cached = puller.fetcher(reference)
     refuse_without_weights(cached.listing)

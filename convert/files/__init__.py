@@ -6,6 +6,7 @@ impostors     what a file is that is not what its name says
 json_file     strict JSON, and typed access to it
 toml_file     TOML, with its errors told
 patterns      is a regular expression safe to run?
+gguf_parts    the names of a GGUF model in several files
 safetensors   the container: rows of a tensor read, a file written in a stream
 hashes        sha256 of files, remembered
 cache_folder  where dsconv keeps what it can make again

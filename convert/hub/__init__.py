@@ -6,7 +6,7 @@ listing        the files of a model at one commit
 endpoint       is the address in a variable one?
 catalogue      who lists them: hugging_face, modelscope
 listing_cache  listings of an earlier day, for when no endpoint answers
-file_choice    which of the files are worth fetching
+file_choice    which of the files are worth fetching, which GGUF model of several
 client         HTTP with resumable bodies: redirects, tokens
 retry          when to try again, and how long to wait before
 download       many files and ranges at once, hashed while they arrive

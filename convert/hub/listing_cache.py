@@ -11,6 +11,7 @@ from pathlib import Path
 
 from dsconv.atomic import output_file
 from dsconv.convert.checkpoint.weight_files import INDEX
+from dsconv.convert.files.gguf_parts import part_names
 from dsconv.convert.files.json_file import read_json_object
 from dsconv.errors import DsconvError, OutputError
 
@@ -65,7 +66,12 @@ def listing_of_snapshot(reference: ModelReference, root: Path) -> Listing | None
         return None
     files = tuple(_files(folder))
     names = {file.name for file in files}
-    is_whole = reference.file in names if reference.file else _has_weights(folder, names)
+    if reference.file is not None:
+        is_whole = set(part_names(reference.file)) <= names
+    elif reference.label is not None:
+        is_whole = any(name.endswith(".gguf") for name in names)
+    else:
+        is_whole = _has_weights(folder, names)
     return Listing(reference, commit, files) if is_whole else None
 
 

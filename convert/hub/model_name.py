@@ -12,21 +12,30 @@ from .name_checks import COMMIT, check_revision
 HUGGING_FACE, MODELSCOPE = "hub", "modelscope"
 SCHEMES = {"hf": HUGGING_FACE, "modelscope": MODELSCOPE}
 REVISION = r"(?:refs/(?:pr|convert)/[\w.-]+|[\w.-]+)"
-HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
+LABEL = r"(?::(?P<label>[\w.-]+))?"
+HUB_NAME = re.compile(rf"(?P<name>[A-Za-z0-9][\w.-]*/[\w.-]+)(?:@(?P<revision>[\w./-]+))?{LABEL}")
 WITH_SCHEME = re.compile(
     r"(?P<scheme>hf|modelscope)://(?P<name>[A-Za-z0-9][\w.-]*/[\w.-]+)"
-    rf"(?:@(?P<revision>{REVISION}(?=/.*\.gguf$)|[\w./-]+))?(?:/(?P<file>.+\.gguf))?"
+    rf"(?:@(?P<revision>{REVISION}(?=/.*\.gguf$)|[\w./-]+))?(?:/(?P<file>.+\.gguf)|{LABEL})"
 )
 
 
 @dataclass(frozen=True)
 class ModelReference:
-    """A model of an endpoint. `file`: one GGUF file of it; revision None: the main branch."""
+    """A model of an endpoint. `file`: one GGUF file of it; revision None: the main branch.
+
+    label: the one whose name has this word in it, `Q4_K_M` for `model-Q4_K_M.gguf`.
+    """
 
     name: str
     revision: str | None = None
     file: str | None = None
     source: str = HUGGING_FACE
+    label: str | None = None
+
+    @property
+    def is_gguf(self) -> bool:
+        return self.file is not None or self.label is not None
 
     @property
     def commit(self) -> str | None:
@@ -42,7 +51,7 @@ def looks_like_hub_name(model: str) -> bool:
 
 
 def parse_reference(model: str, source: str | None = None) -> ModelReference:
-    """`org/name[@revision]`, `hf://org/name[@revision][/file.gguf]`, or with `modelscope://`.
+    """`org/name[@revision][:label]`, `hf://org/name[@revision][/file.gguf]`, or `modelscope://…`.
 
     Args:
         source: where to look for what has no scheme of its own.
@@ -58,10 +67,12 @@ def parse_reference(model: str, source: str | None = None) -> ModelReference:
         named = SCHEMES[match["scheme"]]
         if source not in (None, named):
             raise UsageError(f"{model}: not of source {source!r}", "leave out --source")
-        reference = ModelReference(match["name"], match["revision"], match["file"], named)
-    elif HUB_NAME.fullmatch(model):
-        name, _, revision = model.partition("@")
-        reference = ModelReference(name, revision or None, None, source or HUGGING_FACE)
+        reference = ModelReference(
+            match["name"], match["revision"], match["file"], named, match["label"]
+        )
+    elif (match := HUB_NAME.fullmatch(model)) is not None:
+        where = source or HUGGING_FACE
+        reference = ModelReference(match["name"], match["revision"], None, where, match["label"])
     else:
         raise InputError(
             f"{model}: not a hub name", "use org/model, org/model@revision, or hf://org/model"

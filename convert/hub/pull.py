@@ -15,7 +15,7 @@ from dsconv.progress import Progress, no_progress
 
 from .catalogue import Catalogue, catalogue_of
 from .download import Downloads
-from .file_choice import one_file, refuse_without_weights, side_files, weights
+from .file_choice import chosen_gguf, one_file, refuse_without_weights, side_files, weights
 from .listing import Listing, RemoteFile
 from .listing_cache import KeptListings, listing_of_snapshot
 from .messages import Unreachable
@@ -60,13 +60,14 @@ class Puller:
             DownloadError: the endpoint cannot be reached, has no such model, or sends other bytes
                 than it lists.
             OutputError: the disk is full, or refuses.
-            UnsupportedError: the model has no safetensors files.
+            UnsupportedError: no safetensors files, and none or several GGUF models.
         """
         fetcher = self.fetcher(reference)
-        if reference.file is not None:
-            wanted = [one_file(fetcher.listing, reference.file)]
+        files = chosen_gguf(fetcher.listing, reference)
+        if files:
+            wanted = list(files)
             fetched = fetcher.fetch(wanted)
-            path = fetcher.store.folder / reference.file
+            path = fetcher.store.folder / files[0].name
         else:
             refuse_without_weights(fetcher.listing)
             wanted = list(side_files(fetcher.listing))

@@ -26,7 +26,8 @@ SEVERAL = tuple[str, ...]  # the type of an option that may be repeated
 Model = Annotated[
     str,
     typer.Argument(
-        help="Folder, .gguf file, or hub name (org/model, org/model@revision, hf://org/model/X.gguf)"
+        help="Folder, .gguf file, or hub name (org/model, org/model@revision, org/model:Q4_K_M, "
+        "hf://org/model/X.gguf)"
     ),
 ]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder to write")]

@@ -7,19 +7,17 @@ which it is (`split.no`, from 0) and how many there are.
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dsconv.convert.files import limits
+from dsconv.convert.files.gguf_parts import PART_NAME, part_names
 from dsconv.convert.files.json_file import ConfigReader
 from dsconv.errors import InputError
 
 from .container import GgufTensor, read_header
 
 NUMBER, COUNT, TENSORS = "split.no", "split.count", "split.tensors.count"
-PART_NAME = re.compile(r"(?P<name>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.IGNORECASE)
 ARCHITECTURE = "general.architecture"
 
 
@@ -31,16 +29,6 @@ class GgufModel:
     files: tuple[Path, ...]
     metadata: dict[str, Any]
     tensors: dict[str, GgufTensor]
-
-
-def part_names(name: str) -> tuple[str, ...]:
-    """All parts of the model that a file is a part of, by its name; else only that."""
-    match = PART_NAME.fullmatch(name)
-    if match is None or not 1 <= int(match["count"]) <= limits.SHARDS:
-        return (name,)
-    count = int(match["count"])
-    suffix = name[len(match["name"]) + len("-00001-of-00001") :]
-    return tuple(f"{match['name']}-{i:05}-of-{count:05}{suffix}" for i in range(1, count + 1))
 
 
 def read_gguf(path: Path) -> GgufModel:

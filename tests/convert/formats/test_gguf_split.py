@@ -12,7 +12,7 @@ import pytest
 from gguf_models import checkpoint_tensors, metadata, plain_tensors
 from processes.llama_cpp_process import next_token_log_probabilities
 
-from dsconv.convert.formats.gguf.split import part_names
+from dsconv.convert.files.gguf_parts import part_names
 from dsconv.convert.inspect import describe
 from dsconv.convert.open import open_checkpoint
 from dsconv.errors import InputError

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,20 @@ def random_bytes(size: int, seed: int = 0) -> bytes:
     return np.random.default_rng(seed).bytes(size)
 
 
+GGUFS = (
+    *("m-Q4_K_M.gguf", "m-Q4_K_S.gguf", "mmproj-m-f16.gguf", "m.imatrix.gguf"),
+    *(f"Q8_0/m-Q8_0-0000{number}-of-00003.gguf" for number in (1, 2, 3)),
+    *(f"m-IQ2_M-0000{number}-of-00002.gguf" for number in (1,)),
+)
+
+
+def write_ggufs(served: Path, name: str, files: Sequence[str]) -> None:
+    for number, file in enumerate(files):
+        path = served / name / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(random_bytes(500, number))
+
+
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model whose weights are noise: nothing here opens them."""
@@ -50,6 +64,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / BIG).write_bytes(random_bytes(SIZE))
     (folder / "q4.gguf").write_bytes(random_bytes(1000, 1))
     (folder / "pytorch_model.bin").write_bytes(b"pickle")
+    write_ggufs(root, "org/many-gguf", GGUFS)
+    write_ggufs(root, "org/one-gguf", ["m-Q4_0.gguf", "mmproj-m.gguf"])
     return root
 
 
@@ -162,6 +178,31 @@ def test_a_gguf_file_that_is_not_there(hub: HubServer) -> None:
     with pytest.raises(DownloadError, match=r"no file q5\.gguf") as raised:
         pull("hf://org/small/q5.gguf")
     assert "q4.gguf" in raised.value.hint
+
+
+def test_a_gguf_model_by_a_word_of_its_name(hub: HubServer) -> None:
+    assert pull("org/many-gguf:q4_k_m").name == "m-Q4_K_M.gguf"
+    assert hub.fetched() == {"m-Q4_K_M.gguf"}
+    for name in ("org/many-gguf:Q8_0", "hf://org/many-gguf/Q8_0/m-Q8_0-00003-of-00003.gguf"):
+        path = pull(name)
+        assert path.name == "m-Q8_0-00001-of-00003.gguf"
+        assert len(list(path.parent.iterdir())) == 3
+    for name, words in (
+        ("org/many-gguf:Q4_K", r"no GGUF file of Q4_K"),
+        ("org/many-gguf:m", r"m stands in 4 GGUF models: .*m-Q4_K_S\.gguf"),
+        ("org/many-gguf:IQ2_M", r"no file m-IQ2_M-00002-of-00002\.gguf"),
+    ):
+        with pytest.raises(DownloadError, match=words):
+            pull(name)
+    words = r"4 GGUF models: .*m-Q8_0-00001-of-00003\.gguf \(3 parts\), m-IQ2_M.*m-Q4_K_M\.gguf"
+    with pytest.raises(UnsupportedError, match=words) as raised:
+        pull("org/many-gguf")
+    assert "hf://org/many-gguf/" in raised.value.hint
+
+
+def test_the_only_gguf_model(hub: HubServer) -> None:
+    assert pull("org/one-gguf").name == "m-Q4_0.gguf"
+    assert hub.fetched() == {"m-Q4_0.gguf"}
 
 
 def test_several_ranges_of_a_file_at_once(hub: HubServer) -> None:
