@@ -159,27 +159,41 @@ def generate(
     *,
     system: str | None = None,
     raw: bool = False,
-    max_tokens: int = 1024,
+    max_tokens: int | None = None,
     temperature: float | None = None,
     top_p: float | None = None,
     top_k: int | None = None,
+    min_p: float | None = None,
+    repetition_penalty: float | None = None,
+    no_repeat_ngram_size: int | None = None,
     seed: int = 0,
+    stop: Sequence[str] = (),
     speculate: int = 0,
     emit: Callable[[Kind, str], None] = lambda kind, text: None,
 ) -> Answer:
     """Answer a prompt, by the model's chat template and sampling settings unless told otherwise.
 
     Args:
+        max_tokens: without it the model's max_new_tokens, or 1024.
+        stop: texts that end the answer, besides the model's own.
         emit: told every piece of text as it comes, as "think" or "answer".
     """
-    from dsconv.convert.checkpoint.checkpoint import generation_config
     from dsconv.runtime.generate.answer import UserPrompt, answer
-    from dsconv.runtime.generate.sampling import from_generation_config
+    from dsconv.runtime.generate.model_settings import wanted_answer
 
-    defaults = from_generation_config(generation_config(session.side_files))
-    sampling = defaults.with_overrides(temperature, top_p, top_k, seed)
+    given = {
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": top_k,
+        "min_p": min_p,
+        "repetition_penalty": repetition_penalty,
+        "no_repeat_ngram_size": no_repeat_ngram_size,
+        "seed": seed,
+    }
+    wanted = wanted_answer(session, given, stop, speculate)
     session.session.reset()
-    return answer(session, UserPrompt(prompt, system, raw), sampling, max_tokens, emit, speculate)
+    return answer(session, UserPrompt(prompt, system, raw), wanted, emit)
 
 
 def verify(

@@ -132,9 +132,13 @@ def eos_token_ids(checkpoint: Checkpoint) -> tuple[int, ...]:
     ).token_ids("eos_token_id")
 
 
-def generation_config(side_files: Mapping[str, bytes]) -> ConfigReader:
-    """generation_config.json, empty when there is none."""
+def generation_config(
+    side_files: Mapping[str, bytes], config: Mapping[str, Any] | None = None
+) -> ConfigReader:
+    """generation_config.json; where there is none `config`, which held its keys before."""
     text = side_files.get(GENERATION_CONFIG)
+    if text is None and config is not None:
+        return ConfigReader(config, CONFIG)
     data = parse_json(text, GENERATION_CONFIG) if text is not None else {}
     if not isinstance(data, dict):
         raise InputError(f"{GENERATION_CONFIG}: not an object", "download the file again")

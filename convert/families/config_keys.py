@@ -7,10 +7,11 @@ from typing import Any
 
 from dsconv.convert.files import limits
 from dsconv.convert.files.json_file import ConfigReader
+from dsconv.convert.files.known_key import is_neutral
 from dsconv.errors import UnsupportedError
 
 from .base import DecoderConfig
-from .rope_config import is_neutral, read_rope, rope_remark
+from .rope_config import read_rope, rope_remark
 
 # Keys that change what the network computes, with the values that leave it as we compute it.
 # They come from other families of the field; a checkpoint that sets one is not what it says it is.

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dsconv.convert.files.json_file import ConfigReader
+from dsconv.convert.files.known_key import is_neutral
 from dsconv.errors import InputError, UnsupportedError
 
 from .rope import LinearScaling, Llama3Scaling, Rope, YarnScaling
@@ -277,13 +278,6 @@ def _refuse_other_keys(block: ConfigReader, kind: str, used: frozenset[str]) -> 
                 f"supported: {', '.join(sorted(used)) or 'no further keys'}; "
                 "remove the key if the model was trained without it",
             )
-
-
-def is_neutral(value: Any, neutral: tuple[Any, ...]) -> bool:
-    """Is it one of them? False is not 0 here, nor true 1: in the wrong place they are mistakes."""
-    return any(
-        value == good and isinstance(value, bool) == isinstance(good, bool) for good in neutral
-    )
 
 
 def _words(rope: Rope) -> str:

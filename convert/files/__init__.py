@@ -3,6 +3,7 @@
 limits        how large each part of a file may be
 local_files   opening: regular files only, names that stay in their folder
 impostors     what a file is that is not what its name says
+known_key     what a key of a settings file means to us
 json_file     strict JSON, and typed access to it
 toml_file     TOML, with its errors told
 patterns      is a regular expression safe to run?

@@ -39,6 +39,29 @@ def ending_in_time() -> Iterator[None]:
         os.close(writer)  # the watcher ends, unless it is counting the seconds already
 
 
+@contextmanager
+def interrupt_as_flag() -> Iterator[threading.Event]:
+    """Within the block Ctrl-C only sets the flag: the process goes on, and so does the block. A
+    second one ends it as ever."""
+    flag = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield flag
+        return
+
+    def note(number: int, frame: object) -> None:
+        if flag.is_set():
+            raise KeyboardInterrupt
+        flag.set()
+
+    wakeup = signal.set_wakeup_fd(-1)  # the watcher would count the seconds
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield flag
+    finally:
+        signal.signal(signal.SIGINT, before)
+        signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
+
+
 def _watch(reader: int) -> None:
     """The numbers of signals arrive here at once, also while the main thread is in a kernel."""
     while received := os.read(reader, 1):

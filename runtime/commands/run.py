@@ -1,14 +1,17 @@
 """`dsconv run`."""
 
 import sys
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .options import AllowFallback, Json, Kv, Provider, Threads, print_json
 
 if TYPE_CHECKING:
-    from dsconv.runtime.generate.answer import Answer
+    from dsconv.runtime.generate.answer import Answer, Wanted
+    from dsconv.runtime.generate.chat import Chat
+    from dsconv.runtime.sessions.load import Loaded
     from dsconv.runtime.text.thinking import Kind
 
 EXAMPLE = 'dsconv run r1-onnx -p "How many primes are below 50?"'
@@ -18,13 +21,42 @@ def run(
     artifact: Annotated[
         str, typer.Argument(help="Exported folder, .dsq file, or checkpoint (torch)")
     ],
-    prompt: Annotated[str, typer.Option("--prompt", "-p", help="What to ask")],
+    prompt: Annotated[
+        str | None,
+        typer.Option(
+            "--prompt", "-p", help="What to ask; - reads standard input", show_default=False
+        ),
+    ] = None,
+    prompt_file: Annotated[
+        Path | None, typer.Option(help="A text file with what to ask; - is standard input")
+    ] = None,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Several turns: each line of standard input is one")
+    ] = False,
     system: Annotated[str | None, typer.Option(help="System prompt")] = None,
     raw: Annotated[bool, typer.Option("--raw", help="No chat template")] = False,
-    max_tokens: Annotated[int, typer.Option(help="Tokens to generate at most")] = 1024,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(
+            help="Tokens to generate at most (default: the model's max_new_tokens, or 1024)"
+        ),
+    ] = None,
+    stop: Annotated[
+        list[str] | None,
+        typer.Option(help="A text that ends the answer and is not shown; repeatable"),
+    ] = None,
     temperature: Annotated[float | None, typer.Option(help="0 is greedy")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Nucleus sampling")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Nucleus sampling; 1 is off")] = None,
     top_k: Annotated[int | None, typer.Option(help="Keep the k likeliest; 0 is off")] = None,
+    min_p: Annotated[
+        float | None, typer.Option(help="Least share of the likeliest's probability; 0 is off")
+    ] = None,
+    repetition_penalty: Annotated[
+        float | None, typer.Option(help="Makes what was there less likely; 1 is off")
+    ] = None,
+    no_repeat_ngram_size: Annotated[
+        int | None, typer.Option(help="No run of so many tokens comes twice; 0 is off")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the sampling")] = 0,
     speculate: Annotated[
         int,
@@ -37,19 +69,86 @@ def run(
     kv: Kv = "fp16",
     as_json: Json = False,
 ) -> None:
-    """Generate text; thoughts go to stderr, the answer to stdout."""
-    from dsconv.convert.checkpoint.checkpoint import generation_config
+    """Generate text; thoughts go to stderr, the answer to stdout. Without --prompt, what comes
+    through standard input is asked."""
+    from dsconv.runtime.console import say
     from dsconv.runtime.generate.answer import UserPrompt, answer
-    from dsconv.runtime.generate.sampling import from_generation_config
+    from dsconv.runtime.generate.model_settings import wanted_answer
+    from dsconv.runtime.generate.settings import Sampling
     from dsconv.runtime.sessions.load import load
 
+    given = {
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": top_k,
+        "min_p": min_p,
+        "repetition_penalty": repetition_penalty,
+        "no_repeat_ngram_size": no_repeat_ngram_size,
+        "seed": seed,
+    }
+    Sampling().with_overrides(**given)  # a wrong one is told before the model is loaded
+    asked = _first_prompt(prompt, prompt_file, chat, raw)
     loaded = load(artifact, provider, threads, dtype, kv, allow_fallback)
-    defaults = from_generation_config(generation_config(loaded.side_files))
-    sampling = defaults.with_overrides(temperature, top_p, top_k, seed)
+    wanted = wanted_answer(loaded, {**given, "max_tokens": max_tokens}, stop or (), speculate)
+    for remark in wanted.not_applied:
+        say(f"warning: {remark}")
     emit = _ignore if as_json else _emit
-    asked = UserPrompt(prompt, system, raw)
-    reply = answer(loaded, asked, sampling, max_tokens, emit, speculate)
+    if chat:
+        turns = _talk(loaded, system, wanted, asked, emit)
+        if as_json:
+            print_json({"turns": turns})
+        return
+    reply = answer(loaded, UserPrompt(asked or "", system, raw), wanted, emit)
     print_json(reply.to_json()) if as_json else show(reply)
+
+
+def _first_prompt(prompt: str | None, file: Path | None, chat: bool, raw: bool) -> str | None:
+    """What is asked; in a chat what is asked first, None where the first line of input is that."""
+    from dsconv.errors import UsageError
+    from dsconv.runtime.text.prompt_source import STDIN, read_prompt
+
+    if chat and raw:
+        raise UsageError("--chat needs the chat template that --raw leaves out", "leave one out")
+    if chat and STDIN in (prompt, str(file)):
+        raise UsageError("--chat reads its turns from standard input", "leave out the -")
+    if chat and prompt is None and file is None:
+        return None
+    return read_prompt(prompt, file)
+
+
+def _talk(
+    loaded: "Loaded", system: str | None, wanted: "Wanted", first: str | None, emit: Any
+) -> list[dict[str, Any]]:
+    """Turns until the input ends. On a terminal Ctrl-C ends an answer, at the mark the chat."""
+    from dsconv.runtime.generate.chat import Chat
+    from dsconv.runtime.text.prompt_source import lines_of_stdin
+
+    conversation, turns = Chat(loaded, system, wanted), []
+    terminal = sys.stdin.isatty()
+    if first is not None:
+        turns.append(_turn(conversation, first, emit, terminal))
+    try:
+        for line in lines_of_stdin(show_mark=terminal):
+            turns.append(_turn(conversation, line, emit, terminal))
+    except KeyboardInterrupt:
+        if not terminal:
+            raise
+    if terminal:
+        print(file=sys.stderr)
+    return turns
+
+
+def _turn(conversation: "Chat", text: str, emit: Any, terminal: bool) -> dict[str, Any]:
+    from .signals import interrupt_as_flag
+
+    if terminal:
+        with interrupt_as_flag() as flag:
+            reply = conversation.ask(text, emit, flag.is_set)
+    else:
+        reply = conversation.ask(text, emit)
+    if emit is _emit:
+        print(flush=True)
+    return {"prompt": text, **reply.to_json()}
 
 
 def _ignore(kind: "Kind", text: str) -> None:

@@ -16,8 +16,7 @@ from dsconv.convert.quantize.options import QuantizeOptions
 from dsconv.convert.quantize.run import quantize_checkpoint
 from dsconv.convert.quantize.run_state import Listeners
 from dsconv.progress import Progress
-from dsconv.runtime.generate.answer import Answer, UserPrompt, answer
-from dsconv.runtime.generate.sampling import Sampling
+from dsconv.runtime.generate.answer import Answer, UserPrompt, Wanted, answer
 from dsconv.runtime.sessions.load import Loaded, load
 from dsconv.runtime.verify.judge import failures
 from dsconv.runtime.verify.run import VerifyRequest, run_verify
@@ -164,4 +163,4 @@ class _Steps:
 
 def _ask(loaded: Loaded) -> Answer:
     loaded.session.reset()
-    return answer(loaded, UserPrompt(QUESTION), Sampling(), MAX_TOKENS)
+    return answer(loaded, UserPrompt(QUESTION), Wanted(max_tokens=MAX_TOKENS))

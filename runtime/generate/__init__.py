@@ -1,8 +1,14 @@
 """From a prompt to an answer.
 
-answer       template, tokens, generation, text as it comes
-generate     the loop, and what it took
-sampling     which token comes next
-speculation  tokens guessed ahead from the text so far
-timed        what `bench` times
+answer           template, tokens, generation, text as it comes
+chat             several turns, and what of them stays in the cache
+generate         the loop, and what it took
+settings         how to choose tokens: what each setting may be
+model_settings   the same as the model's generation_config.json has it
+generation_keys  every key of that file, and what becomes of it
+sampling         which token comes next
+past             what the text so far does to that
+filters          which tokens stay in before one is drawn
+speculation      tokens guessed ahead from the text so far
+timed            what `bench` times
 """

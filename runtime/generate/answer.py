@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from dsconv.errors import UsageError
 from dsconv.runtime.sessions.load import Loaded
-from dsconv.runtime.sessions.session import Session
 from dsconv.runtime.text.chat_template import Message, chat_template, render_chat
-from dsconv.runtime.text.thinking import Kind, ThinkSplitter, opens_thinking
+from dsconv.runtime.text.stop_texts import StopTexts
+from dsconv.runtime.text.thinking import OPEN, Kind, ThinkSplitter, opens_thinking
 from dsconv.runtime.text.tokenizer import StreamDecoder, TextTokenizer
 
-from .generate import Generation, complete
+from .generate import Generation, StopReason, complete
 from .sampling import Sampler, Sampling
 from .speculation import SpeculativeSession
 
@@ -30,6 +30,27 @@ class UserPrompt:
 
 
 @dataclass(frozen=True)
+class Wanted:
+    """How an answer shall be written.
+
+    Args:
+        stop: texts that end it, and are not part of it.
+        speculate: tokens to guess ahead at most; 0 guesses none.
+        not_applied: what the model asks for besides, in words.
+    """
+
+    sampling: Sampling = field(default_factory=Sampling)
+    max_tokens: int = 1024
+    stop: tuple[str, ...] = ()
+    speculate: int = 0
+    not_applied: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not all(self.stop):
+            raise UsageError("--stop: an empty text", "name the text that shall end the answer")
+
+
+@dataclass(frozen=True)
 class Speculation:
     """How many tokens were guessed, and how many of them were right."""
 
@@ -39,14 +60,19 @@ class Speculation:
 
 @dataclass(frozen=True)
 class Answer:
-    """Thoughts and answer apart, with what the generation took."""
+    """Thoughts and answer apart, with what the generation took.
+
+    written: both with their tags, as the model wrote them. stopped_by: which text of --stop it was.
+    """
 
     thinking: str
     text: str
+    written: str
     generation: Generation
-    sampling: Sampling
+    wanted: Wanted
     loaded: Loaded
     speculation: Speculation | None = None
+    stopped_by: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         g, placement = self.generation, self.loaded.placement
@@ -55,11 +81,13 @@ class Answer:
             "thinking": self.thinking,
             "tokens": list(g.tokens),
             "stop_reason": g.stop_reason,
+            "stopped_by": self.stopped_by,
             "prompt_tokens": g.prompt_tokens,
             "generated_tokens": len(g.tokens),
             "prefill_tokens_per_second": g.prefill_tokens_per_second,
             "decode_tokens_per_second": g.decode_tokens_per_second,
-            "sampling": vars(self.sampling),
+            "sampling": vars(self.wanted.sampling),
+            "not_applied": list(self.wanted.not_applied),
             "speculation": vars(self.speculation) if self.speculation else None,
             "runtime": self.loaded.runtime,
             "provider": self.loaded.provider,
@@ -91,38 +119,90 @@ def prepare(tokenizer: TextTokenizer, loaded: Loaded, prompt: UserPrompt) -> tup
 def answer(
     loaded: Loaded,
     prompt: UserPrompt,
-    sampling: Sampling,
-    max_tokens: int,
+    wanted: Wanted,
     emit: Emit = lambda kind, text: None,
-    speculate: int = 0,
 ) -> Answer:
-    """Generate until an end token, `max_tokens`, or the end of the context.
+    """Generate until an end token, a stop text, `max_tokens`, or the end of the context.
 
     Args:
         emit: told every piece of text as it comes, as "think" or "answer".
-        speculate: tokens to guess ahead at most; 0 guesses none.
     """
     tokenizer = TextTokenizer(loaded.side_files, loaded.config)
     tokens, inside = prepare(tokenizer, loaded, prompt)
-    decoder, splitter = StreamDecoder(tokenizer, tokens), ThinkSplitter(inside)
-    texts: dict[Kind, list[str]] = {"think": [], "answer": []}
+    return Writer(loaded, tokenizer, wanted, emit).write(tokens, inside)
 
-    def keep(piece: str, last: bool = False) -> None:
-        for kind, text in [*splitter.feed(piece), *(splitter.finish() if last else ())]:
-            texts[kind].append(text)
-            emit(kind, text)
 
-    guessing = SpeculativeSession(loaded.session, speculate) if speculate else None
-    session: Session = guessing or loaded.session
-    generation = complete(
-        session,
-        tokens,
-        Sampler(sampling),
-        tokenizer.stop_ids,
-        max_tokens,
-        lambda token: keep(decoder.push(token)),
-    )
-    keep(decoder.finish(), last=True)
-    thinking, text = "".join(texts["think"]), "".join(texts["answer"])
-    counts = Speculation(guessing.proposed, guessing.accepted) if guessing else None
-    return Answer(thinking.strip(), text.strip(), generation, sampling, loaded, counts)
+@dataclass(frozen=True)
+class Writer:
+    """Writes answers with one model.
+
+    interrupted: asked after every token whether to leave off there.
+    """
+
+    loaded: Loaded
+    tokenizer: TextTokenizer
+    wanted: Wanted
+    emit: Emit
+    interrupted: Callable[[], bool] = lambda: False
+
+    def write(self, tokens: Sequence[int], inside: bool, kept: int = 0) -> Answer:
+        """The answer to a prompt, of which the session has seen the first `kept` tokens.
+
+        inside: the prompt has opened `<think>`.
+        """
+        wanted, tokenizer = self.wanted, self.tokenizer
+        decoder, stops = StreamDecoder(tokenizer, tokens), StopTexts(wanted.stop)
+        text = _Text(self.emit, inside)
+
+        def take(token: int) -> StopReason | None:
+            text.add(stops.feed(decoder.push(token)))
+            if stops.found is not None:
+                return "stop"
+            return "interrupted" if self.interrupted() else None
+
+        session = self.loaded.session
+        guessing = SpeculativeSession(session, wanted.speculate) if wanted.speculate else None
+        generation = complete(
+            guessing or session,
+            tokens[kept:],
+            Sampler(wanted.sampling, before=tokens[:kept]),
+            (*tokenizer.stop_ids, *_stop_tokens(tokenizer, wanted.stop)),
+            wanted.max_tokens,
+            take,
+        )
+        if guessing:
+            guessing.truncate(guessing.position)  # forgets what was guessed for nothing
+        text.add(stops.feed(decoder.finish()) + stops.finish(), last=True)
+        return Answer(
+            text.thinking.strip(),
+            text.answer.strip(),
+            f"{OPEN}\n{text.written}" if inside else text.written,
+            generation,
+            wanted,
+            self.loaded,
+            Speculation(guessing.proposed, guessing.accepted) if guessing else None,
+            stops.found,
+        )
+
+
+class _Text:
+    """What has been written, thoughts and answer apart."""
+
+    def __init__(self, emit: Emit, inside: bool) -> None:
+        self._emit, self._splitter = emit, ThinkSplitter(inside)
+        self.thinking = self.answer = self.written = ""
+
+    def add(self, piece: str, last: bool = False) -> None:
+        self.written += piece
+        for kind, text in [*self._splitter.feed(piece), *(self._splitter.finish() if last else ())]:
+            if kind == "think":
+                self.thinking += text
+            else:
+                self.answer += text
+            self._emit(kind, text)
+
+
+def _stop_tokens(tokenizer: TextTokenizer, stop: Sequence[str]) -> list[int]:
+    """Of stop texts that are special tokens, which never show in the text."""
+    found = (tokenizer.encode(text) for text in stop)
+    return [ids[0] for ids in found if len(ids) == 1 and not tokenizer.decode(ids)]

@@ -12,7 +12,7 @@ from dsconv.runtime.sessions.session import Session
 
 from .sampling import Sampler
 
-StopReason = Literal["eos", "length", "context"]
+StopReason = Literal["eos", "length", "context", "stop", "interrupted"]
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,12 @@ def generate(
     sampler: Sampler,
     stop_ids: Collection[int],
     max_tokens: int,
-) -> Generator[int, None, Generation]:
+) -> Generator[int, StopReason | None, Generation]:
     """Append the prompt to the session and yield what follows; the return value tells the rest.
 
-    Ends without yielding a stop id; at max_tokens; or when the context is full. The session
-    starts where it stands (reset it first for a new text). It has not seen the last token when
-    the end was max_tokens or the context.
+    Ends without yielding a stop id; at max_tokens; when the context is full; or for the reason that
+    is sent back for a token. The session starts where it stands (reset it first for a new text). It
+    has not seen the last token unless a stop id was the end.
 
     Raises:
         UsageError: an empty prompt, or max_tokens below 1.
@@ -71,17 +71,19 @@ def complete(
     sampler: Sampler,
     stop_ids: Collection[int],
     max_tokens: int,
-    on_token: Callable[[int], None] = lambda token: None,
+    on_token: Callable[[int], StopReason | None] = lambda token: None,
 ) -> Generation:
-    """Run `generate` to its end, calling on_token with every token as it comes."""
+    """Run `generate` to its end, calling on_token with every token as it comes: it may say why the
+    text ends there."""
     steps = generate(session, tokens, sampler, stop_ids, max_tokens)
+    reason: StopReason | None = None
     while True:
         try:
-            token = next(steps)
+            token = steps.send(reason)
         except StopIteration as end:
             generation: Generation = end.value
             return generation
-        on_token(token)
+        reason = on_token(token)
 
 
 def _check_prompt(session: Session, tokens: Sequence[int]) -> None:
@@ -92,7 +94,7 @@ def _check_prompt(session: Session, tokens: Sequence[int]) -> None:
         used = f", {session.position} of them taken" if session.position else ""
         raise InputError(
             f"the prompt has {len(tokens)} tokens, the context {session.context_length}{used}",
-            "shorten the prompt, or load the model with a longer context",
+            "shorten the prompt; the context is fixed in the model or artifact",
         )
     wrong = next((token for token in tokens if not 0 <= token < session.vocabulary), None)
     if wrong is not None:
@@ -108,9 +110,10 @@ def _steps(
     sampler: Sampler,
     stop_ids: Collection[int],
     max_tokens: int,
-) -> Generator[int, None, Generation]:
+) -> Generator[int, StopReason | None, Generation]:
     generated: list[int] = []
     decode_seconds, steps = 0.0, 0
+    sampler.begin(tokens, stop_ids)
     start = time.perf_counter()
     token = sampler.choose(session.prefill(tokens))
     prefill_seconds = time.perf_counter() - start
@@ -119,7 +122,10 @@ def _steps(
             reason: StopReason = "eos"
             break
         generated.append(token)
-        yield token
+        wanted = yield token
+        if wanted is not None:
+            reason = wanted
+            break
         if len(generated) == max_tokens:
             reason = "length"
             break

@@ -42,6 +42,8 @@ EXPORT = {
     "peak_rss_bytes",
 }
 RUN = {
+    "stopped_by",
+    "not_applied",
     "text",
     "thinking",
     "tokens",

@@ -10,6 +10,7 @@ graph          a builder of graphs
 weights        which bytes of which file a graph takes
 external_data  where a graph's weights lie, read and checked
 genai          genai_config.json
+genai_search   how a model samples, in its words
 graph_check    is a graph what its folder's config and weights give?
 names          names of files
 """

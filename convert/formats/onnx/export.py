@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dsconv.atomic import bytes_to_copy, link_or_copy, output_folder, require_space
-from dsconv.convert.checkpoint.checkpoint import CONFIG, Checkpoint
+from dsconv.convert.checkpoint.checkpoint import CONFIG, Checkpoint, generation_config
 from dsconv.convert.checkpoint.manifest import hash_files, provenance_of, write_manifest
 from dsconv.convert.checkpoint.tensors import SafetensorsSource
 from dsconv.convert.checkpoint.weight_files import INDEX
@@ -28,6 +28,7 @@ from dsconv.progress import Advance
 from .contrib import Contrib, contrib_for
 from .dialect import Dialect, GraphOptions
 from .genai import genai_config
+from .genai_search import search_settings
 from .graph import GraphBuilder
 from .names import FIXED_SHAPES, GENAI_CONFIG, GRAPH_FILE, PREFILL_FILE
 from .std17 import Std17
@@ -121,6 +122,7 @@ class ExportResult:
     bytes_written: int
     bytes_linked: int
     files: tuple[str, ...]
+    notes: tuple[str, ...] | None = None
 
 
 def export_onnx(
@@ -160,7 +162,11 @@ def export_onnx(
         write_manifest(folder, "onnx", source, recipe, facts, hash_files(folder, hashes))
         files = sorted(path for path in folder.iterdir() if path.is_file())
         total = sum(path.stat().st_size for path in files)
-        return ExportResult(total - linked, linked, tuple(path.name for path in files))
+        names = tuple(path.name for path in files)
+        notes = ()
+        if options.prefill_length is None:
+            _, notes = search_settings(generation_config(local.side_files, local.config))
+        return ExportResult(total - linked, linked, names, notes or None)
 
 
 def _bytes_of_weights(checkpoint: Checkpoint, output: Path, copy: bool) -> int:

@@ -14,6 +14,7 @@ from dsconv.convert.families.base import DecoderConfig
 from dsconv.convert.files.json_file import ConfigReader
 
 from .dialect import Dialect, GraphOptions
+from .genai_search import search_settings
 
 # Targets that onnxruntime-genai runs on a provider of the same name; else it takes the CPU's.
 PROVIDERS = ("cuda", "webgpu")
@@ -56,16 +57,12 @@ def genai_config(
     if eos:
         model["eos_token_id"] = eos
         model["pad_token_id"] = eos[0]
-    sampled = generation.boolean("do_sample", False)
-    search = {
-        "do_sample": sampled,
+    search, _ = search_settings(generation_config(checkpoint.side_files, checkpoint.config))
+    shared = {
         "max_length": options.context_length,
         "past_present_share_buffer": dialect.shares_cache_buffer,
-        "temperature": generation.number("temperature", 1.0),
-        "top_p": generation.number("top_p", 1.0),
-        "top_k": generation.integer("top_k", 50 if sampled else 1, low=0),
     }
-    return {"model": model, "search": search}
+    return {"model": model, "search": {**search, **shared}}
 
 
 def _network(c: DecoderConfig, dialect: type[Dialect]) -> dict[str, Any]:

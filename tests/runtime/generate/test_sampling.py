@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from dsconv.convert.files.json_file import ConfigReader
 from dsconv.errors import InputError, UsageError
-from dsconv.runtime.generate.sampling import Sampler, Sampling, filtered, from_generation_config
+from dsconv.runtime.generate.model_settings import from_generation_config
+from dsconv.runtime.generate.sampling import Sampler, Sampling, filtered
 
 SETTINGS = [
     Sampling(temperature=1.0),

@@ -29,7 +29,7 @@ class SideFiles:
 
     def drive(self) -> None:
         from dsconv.convert.checkpoint.checkpoint import generation_config
-        from dsconv.runtime.generate.sampling import from_generation_config
+        from dsconv.runtime.generate.model_settings import from_generation_config
         from dsconv.runtime.text.chat_template import chat_template
         from dsconv.runtime.text.tokenizer import StreamDecoder, TextTokenizer
 
