@@ -139,7 +139,7 @@ def _talk(
 
 
 def _turn(conversation: "Chat", text: str, emit: Any, terminal: bool) -> dict[str, Any]:
-    from .signals import interrupt_as_flag
+    from dsconv.runtime.command_line.signals import interrupt_as_flag
 
     if terminal:
         with interrupt_as_flag() as flag:

@@ -163,7 +163,7 @@ def export_onnx(
         files = sorted(path for path in folder.iterdir() if path.is_file())
         total = sum(path.stat().st_size for path in files)
         names = tuple(path.name for path in files)
-        notes = ()
+        notes: tuple[str, ...] = ()
         if options.prefill_length is None:
             _, notes = search_settings(generation_config(local.side_files, local.config))
         return ExportResult(total - linked, linked, names, notes or None)
