@@ -17,6 +17,7 @@ from dsconv.convert.quantize.cost import cost_of
 from dsconv.convert.quantize.cost_model import Cost, Step, Windows, Work, Workload
 from dsconv.convert.quantize.options import CALIBRATED, BitsTarget, QuantizeOptions
 from dsconv.convert.quantize.run import refuse_quantized
+from dsconv.convert.quantize.target_range import refuse_impossible
 from dsconv.convert.quantize.work_rates import Rates, measure
 from dsconv.errors import DsconvError, OutputError, UnsupportedError
 from dsconv.runtime.calibration.text_windows import CalibrationOptions, shares
@@ -122,6 +123,8 @@ def workload_of(
     target: BitsTarget | None,
 ) -> Workload:
     refuse_quantized(checkpoint)
+    if target is not None:
+        refuse_impossible(checkpoint, options, target)
     if options.method != CALIBRATED and target is None:
         return Workload(checkpoint, options)
     from dsconv.convert.forward.torch_ops import forward_dtype

@@ -12,6 +12,7 @@ from typing import Any
 
 from dsconv.atomic import MANIFEST, partial_of
 from dsconv.convert.checkpoint.checkpoint import Checkpoint
+from dsconv.convert.config_only import open_for_planning
 from dsconv.convert.quantize.inputs import Preparation, Prepared
 from dsconv.convert.quantize.matrix_report import MatrixReport
 from dsconv.convert.quantize.options import (
@@ -23,6 +24,7 @@ from dsconv.convert.quantize.options import (
 from dsconv.convert.quantize.plan import read_allocation
 from dsconv.convert.quantize.run import NO_TEXT, QuantizeResult, quantize_checkpoint
 from dsconv.convert.quantize.run_state import Listeners
+from dsconv.convert.quantize.target_range import refuse_impossible
 from dsconv.errors import UsageError
 from dsconv.runtime.calibration.text_windows import CalibrationOptions, calibration_windows
 
@@ -99,6 +101,10 @@ def quantize_model(
         )
     check_output(model, output, overwrite)
     start = time.perf_counter()
+    if target is not None:  # before weights are fetched
+        planned = open_for_planning(model)
+        tied = planned.decoder.config.tie_word_embeddings
+        refuse_impossible(planned, request.resolve(threads, True, tied), target)
     opened = nullcontext(open_model(model)) if keep else streamed_model(model, output)
     with opened as checkpoint:
         options = _decided(checkpoint, request, threads)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dsconv.errors import UsageError
+
 from .option_fields import Limits, option
 
 if TYPE_CHECKING:  # the command line imports this module for every command
@@ -93,6 +95,7 @@ class QuantizeRequest:
         method = self.method or options.default_method(
             self.bits, self.activations, calibrates, can_write
         )
+        self._refuse_bits_beside_a_target()
         embedding_bits = self.embedding_bits
         if embedding_bits is None:
             embedding_bits = options.default_embedding_bits(
@@ -118,6 +121,16 @@ class QuantizeRequest:
             max_memory=parse_size(self.max_memory),
             tuning_epochs=self.tuning_epochs,
         )
+
+    def _refuse_bits_beside_a_target(self) -> None:
+        """Raises UsageError: bits that the choice per matrix would not heed."""
+        for name, bits in (("embedding", self.embedding_bits), ("head", self.head_bits)):
+            if bits is not None and self.has_target:
+                raise UsageError(
+                    f"--{name}-bits {bits} with a target: the target chooses the bits of every "
+                    f"matrix, that of the {name} too",
+                    f"leave out --{name}-bits, or the target",
+                )
 
     @property
     def has_target(self) -> bool:

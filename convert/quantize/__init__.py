@@ -2,6 +2,7 @@
 
 options           what is chosen, checked, and the defaults
 plan              what will be written: the config, a job per parameter
+target_range      which sizes a target of bits can reach
 choose_bits       bits per matrix, where a target of bits is to be met
 sensitivity       what it costs to round each matrix, by one backward pass
 run               the run: prepare, write, seal

@@ -6,27 +6,21 @@ them; a tied embedding and head are one matrix.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from dsconv.convert.checkpoint.checkpoint import Checkpoint
-from dsconv.convert.checkpoint.jobs import Job, tensors_of
-from dsconv.convert.checkpoint.matrix_layout import stored_tensors
 from dsconv.convert.families.inventory import Role
 from dsconv.convert.forward.torch_ops import forward_dtype
 from dsconv.convert.forward.workers import Workers, single_threaded_libraries
 from dsconv.errors import UsageError
 from dsconv.progress import Advance
 from dsconv.quant.allocation import Option, allocate, smallest_within
-from dsconv.quant.integer import IntegerScheme
 from dsconv.quant.labels import label_of
-from dsconv.quant.scale_min import ScaleMin
-from dsconv.quant.schemes import Scheme
 
-from .options import CALIBRATED, SCALE_MIN, BitsTarget, QuantizeOptions
-from .plan import plan
+from .options import CALIBRATED, BitsTarget, QuantizeOptions
 from .sensitivity import MatrixUses, Sensitivity, estimated_kl, sensitivities, uses_of
+from .target_range import Choices, Group, choices_of
 
 # What is left of the estimated loss when a matrix is rounded with error feedback, and of that of a
 # head, whose few loud inputs error feedback serves best (measured on SmolLM2-135M, 4 bits).
@@ -57,33 +51,25 @@ def choose_bits(
     Raises:
         UsageError: no choice reaches the target.
     """
-    # Every matrix is to be quantized, so a tied one stays one.
-    _, jobs = plan(checkpoint, replace(options, embedding_bits=options.bits, head_bits=None))
-    matrices = [job for job in jobs if job.parameter.role is not Role.VECTOR]
+    choices = choices_of(checkpoint, options)
     step = max(1, len(windows) // WINDOWS)
     with single_threaded_libraries(), Workers(options.threads) as workers:
         found = sensitivities(checkpoint, windows[::step], forward_dtype(), workers, advance)
-        items, groups = [], []
-        for _, members in itertools.groupby(matrices, key=lambda job: job.parameter.group):
-            group = list(members)
-            schemes = _candidates(options, group[0])
-            items.append(_options(checkpoint, options, group, schemes, found, workers))
-            groups.append((group, schemes))
-    kept = sum(
-        tensor.nbytes for tensor in tensors_of([j for j in jobs if j.parameter.role is Role.VECTOR])
-    )
-    choice = _solve(items, target, checkpoint.parameter_count, kept)
+        items = [_options(checkpoint, options, group, found, workers) for group in choices.groups]
+    choice = _solve(items, target, checkpoint.parameter_count, choices)
     labels = {
-        job.module: label_of(schemes[index])
-        for (group, schemes), index in zip(groups, choice, strict=True)
-        for job in group
+        job.module: label_of(group.schemes[index])
+        for group, index in zip(choices.groups, choice, strict=True)
+        for job in group.jobs
     }
     loss = sum(item[index].loss for item, index in zip(items, choice, strict=True))
     return Allocation(labels, loss)
 
 
-def _solve(items: list[list[Option]], target: BitsTarget, parameters: int, kept: int) -> list[int]:
-    smallest = kept + sum(min(option.size for option in item) for item in items)
+def _solve(
+    items: list[list[Option]], target: BitsTarget, parameters: int, choices: Choices
+) -> list[int]:
+    """A size can be reached: `refuse_impossible` has seen to it."""
     if target.max_kl is not None:
         choice = smallest_within(items, target.max_kl)
         if choice is None:
@@ -94,63 +80,37 @@ def _solve(items: list[list[Option]], target: BitsTarget, parameters: int, kept:
     budget = target.size
     if target.bits_per_weight is not None:
         budget = int(target.bits_per_weight * parameters / 8)
-    choice = allocate(items, (budget or 0) - kept)
+    choice = allocate(items, (budget or 0) - choices.kept)
     if choice is None:
+        smallest = choices.smallest
         raise UsageError(
             f"the smallest choice of bits has {8 * smallest / parameters:.3f} bits per weight "
             f"({smallest} bytes)",
-            "use a larger target, or --scheme scale-min, which has 3 bits too",
+            "use a larger target",
         )
     return choice
-
-
-def _candidates(options: QuantizeOptions, job: Job) -> list[Scheme | None]:
-    """The schemes that a matrix may get, smallest first."""
-    columns = job.parameter.shape[1]
-    if options.scheme_name == SCALE_MIN:
-        return [*map(ScaleMin, (3, 4, 5, 6)), IntegerScheme(8, 32), None]
-    size = options.group_size
-    sizes = [size] if size < 0 else [s for s in (2 * size, size, size // 2) if 16 <= s <= 128]
-    shapes = [(options.bits, group_size) for group_size in sizes]
-    if options.bits == 4:
-        shapes.append((8, size))
-    elif size > 0:
-        shapes = [(8, group_size) for group_size in (128, 64, 32, 16)]
-    found: list[Scheme | None] = []
-    for bits, group_size in shapes:
-        scheme = IntegerScheme(bits, group_size, options.symmetric).for_columns(columns)
-        if scheme not in found:
-            found.append(scheme)
-    return [*found, None]
 
 
 def _options(
     checkpoint: Checkpoint,
     options: QuantizeOptions,
-    group: list[Job],
-    schemes: list[Scheme | None],
+    group: Group,
     found: Mapping[str, Sensitivity],
     workers: Workers,
 ) -> list[Option]:
     """One per scheme: the sums over the matrices of the group."""
     decoder = checkpoint.decoder
-    sizes, losses = [0] * len(schemes), [0.0] * len(schemes)
-    for job in group:
+    losses = [0.0] * len(group.schemes)
+    for job in group.jobs:
         role = job.parameter.role
         tied = decoder.config.tie_word_embeddings
         uses = uses_of(found, job.parameter.name, role, decoder.head_linear.name, tied)
         share = _share(options, role, tied)
         matrix = MatrixUses(checkpoint, job.source, uses)
-        estimates = estimated_kl(matrix, schemes, workers)
-        rows, columns = job.parameter.shape
-        for index, (scheme, estimate) in enumerate(zip(schemes, estimates, strict=True)):
+        estimates = estimated_kl(matrix, group.schemes, workers)
+        for index, estimate in enumerate(estimates):
             losses[index] += share * estimate
-            sizes[index] += (
-                2 * job.parameter.size
-                if scheme is None
-                else sum(t.nbytes for t in stored_tensors(job.module, (rows, columns), scheme))
-            )
-    return [Option(size, loss) for size, loss in zip(sizes, losses, strict=True)]
+    return [Option(size, loss) for size, loss in zip(group.sizes, losses, strict=True)]
 
 
 def _share(options: QuantizeOptions, role: Role, tied: bool) -> float:

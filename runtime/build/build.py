@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from dsconv.atomic import MANIFEST, lock_path, output_error
+from dsconv.convert.checkpoint.checkpoint import Checkpoint
 from dsconv.convert.checkpoint.manifest import input_files
 from dsconv.convert.files.hashes import FileHashes
 from dsconv.convert.files.json_file import read_json_object
 from dsconv.convert.open import open_checkpoint
-from dsconv.errors import InputError, OutputError
+from dsconv.convert.quantize.target_range import refuse_impossible
+from dsconv.errors import InputError, OutputError, UsageError
 from dsconv.runtime.console import say
 from dsconv.runtime.model_paths import check_output
 from dsconv.runtime.sessions.onnx_provider import require_provider
@@ -123,6 +125,7 @@ def _build(recipe: Recipe, output: Path, threads: int, dry: bool = False) -> Bui
         return Built(output, hub_name(recipe), None, (pull, *later))
     check_output(str(source.path), output, overwrite=True)
     checkpoint = open_checkpoint(str(source.path))
+    _refuse_impossible_target(checkpoint, recipe)
     files = hashes.by_name(input_files(checkpoint))
     licence = licence_of(source.path, checkpoint.side_files)
     site = Site(recipe, source, files, licence, output, work, state, threads)
@@ -132,6 +135,19 @@ def _build(recipe: Recipe, output: Path, threads: int, dry: bool = False) -> Bui
         return built
     verdict = read_json_object(site.verdict / VERDICT)
     return replace(built, facts=state.facts(EXPORT), verdict=verdict)
+
+
+def _refuse_impossible_target(checkpoint: Checkpoint, recipe: Recipe) -> None:
+    """Before every byte of the source is hashed. Raises InputError."""
+    part = recipe.quantize
+    target = None if part is None else part.target()
+    if part is None or target is None:
+        return
+    options = part.resolve(1, True, checkpoint.decoder.config.tie_word_embeddings)
+    try:
+        refuse_impossible(checkpoint, options, target)
+    except UsageError as error:
+        raise InputError(f"{recipe.file}: [quantize]: {error.message}", error.hint) from error
 
 
 def _plan(steps: Sequence[Step], state: BuildState) -> list[StepResult]:
