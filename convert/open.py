@@ -8,10 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dsconv.convert.checkpoint.check import checked, holds_plain_floats
+from dsconv.convert.checkpoint.check import checked
 from dsconv.convert.checkpoint.checkpoint import CONFIG, Checkpoint, module_of, open_side_files
 from dsconv.convert.checkpoint.no_model import refuse_file, refuse_folder_without_config
-from dsconv.convert.checkpoint.quantization_config import read_quantization_config
 from dsconv.convert.checkpoint.stored_head import with_own_head, with_tied_name
 from dsconv.convert.checkpoint.tensor_names import ExpectedNames, known_names
 from dsconv.convert.checkpoint.tensors import (
@@ -25,6 +24,7 @@ from dsconv.convert.families.inventory import Role, parameters_of
 from dsconv.convert.families.rope_config import with_portable_rope
 from dsconv.convert.files.json_file import ConfigReader, read_json_object
 from dsconv.convert.formats.ascend.description import is_ascend_folder, read_description
+from dsconv.convert.formats.foreign.settings import with_quantization
 from dsconv.convert.formats.gguf.read import open_gguf
 from dsconv.convert.hub.model_name import looks_like_hub_name
 from dsconv.convert.hub.pull import snapshot
@@ -35,7 +35,7 @@ Attach = Callable[[SafetensorsSource], SafetensorsSource]
 
 
 def open_folder(folder: Path, attach: Attach | None = None) -> Checkpoint:
-    """Open a folder in the Hugging Face layout: float, compressed-tensors, or AscendV1.
+    """Open a folder in the Hugging Face layout: float, quantized by whomever, or AscendV1.
 
     Names are made those of the architecture, then it is found out how the weights are quantized,
     then everything is compared with what config.json promises.
@@ -66,7 +66,7 @@ def open_folder(folder: Path, attach: Attach | None = None) -> Checkpoint:
         described, quantization = read_description(folder, source)
         checkpoint = replace(checkpoint, source=described, quantization=quantization)
     else:
-        checkpoint = _with_quantization(checkpoint)
+        checkpoint = with_quantization(checkpoint)
     return checked(with_own_head(checkpoint))
 
 
@@ -89,21 +89,6 @@ def _with_known_names(
     if decoder.config.tie_word_embeddings:
         source = with_tied_name(source, decoder.table.name, head)
     return source, (renaming.note,) if renaming.note else ()
-
-
-def _with_quantization(checkpoint: Checkpoint) -> Checkpoint:
-    """What config.json says about how weights are stored, where they are not plain floats."""
-    reader = ConfigReader(checkpoint.config, str(checkpoint.origin / CONFIG))
-    child = reader.child(QUANTIZATION)
-    if child is None:
-        return checkpoint
-    if not holds_plain_floats(checkpoint):
-        return replace(checkpoint, quantization=read_quantization_config(child))
-    config: dict[str, Any] = {k: v for k, v in checkpoint.config.items() if k != QUANTIZATION}
-    method = child.data.get("quant_method", "unknown")
-    note = f"config.json says quantized ({method}), but all weights are plain numbers: read as such"
-    notes = (*checkpoint.notes, f"{checkpoint.origin}: {note}")
-    return replace(checkpoint, config=config, notes=notes)
 
 
 def open_checkpoint(model: str) -> Checkpoint:

@@ -52,7 +52,7 @@ def read_patterns(entries: Iterable[str], where: str) -> ModulePatterns:
         if pattern == f"^{re.escape(literal)}$":
             exact.add(literal)
         else:
-            patterns.append(_compiled(pattern, where))
+            patterns.append(compiled_pattern(pattern, where))
     if len(patterns) > limits.PATTERNS:
         raise InputError(
             f"{where}: {len(patterns)} patterns, limit {limits.PATTERNS}",
@@ -61,7 +61,7 @@ def read_patterns(entries: Iterable[str], where: str) -> ModulePatterns:
     return ModulePatterns(names, frozenset(exact), tuple(patterns))
 
 
-def _compiled(pattern: str, where: str) -> re.Pattern[str]:
+def compiled_pattern(pattern: str, where: str) -> re.Pattern[str]:
     problem = slow_pattern(pattern, limits.PATTERN_CHARACTERS)
     if problem is not None:
         raise InputError(
