@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from dsconv.convert.checkpoint.check import checked
 from dsconv.convert.checkpoint.checkpoint import CONFIG, Checkpoint, module_of, open_side_files

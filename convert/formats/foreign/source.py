@@ -144,8 +144,9 @@ def dequantizing(
     if not found:
         return None
     _refuse_others(folder, set(source.names()) - hidden, decoder)
-    kind = HashedDequantizingSource if isinstance(source, HashedSource) else DequantizingSource
-    return kind(source, found, frozenset(hidden))
+    if isinstance(source, HashedSource):
+        return HashedDequantizingSource(source, found, frozenset(hidden))
+    return DequantizingSource(source, found, frozenset(hidden))
 
 
 def _matrices(decoder: Decoder) -> list[Parameter]:
