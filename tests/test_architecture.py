@@ -110,6 +110,7 @@ TENSOR_NAME = re.compile(
 )
 KNOW_TENSOR_NAMES = (
     *("convert/families/", "convert/formats/gguf/"),
+    "convert/formats/foreign/",  # GPTQ and AWQ have a setting of the name lm_head
     "runtime/bench/peers/openvino_peer.py",  # names in files of another tool
     "runtime/quantize_request.py",  # the help of --head-bits says what a user would
 )
