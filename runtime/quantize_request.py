@@ -55,7 +55,7 @@ class QuantizeRequest:
     )
     calibration: tuple[str, ...] = option(
         (),
-        "Text for gptq: self (the model writes it; the default) or FILE (text or .jsonl); "
+        "Text for gptq: self (the model writes it; the default) or FILE (text, or rows of JSON); "
         "several are mixed, self=2 or FILE=2 gives one twice the share",
     )
     calibration_tokens: int = option(32768, "Tokens to calibrate on", limits=Limits(low=1))

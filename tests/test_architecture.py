@@ -98,6 +98,7 @@ IMPORTS_LATE = {
     "dsconv.runtime.quantize_request": "the command line imports it for every command",
     "dsconv.runtime.sessions.load": "every session but the one that is asked for",
     "dsconv.runtime.text.chat_template": "jinja2, where no template is rendered",
+    "dsconv.runtime.text.row_rendering": "jinja2, where no template is rendered",
     "dsconv.runtime.verify.findings.structure": "onnx, where the artifact is no graph",
     "dsconv.runtime.verify.reference": "torch, where the predictions are cached",
     "dsconv.runtime.verify.weights": "torch, where no weights are compared",

@@ -16,8 +16,9 @@ from dsconv.atomic import MANIFEST
 from dsconv.convert.files.cache_folder import default_folder
 from dsconv.convert.files.hashes import sha256_file
 from dsconv.runtime.report.page import report_html
+from dsconv.runtime.text.text_file import open_text
 from dsconv.runtime.verify.judge import failures
-from dsconv.runtime.verify.measure import read_text
+from dsconv.runtime.verify.measure import built_in_text
 from dsconv.runtime.verify.run import VerifyRequest, run_verify
 from dsconv.runtime.verify.thresholds import from_table
 from dsconv.runtime.verify.verdict_json import to_json
@@ -45,11 +46,14 @@ class Judgement:
 
 def purpose_of(part: VerifyPart) -> dict[str, Any]:
     """What decides the verdict beside the two models."""
-    text = read_text(None if part.text is None else Path(part.text))
+    text = hashlib.sha256(built_in_text().encode()).hexdigest()
+    if part.text is not None:
+        with open_text(Path(part.text)) as file:
+            text = file.sha256()
     baseline = None if part.baseline is None else sha256_file(Path(part.baseline))
     return {
         **asdict(part),
-        "text": hashlib.sha256(text.encode()).hexdigest(),
+        "text": text,
         "baseline": baseline,
     }
 

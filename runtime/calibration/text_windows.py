@@ -1,29 +1,27 @@
 """Calibration text to windows of token ids.
 
-A source is the model itself (`self_written.py`) or a file. A `.jsonl` file holds one document
-per line, an object with `text`; or with `messages` (a conversation, rendered by the model's chat
-template); or with `question` and `answer` (rendered as one). Any other file is one document of
-plain text.
+A source is the model itself (`self_written.py`) or a file (`file_text.py`): plain text, or rows in
+the forms of `runtime/text/row_forms.py`, told apart by the content.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dsconv.convert.checkpoint.checkpoint import Checkpoint
-from dsconv.convert.files.json_file import parse_json
-from dsconv.errors import InputError, UsageError
+from dsconv.errors import UsageError
 from dsconv.runtime.console import progress, say
-from dsconv.runtime.text.chat_template import Message, chat_template, render_chat
-from dsconv.runtime.text.text_file import read_text_file
+from dsconv.runtime.text.row_rendering import RowRenderer
+from dsconv.runtime.text.text_file import open_text
 from dsconv.runtime.text.tokenizer import TextTokenizer
+
+from .file_text import FileText, Reader
 
 SELF = "self"
 
@@ -95,15 +93,8 @@ class CalibrationOptions:
 
 
 def _hash(path: Path) -> str:
-    return hashlib.sha256(read_text_file(path).encode()).hexdigest()
-
-
-@dataclass(frozen=True)
-class _Text:
-    """The tokens of a file, and where its documents begin."""
-
-    tokens: list[int]
-    borders: list[int]
+    with open_text(path) as file:
+        return file.sha256()
 
 
 def calibration_windows(
@@ -121,13 +112,10 @@ def calibration_windows(
     """
     sources = options.sources or (CalibrationSource(),)
     size = min(options.window, checkpoint.decoder.config.max_position_embeddings)
-    texts = [_read(source.path, checkpoint, size) if source.path else None for source in sources]
     count = max(1, options.tokens // size)
-    limits = [len(text.tokens) // size if text else count for text in texts]
+    texts, given = _texts(checkpoint, sources, count, size)
     windows: list[list[int]] = []
-    for text, share in zip(
-        texts, shares(count, [source.weight for source in sources], limits), strict=True
-    ):
+    for text, share in zip(texts, given, strict=True):
         windows += _spread(text, share, size) if text else _own(checkpoint, share, size, threads)
     if len(sources) == 1 and sources[0].path is not None:
         say(
@@ -152,6 +140,40 @@ def shares(count: int, weights: Sequence[float], limits: Sequence[int]) -> list[
     return given
 
 
+def _texts(
+    checkpoint: Checkpoint, sources: Sequence[CalibrationSource], count: int, size: int
+) -> tuple[list[FileText | None], list[int]]:
+    """What the files hold, and how many windows each source gives.
+
+    A large file is read for its share; where it turns out to have less, the others are asked.
+    """
+    texts: list[FileText | None] = [None] * len(sources)
+    paths = {index: source.path for index, source in enumerate(sources) if source.path}
+    weights = [source.weight for source in sources]
+    limits = [count] * len(sources)
+    if not paths:
+        return texts, shares(count, weights, limits)
+    tokenizer = TextTokenizer(checkpoint.side_files, checkpoint.config)
+    renderer = RowRenderer.of_model(checkpoint.side_files, tokenizer)
+    reader = Reader(tokenizer, renderer, checkpoint.decoder.config.vocab_size, size)
+    asked = [0] * len(sources)
+    while True:
+        given = shares(count, weights, limits)
+        wanting = [index for index in paths if asked[index] < given[index]]
+        if not wanting:
+            return texts, given
+        for index in wanting:
+            before = texts[index]
+            if before is None or before.sampled:
+                texts[index] = reader.read(paths[index], given[index])
+            asked[index] = given[index]
+            found = texts[index]
+            whole = len(found.tokens) // size if found else count
+            if found and (not found.sampled or whole < given[index]):
+                asked[index] = count
+                limits[index] = whole
+
+
 def _own(checkpoint: Checkpoint, count: int, size: int, threads: int) -> list[list[int]]:
     from .self_written import self_windows
 
@@ -165,7 +187,7 @@ def _own(checkpoint: Checkpoint, count: int, size: int, threads: int) -> list[li
     return windows
 
 
-def _spread(text: _Text, count: int, size: int) -> list[list[int]]:
+def _spread(text: FileText, count: int, size: int) -> list[list[int]]:
     """`count` windows that do not overlap, at document borders as far as the text allows."""
     whole, end = len(text.tokens) // size, 0
     windows = []
@@ -181,61 +203,3 @@ def _spread(text: _Text, count: int, size: int) -> list[list[int]]:
         end = start + size
         windows.append(text.tokens[start:end])
     return windows
-
-
-def _read(path: Path, checkpoint: Checkpoint, size: int) -> _Text:
-    tokenizer = TextTokenizer(checkpoint.side_files, checkpoint.config)
-    tokens: list[int] = []
-    borders = []
-    for document in _documents(path, checkpoint):
-        borders.append(len(tokens))
-        tokens += tokenizer.encode_chat(document)
-    if len(tokens) < size:
-        raise InputError(
-            f"{path}: {len(tokens)} tokens, at least {size} are needed",
-            "use more calibration text",
-        )
-    return _Text(tokens, borders)
-
-
-def _documents(path: Path, checkpoint: Checkpoint) -> Iterator[str]:
-    content = read_text_file(path)
-    if path.suffix != ".jsonl":
-        yield content
-        return
-    for number, line in enumerate(content.splitlines(), start=1):
-        if line.strip():
-            where = f"{path}: line {number}"
-            yield _document(parse_json(line, where), where, checkpoint)
-
-
-def _document(entry: Any, where: str, checkpoint: Checkpoint) -> str:
-    if isinstance(entry, dict):
-        if isinstance(entry.get("text"), str):
-            return str(entry["text"])
-        messages = entry.get("messages")
-        if messages is None and "question" in entry and "answer" in entry:
-            messages = [
-                {"role": "user", "content": entry["question"]},
-                {"role": "assistant", "content": entry["answer"]},
-            ]
-        if isinstance(messages, list) and messages and all(map(_is_message, messages)):
-            return _render([Message(m["role"], m["content"]) for m in messages], checkpoint)
-    raise InputError(
-        f"{where}: neither text, messages, nor question and answer",
-        'write one object per line, such as {"text": "..."}',
-    )
-
-
-def _is_message(message: Any) -> bool:
-    return isinstance(message, dict) and all(
-        isinstance(message.get(key), str) for key in ("role", "content")
-    )
-
-
-def _render(messages: Sequence[Message], checkpoint: Checkpoint) -> str:
-    template = chat_template(checkpoint.side_files)
-    if template is None:
-        return "\n".join(message.content for message in messages) + "\n"
-    special = TextTokenizer(checkpoint.side_files, checkpoint.config).special_tokens
-    return render_chat(template, messages, special, add_generation_prompt=False)

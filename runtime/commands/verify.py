@@ -86,7 +86,7 @@ def verify(
         int, typer.Option(help="Prompts that both models answer freely, greedily", min=0)
     ] = 0,
     task: Annotated[
-        Path | None, typer.Option(help="Questions with answers (jsonl, as GSM8K): exact match")
+        Path | None, typer.Option(help="Questions with answers (rows as GSM8K): exact match")
     ] = None,
     task_questions: Annotated[int, typer.Option(help="Questions of the task to ask")] = 50,
     task_seeds: Annotated[int, typer.Option(help="Answers per question")] = 3,

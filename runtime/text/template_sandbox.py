@@ -27,8 +27,13 @@ class _LimitReached(BaseException):
     """Not an Exception: jinja swallows those while it computes constants."""
 
 
+class Refused(BoundReached):
+    """The template itself fails on these messages; on others it may do well."""
+
+
 def render(template: str, variables: Mapping[str, Any], characters: int) -> str:
-    """Raises BoundReached: with what went wrong."""
+    """Raises BoundReached: with what went wrong; Refused where it may lie in the variables."""
+    kind: type[BoundReached] = BoundReached
     try:
         with _step_limits(characters):
             text = _compiled(template).render(variables)
@@ -42,6 +47,7 @@ def render(template: str, variables: Mapping[str, Any], characters: int) -> str:
     except TemplateError as error:
         line = getattr(error, "lineno", None)  # a syntax error has one
         reason = f"line {line}: {error.message}" if line else str(error.message)
+        kind = BoundReached if line else Refused
     except RecursionError:
         reason = "nested too deeply"
     except MemoryError:
@@ -49,7 +55,8 @@ def render(template: str, variables: Mapping[str, Any], characters: int) -> str:
     # What a template computes can fail in every way that Python can.
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
-    raise BoundReached(reason)
+        kind = Refused
+    raise kind(reason)
 
 
 @contextmanager

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +18,6 @@ from numpy.typing import NDArray
 from dsconv.errors import InputError, UsageError
 from dsconv.progress import Advance
 from dsconv.runtime.sessions.load import Loaded
-from dsconv.runtime.text.text_file import read_text_file
 from dsconv.runtime.text.tokenizer import TextTokenizer
 
 from .comparison import Comparison, tokenizer_of
@@ -46,17 +44,9 @@ class VerifyOptions:
             raise UsageError("window and token limit must be at least 2", "use larger numbers")
 
 
-def read_text(path: Path | None) -> str:
-    """The user's text, or the built-in set: English, Chinese, maths, code, dialogue.
-
-    Raises:
-        InputError: the file cannot be read, or is empty.
-    """
-    if path is None:
-        return (
-            resources.files("dsconv.runtime.verify").joinpath("verify_text.txt").read_text("utf-8")
-        )
-    return read_text_file(path)
+def built_in_text() -> str:
+    """English, Chinese, maths, code, dialogue."""
+    return resources.files("dsconv.runtime.verify").joinpath("verify_text.txt").read_text("utf-8")
 
 
 def windows(tokens: Sequence[int], bos: Sequence[int], size: int) -> Iterator[list[int]]:

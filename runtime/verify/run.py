@@ -8,12 +8,13 @@ from pathlib import Path
 from dsconv.convert.files.hashes import FileHashes
 from dsconv.runtime.console import progress, say
 from dsconv.runtime.sessions.load import load
+from dsconv.runtime.text.measured_text import MeasuredText, open_measured_text
 
 from .checks import WantedChecks, checks_of, with_checks
 from .circumstances import circumstances_of, method_of, narrowest_bits, weight_hashes
-from .comparison import Comparison
+from .comparison import Comparison, tokenizer_of
 from .judge import judge, read_baseline
-from .measure import VerifyOptions, measure, plan_windows, read_text
+from .measure import VerifyOptions, built_in_text, measure, plan_windows
 from .reference import LivePredictions, Reference, Tokens, open_reference
 from .reference_cache import ReferenceCache, cache_key
 from .task import read_task
@@ -52,7 +53,11 @@ def run_verify(request: VerifyRequest) -> Verdict:
     Raises:
         UsageError, InputError, UnsupportedError, ProviderError, DownloadError: with the cure.
     """
-    text = read_text(request.text)
+    with open_measured_text(request.text) as measured:
+        return _verify(request, measured)
+
+
+def _verify(request: VerifyRequest, measured: MeasuredText | None) -> Verdict:
     if request.checks.task:
         read_task(request.checks.task, 1)
     file = from_file(request.settings) if request.settings else ()
@@ -67,6 +72,10 @@ def run_verify(request: VerifyRequest) -> Verdict:
     if artifact.placement and request.allow_fallback:
         say(artifact.placement.words())
     reference = open_reference(request.reference, request.dtype, request.threads)
+    side_files = reference.side_files or artifact.side_files
+    tokenizer = tokenizer_of(artifact, reference)
+    most = request.options.max_tokens
+    text = measured.text(side_files, tokenizer, most) if measured else built_in_text()
     windows = plan_windows(artifact, reference, text, request.options)
     hashes = FileHashes(request.cache)
     cache = ReferenceCache(request.cache, say) if request.cache else None

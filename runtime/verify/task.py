@@ -1,8 +1,9 @@
 """Questions with one right answer: what share of them a model gets right.
 
-A task file is `.jsonl`: {"question", "answer"} as in GSM8K, whose answer ends in `#### 18`, or
-{"prompt", "answer"}, whose prompt is given as it is. Sampled as the R1 distills' model card asks:
-temperature 0.6, top-p 0.95, no system prompt, `<think>` opened, several seeds.
+A task file has rows (JSON lines, or an array): {"question", "answer"} as in GSM8K, whose answer
+ends in `#### 18`; or {"problem", "solution"}; or {"prompt", "answer"}, whose prompt is given as it
+is. Sampled as the R1 distills' model card asks: temperature 0.6, top-p 0.95, no system prompt,
+`<think>` opened, several seeds.
 """
 
 from __future__ import annotations
@@ -13,17 +14,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from dsconv.convert.files.json_file import ConfigReader, parse_json
 from dsconv.errors import InputError, UsageError
 from dsconv.progress import Advance
+from dsconv.runtime.console import say
 from dsconv.runtime.generate.answer import UserPrompt, prepare
 from dsconv.runtime.generate.generate import complete
 from dsconv.runtime.generate.sampling import Sampler, Sampling
 from dsconv.runtime.sessions.load import Loaded
-from dsconv.runtime.text.text_file import read_text_file
+from dsconv.runtime.text.documents import Skipped
+from dsconv.runtime.text.rows import Unusable, rows_of
+from dsconv.runtime.text.text_file import open_text
 from dsconv.runtime.text.thinking import OPEN, split_thinking
 from dsconv.runtime.text.tokenizer import TextTokenizer
 
@@ -32,6 +36,9 @@ from .verdict import TaskScore
 INSTRUCTION = "\nPlease reason step by step, and put your final answer within \\boxed{}."
 NUMBER = re.compile(r"-?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
 MARK = "####"
+ASKED = ("prompt", "question", "problem", "query", "instruction", "input")
+TOLD = ("answer", "final_answer", "solution", "target", "output", "response", "completion")
+FORMS = "question, problem or prompt, and answer or solution"
 SEED_STRIDE = 1_000_003  # every question and seed draws its own random numbers
 
 
@@ -57,31 +64,57 @@ class TaskOptions:
 
 
 def read_task(path: Path, limit: int) -> tuple[Question, ...]:
-    """The first `limit` questions of a file.
+    """The first `limit` questions of a file; rows that hold none are skipped and named.
 
     Raises:
-        InputError: naming the line.
+        InputError: it cannot be read, or too many of its rows are no questions.
     """
     found: list[Question] = []
-    for number, line in enumerate(read_text_file(path).splitlines(), 1):
-        if line.strip() and len(found) < limit:
-            found.append(_read_question(line, f"{path}: line {number}"))
+    with open_text(path) as file:
+        rows = rows_of(file)
+        if rows is None:
+            raise InputError(f"{path}: line 1: no question, but plain text", f"rows hold {FORMS}")
+        skipped = Skipped(rows, known=FORMS)
+        for index in range(len(rows)):
+            try:
+                value = rows.value(index)
+                if value is not None:
+                    found.append(read_question(value))
+                    skipped.use()
+            except Unusable as error:
+                skipped.skip(index, error)
+            if len(found) == limit:
+                break
+        skipped.finish(say)
     return tuple(found)
 
 
-def _read_question(line: str, where: str) -> Question:
-    data = parse_json(line, where)
-    if not isinstance(data, dict):
-        raise InputError(f"{where}: not an object", 'write {"question": …, "answer": …}')
-    reader = ConfigReader(data, where)
-    stated = data.get("answer")
-    text = str(stated) if isinstance(stated, (int, float)) else reader.string("answer")
-    answer = final_answer(text.rpartition(MARK)[2]) or _normalized(text.rpartition(MARK)[2])
-    if not answer:
-        raise reader.fail("answer", "is empty")
-    if "prompt" in data:
-        return Question(reader.string("prompt"), answer)
-    return Question(reader.string("question") + INSTRUCTION, answer)
+def read_question(value: Any) -> Question:
+    """Raises Unusable: no question, or none with an answer of its own."""
+    if not isinstance(value, dict):
+        raise Unusable("not an object", form=True)
+    row = {key.lower(): item for key, item in value.items()} | value
+    if isinstance(row.get("row"), dict):  # as the hub's viewer has it
+        return read_question(row["row"])
+    if any(row.get(key) for key in ("choices", "options")) or {"a", "b", "c"} <= set(row):
+        raise Unusable("a choice between answers, which would not be shown", form=True)
+    asked = next((key for key in ASKED if row.get(key) is not None), None)
+    told = next((key for key in TOLD if row.get(key) is not None), None)
+    if asked is None or told is None:
+        keys = ", ".join(map(repr, list(value)[:12])) or "none"
+        raise Unusable(f"its keys are {keys}: no question with an answer", form=True)
+    question, answer = row[asked], row[told]
+    if not isinstance(question, str) or not question.strip():
+        raise Unusable(f"{asked} is no text, or empty")
+    if isinstance(answer, list) and len(answer) == 1:
+        answer = answer[0]
+    if isinstance(answer, bool) or not isinstance(answer, str | int | float):
+        raise Unusable(f"{told} is neither text nor a number")
+    text = str(answer).rpartition(MARK)[2]
+    right = final_answer(text) or _normalized(text)
+    if not right:
+        raise Unusable(f"{told} is empty")
+    return Question(question if asked == "prompt" else question + INSTRUCTION, right)
 
 
 def final_answer(text: str) -> str | None:

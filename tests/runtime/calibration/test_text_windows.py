@@ -156,13 +156,29 @@ def test_wrong_weights_are_refused(text: str) -> None:
         CalibrationSource.parse(text)
 
 
-@pytest.mark.parametrize("line", ['{"other": 1}', "[1]", '{"messages": []}', "not json"])
-def test_lines_without_text_are_refused_by_number(
+BAD = ('{"other": 1}', "[1]", '{"messages": []}', "not json", '{"text": 5}')
+
+
+@pytest.mark.parametrize("line", BAD)
+def test_lines_without_text_are_skipped_and_named(
+    line: str, checkpoint: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "bad.jsonl"
+    good = json.dumps({"text": "w1 " * 100})
+    path.write_text(f"{good}\n{line}\n{good}\n", encoding="utf-8")
+    windows = calibration_windows(checkpoint, options_of(path, tokens=128, window=32))
+    assert len(windows) == 4
+    told = capsys.readouterr().err
+    assert "empty" in line or "[]" in line or f"{path}: 1 of 3 rows skipped: line 2: " in told
+
+
+@pytest.mark.parametrize("line", [bad for bad in BAD if "[]" not in bad])
+def test_too_many_lines_without_text_are_refused_by_number(
     line: str, checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
     path = tmp_path / "bad.jsonl"
-    path.write_text('{"text": "fine"}\n' + line + "\n", encoding="utf-8")
-    with pytest.raises(InputError, match="line 2"):
+    path.write_text(f'{{"text": "fine"}}\n{line}\n{line}\n', encoding="utf-8")
+    with pytest.raises(InputError, match=r"line 2: .*2 of 3 rows"):
         calibration_windows(checkpoint, options_of(path, tokens=64, window=32))
 
 

@@ -82,14 +82,55 @@ def test_both_forms_of_a_task_file(tmp_path: Path) -> None:
     assert len(read_task(file, 2)) == 2
 
 
-@pytest.mark.parametrize(
-    "line",
-    ["{", "[]", '{"question": "a"}', '{"answer": "#### 1"}', '{"prompt": "a", "answer": ""}'],
+WRONG = (
+    "{",
+    "[]",
+    '{"question": "a"}',
+    '{"answer": "#### 1"}',
+    '{"prompt": "a", "answer": ""}',
+    '{"prompt": "a", "answer": true}',
+    '{"question": "a", "choices": ["1", "2"], "answer": 0}',
+    '{"question": "a", "A": "1", "B": "2", "C": "3", "D": "4", "answer": "A"}',
 )
-def test_a_broken_line_is_named(tmp_path: Path, line: str) -> None:
+
+
+@pytest.mark.parametrize("line", WRONG)
+def test_a_broken_line_is_skipped_and_named(
+    tmp_path: Path, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = tmp_path / "t.jsonl"
     file.write_text('{"prompt": "a", "answer": "1"}\n' + line + "\n", encoding="utf-8")
-    with pytest.raises(InputError, match="line 2"):
+    assert len(read_task(file, 5)) == 1
+    assert "1 of 2 rows skipped: line 2: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("line", WRONG)
+def test_too_many_broken_lines_stop_it(tmp_path: Path, line: str) -> None:
+    file = tmp_path / "t.jsonl"
+    file.write_text(f'{{"prompt": "a", "answer": "1"}}\n{line}\n{line}\n', encoding="utf-8")
+    with pytest.raises(InputError, match=r"line 2: .*2 of 3 rows"):
+        read_task(file, 5)
+
+
+def test_published_sets(tmp_path: Path) -> None:
+    """MATH has a solution, MATH-500 an answer beside it, AIME capital letters, Olympiad a list."""
+    rows = [
+        {"problem": "p", "level": "Level 5", "solution": r"Thus 1 + 2 = \boxed{3}."},
+        {"problem": "p", "solution": "long, 17", "answer": "4"},
+        {"ID": "2024-I-1", "Problem": "p", "Solution": "s", "Answer": 5},
+        {"question": "p", "final_answer": ["6"]},
+    ]
+    file = tmp_path / "array.json"
+    file.write_text(json.dumps({"test": 1, "data": rows}, indent=1), encoding="utf-8")
+    questions = read_task(file, 9)
+    assert [question.answer for question in questions] == ["3", "4", "5", "6"]
+    assert all(question.prompt.startswith("p\n") for question in questions)
+
+
+def test_a_task_of_prose_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "t.jsonl"
+    file.write_text("How many?\n", encoding="utf-8")
+    with pytest.raises(InputError, match="plain text"):
         read_task(file, 5)
 
 

@@ -28,15 +28,16 @@ from dsconv.convert.quantize.options import QuantizeOptions
 from dsconv.convert.quantize.run import quantize_checkpoint
 from dsconv.errors import InputError, UsageError
 from dsconv.runtime.sessions.load import Loaded, load
+from dsconv.runtime.text.measured_text import open_measured_text
 from dsconv.runtime.text.tokenizer import TextTokenizer
 from dsconv.runtime.verify.circumstances import circumstances_of
 from dsconv.runtime.verify.comparison import Comparison
 from dsconv.runtime.verify.judge import failures, judge
 from dsconv.runtime.verify.measure import (
     VerifyOptions,
+    built_in_text,
     measure,
     plan_windows,
-    read_text,
     windows,
 )
 from dsconv.runtime.verify.reference import Reference, SessionReference, open_reference
@@ -287,7 +288,7 @@ def test_figures_of_a_real_model_are_those_of_transformers(tmp_path: Path) -> No
         model, QuantizeOptions(bits=4, group_size=128, method="rtn"), tmp_path / "q"
     )
     reference, artifact = open_reference(str(smollm2_path())), load(str(tmp_path / "q"))
-    text, options = read_text(None) * 3, VerifyOptions(512, 4096)
+    text, options = built_in_text() * 3, VerifyOptions(512, 4096)
     comparison = planned(artifact, reference, text, options)
     origin = circumstances_of(comparison, text, None, FileHashes())
     live = reference.predict(comparison.windows, lambda done: None)
@@ -422,7 +423,7 @@ def test_a_text_of_nothing_is_refused(loaded: Loaded, reference: Reference) -> N
 
 
 def test_the_built_in_text_is_long_enough_and_in_several_scripts() -> None:
-    text = read_text(None)
+    text = built_in_text()
     assert len(text) > 5_000
     assert any("\u4e00" <= character <= "\u9fff" for character in text)
     assert "def " in text
@@ -430,16 +431,48 @@ def test_the_built_in_text_is_long_enough_and_in_several_scripts() -> None:
 
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [(b" \n", "empty"), (b"\xff\xfe", "not UTF-8"), (None, "cannot read")],
+    [
+        (b" \n", "empty"),
+        (b"\xff\xfe", "empty"),  # UTF-16 by its mark
+        (b"caf\xe9 \n", "not UTF-8"),
+        (b"a\0b\0", "zero bytes"),
+        (b'{"ids": [1, 2]}\n', "line 1: its keys are 'ids'"),
+        (None, "cannot read"),
+    ],
 )
 def test_a_text_file_that_cannot_be_used(
-    tmp_path: Path, content: bytes | None, reason: str
+    tmp_path: Path, content: bytes | None, reason: str, loaded: Loaded
 ) -> None:
     path = tmp_path / "text.txt"
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(InputError, match=reason):
-        read_text(path)
+        text_of(path, loaded)
+
+
+def text_of(path: Path, loaded: Loaded) -> str:
+    with open_measured_text(path) as measured:
+        assert measured is not None
+        return measured.text(
+            loaded.side_files, TextTokenizer(loaded.side_files, loaded.config), 100
+        )
+
+
+def test_rows_are_read_as_the_model_would_see_them(tmp_path: Path, loaded: Loaded) -> None:
+    path = tmp_path / "rows.JSON"
+    turns = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "there"}]
+    path.write_text(json.dumps([{"text": "one"}, {"conversations": turns}]), "utf-8")
+    assert text_of(path, loaded) == "one\n<s>user: hi\nassistant: there\nassistant:\n"
+
+
+def test_of_a_large_text_only_the_beginning_is_read(tmp_path: Path, loaded: Loaded) -> None:
+    prose, rows = tmp_path / "prose.txt", tmp_path / "rows.txt"
+    prose.write_text("line of prose\n" * 300_000, "utf-8")
+    rows.write_text('{"text": "a row"}\n' * 300_000, "utf-8")
+    for path, most in ((prose, 2 << 20), (rows, 10_000)):
+        text = text_of(path, loaded)
+        assert 800 <= len(text) <= most
+        assert text.endswith("\n")
 
 
 def test_progress_adds_up(loaded: Loaded, reference: Reference) -> None:
