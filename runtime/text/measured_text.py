@@ -1,7 +1,7 @@
 """The beginning of a file by its content, for models to be compared on.
 
-As much is read as the tokens wanted take: of prose the beginning, rows in their order, conversations
-as the chat template renders them.
+As much is read as the tokens wanted take: of prose the beginning, of rows the first, of which
+conversations are as the chat template renders them.
 """
 
 from __future__ import annotations
