@@ -147,6 +147,16 @@ def open_text(path: Path, pipe: bool = False) -> Iterator[TextFile]:
         yield _opened(path, source)
 
 
+def read_text_file(path: Path) -> str:
+    """The whole content, whatever it is.
+
+    Raises:
+        InputError: as `open_text`; or not UTF-8.
+    """
+    with open_text(path, pipe=True) as file:
+        return file.text(0, file.size)
+
+
 def _opened(path: Path, source: FileIO | BytesIO) -> TextFile:
     file = TextFile(path, source, 0, source.seek(0, os.SEEK_END))
     head = file.read(0, PIECE)
