@@ -59,7 +59,7 @@ def parse_size(text: str) -> int:
 
 def time_text(seconds: float) -> str:
     """A time in words: < 0.1 s, 0.4 s, 36 s, 12 min, 3 h 20 min."""
-    if 0 < seconds < 0.095:
+    if 0 < seconds < 0.1:
         return "< 0.1 s"
     if seconds < 99.5:
         return f"{seconds:.2g} s"

@@ -85,7 +85,15 @@ VERIFY = {
     "provenance",
     "blocks",
 }
-INSPECT = {"kind", "family", "parameters", "bits_per_weight", "size_bytes", "tensors"}
+INSPECT = {
+    "kind",
+    "family",
+    "parameters",
+    "bits_per_weight",
+    "size_bytes",
+    "tensors",
+    "notes",
+}
 SHORT = ("--window", 64, "--max-tokens", 128, "--threads", 2)
 
 

@@ -70,7 +70,7 @@ def test_clocks(seconds: float, text: str) -> None:
 
 def test_times_in_words() -> None:
     texts = ["0 s", "< 0.1 s", "0.1 s", "0.4 s", "36 s", "12 min", "3 h 20 min"]
-    times = (0, 0.00016, 0.096, 0.4, 36, 720, 12_000)
+    times = (0, 0.00016, 0.1, 0.4, 36, 720, 12_000)
     assert [time_text(seconds) for seconds in times] == texts
 
 
