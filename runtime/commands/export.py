@@ -48,7 +48,7 @@ def export(
         ),
     ] = None,
     accuracy_level: Annotated[
-        int, typer.Option(help="4: int8 products, fast; 0: float32, exact", metavar="0|4")
+        int, typer.Option(help="4: int8 products, fast; 0: float32, exact", metavar="0|1|2|3|4")
     ] = 4,
     context_length: Annotated[
         int | None, typer.Option(help="Positions the graph allows (default: the model's)")
