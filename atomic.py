@@ -60,7 +60,9 @@ def _fsync_tree(folder: Path) -> None:
 def real_output(final: Path) -> Path:
     """Where an output is put: a link to a folder is that folder, as for every other program."""
     final = final.absolute()
-    return Path(os.path.realpath(final)) if os.path.islink(final) and os.path.isdir(final) else final
+    return (
+        Path(os.path.realpath(final)) if os.path.islink(final) and os.path.isdir(final) else final
+    )
 
 
 def refuse_existing(final: Path, overwrite: bool, single_file: bool = False) -> None:

@@ -209,12 +209,6 @@ DAMAGES: dict[str, tuple[Damage, int, int, list[str]]] = {
         4,
         ["architecture ['x'] is not supported"],
     ),
-    "unknown quantization": (
-        change_json(CONFIG, "quantization_config", value={"quant_method": "gptq"}),
-        1,
-        4,
-        ["gptq"],
-    ),
     "tensor missing": (change_tensors(lambda t: t.pop(UP)), 1, 3, [UP, "is missing"]),
     "tensor too many": (
         change_tensors(lambda t: t.update({"model.extra.weight": np.ones(3, np.float32)})),
