@@ -23,7 +23,7 @@ BITS = (3, 4, 5, 6, 8)
 class QuantizeRequest:
     """None leaves a choice to `resolve`."""
 
-    bits: int = option(4, "Bits per weight: 4, 8; scale-min 3 to 6", limits=Limits(BITS))
+    bits: int = option(4, "Bits per weight: 4, 8; with scale-min also 3, 5, 6", limits=Limits(BITS))
     scheme: str = option(
         "integer",
         "integer (ONNX, vLLM, vendors) or scale-min (GGUF, native)",

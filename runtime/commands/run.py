@@ -1,6 +1,7 @@
 """`dsconv run`."""
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -71,7 +72,7 @@ def run(
 ) -> None:
     """Generate text; thoughts go to stderr, the answer to stdout. Without --prompt, what comes
     through standard input is asked."""
-    from dsconv.runtime.console import say
+    from dsconv.runtime.console import say, working
     from dsconv.runtime.generate.answer import UserPrompt, answer
     from dsconv.runtime.generate.model_settings import wanted_answer
     from dsconv.runtime.generate.settings import Sampling
@@ -98,7 +99,8 @@ def run(
         if as_json:
             print_json({"turns": turns})
         return
-    reply = answer(loaded, UserPrompt(asked or "", system, raw), wanted, emit)
+    with working("answer") if as_json else nullcontext():  # else the answer itself is seen
+        reply = answer(loaded, UserPrompt(asked or "", system, raw), wanted, emit)
     print_json(reply.to_json()) if as_json else show(reply)
 
 
@@ -164,16 +166,16 @@ def _emit(kind: "Kind", text: str) -> None:
 
 def show(reply: "Answer") -> None:
     """What comes after the text."""
-    from dsconv.runtime.console import say
+    from dsconv.runtime.console import rate_text, say
 
     g, guesses, loaded = reply.generation, reply.speculation, reply.loaded
     guessed = f", {guesses.accepted} of {guesses.proposed} guesses right" if guesses else ""
     print()
+    prefill = rate_text(g.prefill_tokens_per_second, "tokens")
+    decode = rate_text(g.decode_tokens_per_second, "tokens")
     say(
-        f"\n{len(g.tokens)} tokens ({g.stop_reason}), prefill "
-        f"{g.prefill_tokens_per_second:.0f} tokens/s, decode "
-        f"{g.decode_tokens_per_second:.1f} tokens/s, {loaded.runtime} on "
-        f"{loaded.provider}{guessed}"
+        f"\n{len(g.tokens)} tokens ({g.stop_reason}), prefill {prefill}, decode {decode}, "
+        f"{loaded.runtime} on {loaded.provider}{guessed}"
     )
     if loaded.placement:
         say(loaded.placement.words())

@@ -24,7 +24,7 @@ def is_screen(stream: TextIO) -> bool:
 
 
 class Screen:
-    """Shows the innermost of its tasks, one without an end only until a result is written."""
+    """Shows one of its tasks at a time."""
 
     def __init__(self) -> None:
         self._stream = sys.stderr
@@ -92,9 +92,11 @@ class Screen:
                     self._draw() if self._is_screen else self._log()
 
     def _current(self) -> Task | None:
-        """The innermost; of a task without an end none once the result is being written."""
-        task = self._tasks[-1] if self._tasks else None
-        return None if task is None or (self._has_result and not task.total) else task
+        """The innermost with an end, else the innermost; none of these once a result is written."""
+        with_end = next((task for task in reversed(self._tasks) if task.total), None)
+        if with_end or not self._tasks or self._has_result:
+            return with_end
+        return self._tasks[-1]
 
     def _draw(self) -> None:
         if not self._is_screen:
@@ -117,7 +119,7 @@ class Screen:
 
     def _log(self) -> None:
         """A plain line at every tenth, but not more often than OFTEN, and at least SELDOM."""
-        task, now = (self._tasks[-1] if self._tasks else None), time.monotonic()
+        task, now = self._current(), time.monotonic()
         if task is None or now - self._said < OFTEN:
             return
         tenths = int(10 * task.share)

@@ -25,7 +25,7 @@ def count_text(value: float) -> str:
     """A number of things, its prefix at it: 42, 4.0k, 95.8k, 135M, 1.5G."""
     scaled, prefix = _scaled(value, 3)
     if not prefix:
-        return f"{value:.0f}" if value == round(value) or abs(value) >= 100 else f"{value:.2g}"
+        return f"{value:.0f}" if value == round(value) or abs(value) >= 100 else f"{value:.3g}"
     return f"{scaled:.0f}{prefix}" if abs(scaled) >= 99.95 else f"{scaled:.1f}{prefix}"
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dsconv.errors import InputError, UsageError
+from dsconv.runtime.console import working
 from dsconv.runtime.sessions.session import Session
 
 from .sampling import Sampler
@@ -115,7 +116,9 @@ def _steps(
     decode_seconds, steps = 0.0, 0
     sampler.begin(tokens, stop_ids)
     start = time.perf_counter()
-    token = sampler.choose(session.prefill(tokens))
+    with working("read the prompt"):
+        logits = session.prefill(tokens)
+    token = sampler.choose(logits)
     prefill_seconds = time.perf_counter() - start
     while True:
         if token in stop_ids:

@@ -7,7 +7,6 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-
 # What a run that takes long, on a busy machine any, says now and then where there is no terminal.
 PROGRESS = re.compile(r"^.*: .*elapsed [\d:]+(, left [\d:]+)?\n", re.MULTILINE)
 

@@ -61,6 +61,17 @@ def test_the_line_goes_and_what_was_said_stays(monkeypatch: pytest.MonkeyPatch) 
     assert sys.stdout is terminal
 
 
+def test_a_bar_is_not_hidden_by_something_without_an_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    terminal = on(monkeypatch)
+    with working("verify"), progress("texts", 4, "texts") as advance:
+        advance(1)
+        with working("load"):
+            time.sleep(0.1)
+            assert terminal.lines()[-1].startswith("texts")
+
+
 def test_a_streamed_answer_is_not_disturbed(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = on(monkeypatch)
     with working("run"):
