@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dsconv.atomic import refuse_existing
-from dsconv.convert.checkpoint.checkpoint import CONFIG, Checkpoint
+from dsconv.convert.checkpoint.checkpoint import CONFIG, Checkpoint, refuse_special_ids_beyond
 from dsconv.convert.families.config_keys import config_remarks
 from dsconv.convert.files.json_file import ConfigReader
 from dsconv.convert.hub.model_name import looks_like_hub_name, parse_reference
@@ -37,6 +37,7 @@ def open_model(model: str) -> Checkpoint:
     for remark in config_remarks(ConfigReader(checkpoint.config, f"{checkpoint.origin}: {CONFIG}")):
         say(f"warning: {remark}")
     say_notes(checkpoint.notes)
+    refuse_special_ids_beyond(checkpoint)
     return checkpoint
 
 
@@ -131,6 +132,7 @@ def streamed_model(model: str, output: Path) -> Iterator[Checkpoint]:
     folder = final.with_name(final.name + ".shards")
     with streamed_checkpoint(model, folder, Puller(watch=Watch(say=say))) as checkpoint:
         say_notes(checkpoint.notes)
+        refuse_special_ids_beyond(checkpoint)
         yield checkpoint
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dsconv.atomic import free_bytes
-from dsconv.convert.checkpoint.checkpoint import Checkpoint
+from dsconv.convert.checkpoint.checkpoint import Checkpoint, refuse_special_ids_beyond
 from dsconv.convert.config_only import open_for_planning
 from dsconv.convert.quantize.cost import cost_of
 from dsconv.convert.quantize.cost_model import Cost, Step, Windows, Work, Workload
@@ -82,6 +82,7 @@ def predict(model: str, request: QuantizeRequest, output: Path, threads: int) ->
     texts, target = request.texts(), request.target()
     checkpoint = open_for_planning(model)
     say_notes(checkpoint.notes)
+    refuse_special_ids_beyond(checkpoint)
     options = request.resolve(threads, True, checkpoint.decoder.config.tie_word_embeddings)
     workload = workload_of(checkpoint, options, texts, target)
     cost = full_cost(workload)

@@ -13,7 +13,7 @@ from typing import Any
 from dsconv.atomic import MANIFEST, partial_of
 from dsconv.convert.checkpoint.checkpoint import Checkpoint
 from dsconv.convert.config_only import open_for_planning
-from dsconv.convert.quantize.inputs import Preparation, Prepared
+from dsconv.convert.quantize.inputs import Preparation, Prepared, refuse_tokens_beyond
 from dsconv.convert.quantize.matrix_report import MatrixReport
 from dsconv.convert.quantize.options import (
     CALIBRATED,
@@ -162,6 +162,7 @@ class TextAndBits:
 
     def make(self) -> Prepared:
         windows = calibration_windows(self.checkpoint, self.calibration, self.options.threads)
+        refuse_tokens_beyond(windows, self.checkpoint.decoder.config.vocab_size)
         if self.target is None:
             return Prepared(windows)
         return Prepared(windows, self._choose(self.target, windows))

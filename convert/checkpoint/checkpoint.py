@@ -104,6 +104,8 @@ class Checkpoint:
         """Rows [start, stop) of a parameter as float32, dequantized where it is quantized."""
         shape = self.parameters[name].shape
         stop = shape[0] if stop is None else stop
+        if not 0 <= start <= stop <= shape[0]:  # what lies behind it is another tensor
+            raise IndexError(f"{name}: rows {start} to {stop} of {shape[0]}")
         if self.scheme(name) is not None:
             return self.quantized_rows(name, start, stop).dequantize()
         return np.asarray(self.source.rows(name, start, stop), np.float32)
@@ -130,6 +132,27 @@ def eos_token_ids(checkpoint: Checkpoint) -> tuple[int, ...]:
     return generation.token_ids("eos_token_id") or ConfigReader(
         checkpoint.config, CONFIG
     ).token_ids("eos_token_id")
+
+
+def refuse_special_ids_beyond(checkpoint: Checkpoint) -> None:
+    """Tokens that begin or end a text must have a row of the embedding.
+
+    Raises:
+        InputError: naming the file and the key.
+    """
+    rows = checkpoint.decoder.config.vocab_size
+    readers = (generation_config(checkpoint.side_files), ConfigReader(checkpoint.config, CONFIG))
+    for reader in readers:
+        for key in ("bos_token_id", "eos_token_id"):
+            value = reader.data.get(key)
+            for token in value if isinstance(value, list) else [value]:
+                if isinstance(token, int) and token >= rows:
+                    raise InputError(
+                        f"{checkpoint.origin}: {reader.where}: {key} {token} is beyond the "
+                        f"embedding, which has {rows} rows",
+                        "resize the embedding of the original model to its tokenizer "
+                        f"(resize_token_embeddings), or correct {key} in {reader.where}",
+                    )
 
 
 def generation_config(

@@ -193,6 +193,8 @@ def read_rows(info: TensorInfo, start: int = 0, stop: int | None = None) -> NDAr
         start, stop, row_elements = 0, 1, 1
     else:
         stop = info.shape[0] if stop is None else stop
+        if not 0 <= start <= stop <= info.shape[0]:  # what lies behind it is another tensor
+            raise IndexError(f"{info.name}: rows {start} to {stop} of {info.shape[0]}")
         row_elements = math.prod(info.shape[1:])
     row_bytes = row_elements * info.numpy_dtype.itemsize
     buffer = bytearray((stop - start) * row_bytes)

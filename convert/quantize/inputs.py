@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from dsconv.atomic import fsync_path
-from dsconv.errors import OutputError
+from dsconv.errors import InputError, OutputError
 
 PREPARED = "prepared.json"
 
@@ -26,6 +26,23 @@ class Prepared:
 
     windows: Sequence[Sequence[int]] = ()
     allocation: Mapping[str, str] = field(default_factory=dict)
+
+
+def refuse_tokens_beyond(windows: Sequence[Sequence[int]], vocabulary: int) -> None:
+    """What lies behind the embedding is no row of it.
+
+    Raises:
+        InputError: a window holds a token that the model lacks.
+    """
+    for number, window in enumerate(windows, start=1):
+        for token in window:
+            if not 0 <= token < vocabulary:
+                raise InputError(
+                    f"calibration window {number} holds token {token}, beyond the embedding, which "
+                    f"has {vocabulary} rows",
+                    "resize the embedding of the original model to its tokenizer, or calibrate on "
+                    "text without that token",
+                )
 
 
 class Preparation(Protocol):

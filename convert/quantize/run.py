@@ -27,7 +27,7 @@ from dsconv.convert.files.hashes import FileHashes
 from dsconv.convert.files.json_file import ConfigReader, write_json
 from dsconv.errors import UnsupportedError, UsageError
 
-from .inputs import GivenWindows, Preparation, prepared
+from .inputs import GivenWindows, Preparation, prepared, refuse_tokens_beyond
 from .journal import Journal
 from .matrix_report import MatrixReport
 from .options import CALIBRATED, QuantizeOptions
@@ -131,6 +131,7 @@ def _prepare(
     made = prepared(folder, preparation)
     if made.allocation:
         options = replace(options, allocation=made.allocation)
+    refuse_tokens_beyond(made.windows, checkpoint.decoder.config.vocab_size)
     windows = made.windows if options.method == CALIBRATED else ()
     if options.tuning_epochs and len(windows) == 1:
         raise UsageError(

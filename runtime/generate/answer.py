@@ -11,6 +11,7 @@ from dsconv.runtime.sessions.load import Loaded
 from dsconv.runtime.text.chat_template import Message, chat_template, render_chat
 from dsconv.runtime.text.stop_texts import StopTexts
 from dsconv.runtime.text.thinking import OPEN, Kind, ThinkSplitter, opens_thinking
+from dsconv.runtime.text.token_range import refuse_tokens_beyond
 from dsconv.runtime.text.tokenizer import StreamDecoder, TextTokenizer
 
 from .generate import Generation, StopReason, complete
@@ -109,11 +110,15 @@ def prepare(tokenizer: TextTokenizer, loaded: Loaded, prompt: UserPrompt) -> tup
     if template is None:
         if prompt.system is not None:
             raise UsageError("a system prompt needs a chat template", "leave out --system")
-        return tokenizer.encode_prompt(prompt.text), opens_thinking(prompt.text)
+        tokens = tokenizer.encode_prompt(prompt.text)
+        refuse_tokens_beyond(tokens, loaded.session.vocabulary, "the prompt", tokenizer)
+        return tokens, opens_thinking(prompt.text)
     messages = [Message("system", prompt.system)] if prompt.system is not None else []
     messages.append(Message("user", prompt.text))
     rendered = render_chat(template, messages, tokenizer.special_tokens)
-    return tokenizer.encode_chat(rendered), opens_thinking(rendered)
+    tokens = tokenizer.encode_chat(rendered)
+    refuse_tokens_beyond(tokens, loaded.session.vocabulary, "the prompt", tokenizer)
+    return tokens, opens_thinking(rendered)
 
 
 def answer(

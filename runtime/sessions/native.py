@@ -24,6 +24,8 @@ from dsconv.convert.formats.native.steps import (
 )
 from dsconv.errors import InputError, ProviderError, UsageError
 
+from .session import refuse_unknown_tokens
+
 CACHE_TYPES = ("fp16", "int8")
 PRECISIONS = ("int8", "mixed", "int16")
 FLOAT_BYTES = 4
@@ -143,6 +145,7 @@ class NativeSession:
     def prefill(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Append `tokens` -> logits [vocabulary] after the last."""
         ids = list(tokens)
+        refuse_unknown_tokens(ids, self._vocabulary)
         for start in range(0, len(ids), self._chunk):
             chunk = ids[start : start + self._chunk]
             is_last = start + self._chunk >= len(ids)
@@ -151,6 +154,7 @@ class NativeSession:
 
     def decode(self, token: int) -> NDArray[np.float32]:
         """Append one token -> logits [vocabulary], overwritten by the next call."""
+        refuse_unknown_tokens((token,), self._vocabulary)
         self._engine.forward([token], self._bytes, 0, False)
         return self._logits
 
@@ -166,6 +170,7 @@ class NativeSession:
     def extend(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Append `tokens` -> logits [tokens, vocabulary] after every one."""
         ids, row = list(tokens), FLOAT_BYTES * self._vocabulary
+        refuse_unknown_tokens(ids, self._vocabulary)
         logits = bytearray(row * len(ids))
         for start in range(0, len(ids), self._chunk):
             self._engine.forward(ids[start : start + self._chunk], logits, start * row, True)

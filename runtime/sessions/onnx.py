@@ -23,6 +23,7 @@ from dsconv.convert.formats.onnx.names import GENAI_CONFIG
 from dsconv.errors import InputError
 
 from .onnx_graph import graph_failures, open_graph
+from .session import refuse_unknown_tokens
 
 PREFILL_CHUNK = 256  # bounds the logits of a step: 256 * 152k * 4 bytes = 156 MB
 FIRST_BUFFER = 512  # positions of the first cache buffer
@@ -165,6 +166,7 @@ class OnnxSession:
 
     def decode(self, token: int) -> NDArray[np.float32]:
         """Append one token -> logits [vocabulary], overwritten by the next call."""
+        refuse_unknown_tokens((token,), self.vocabulary)
         binding = self._step
         moved = self._cache.reserve(self._position + 1)
         self._step_token[0, 0] = token
@@ -183,6 +185,7 @@ class OnnxSession:
 
     def _run_chunk(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Append a chunk -> logits [tokens, vocabulary]."""
+        refuse_unknown_tokens(tokens, self.vocabulary)
         self._cache.reserve(self._position + len(tokens))
         binding = self._session.io_binding()
         binding.bind_cpu_input("input_ids", np.asarray(tokens, np.int64)[None])

@@ -22,6 +22,7 @@ from dsconv.errors import InputError
 
 from .onnx import ELEMENTS, accuracy_level_of
 from .onnx_graph import OpenGraph, graph_failures, open_graph
+from .session import refuse_unknown_tokens
 
 # Added to the scores of what a query must not see. It fits float16, in which NPUs compute.
 MASKED = np.float32(-6.0e4)
@@ -136,6 +137,7 @@ class FixedOnnxSession:
 
     def _run(self, graph: FixedGraph, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Append at most a graph's length of tokens -> logits [tokens, vocabulary]."""
+        refuse_unknown_tokens(tokens, self.vocabulary)
         count, rows, start = len(tokens), graph.sequence_length, self._position
         if start + count > self._capacity:
             raise InputError(

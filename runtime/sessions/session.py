@@ -8,6 +8,22 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from dsconv.errors import InputError
+
+
+def refuse_unknown_tokens(tokens: Sequence[int], vocabulary: int) -> None:
+    """Some runtimes would read whatever lies behind the embedding.
+
+    Raises:
+        InputError: a token without a row.
+    """
+    if tokens and not (min(tokens) >= 0 and max(tokens) < vocabulary):
+        wrong = next(token for token in tokens if not 0 <= token < vocabulary)
+        raise InputError(
+            f"token {wrong} is beyond the embedding, which has {vocabulary} rows",
+            "the tokenizer belongs to another model, or the embedding was not resized to it",
+        )
+
 
 class Session(Protocol):
     """One sequence in progress: a cache of tokens that grows at its end and can be cut there."""

@@ -29,6 +29,7 @@ from dsconv.convert.forward.torch_ops import (
 from dsconv.convert.forward.torch_ops import rotate as rotate_heads
 
 from .packed_linear import Matrix, load_matrix
+from .session import refuse_unknown_tokens
 
 PREFILL_CHUNK = 512
 FIRST_CAPACITY = 512
@@ -236,6 +237,7 @@ class AcceleratorSession:
 
     @torch.inference_mode()
     def decode(self, token: int) -> NDArray[np.float32]:
+        refuse_unknown_tokens((token,), self.vocabulary)
         self._reserve(self._position + 1)
         self._token.fill_(token)
         self._place.fill_(self._position)
@@ -251,6 +253,7 @@ class AcceleratorSession:
     @torch.inference_mode()
     def _append(self, tokens: Sequence[int]) -> torch.Tensor:
         """-> logits [tokens, vocabulary]."""
+        refuse_unknown_tokens(tokens, self.vocabulary)
         end = self._position + len(tokens)
         self._reserve(end)
         ids = torch.tensor(list(tokens), dtype=torch.int64, device=self._device)

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from dsconv.convert.checkpoint.checkpoint import Checkpoint
 from dsconv.convert.forward.torch_ops import KeyValueCache, TorchModel
 
+from .session import refuse_unknown_tokens
+
 
 class TorchSession:
     """One sequence on a checkpoint (quantized ones are dequantized while loading)."""
@@ -58,5 +60,6 @@ class TorchSession:
         return self._logits(tokens)
 
     def _logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        refuse_unknown_tokens(tokens, self.vocabulary)
         logits: NDArray[np.float32] = self._model.forward(tokens, self._cache).float().cpu().numpy()
         return logits

@@ -7,6 +7,7 @@ template_sandbox  where the template runs
 bounded_call      a process of its own, with an end to time and memory
 stop_texts        where words that the user names end a text
 prompt_source     where a prompt comes from
+token_range       tokens that the embedding has no row for
 thinking          thoughts and answer told apart
 text_file         text that the user gives
 json_structure    where the values of a JSON text lie

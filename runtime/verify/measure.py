@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from dsconv.errors import InputError, UsageError
 from dsconv.progress import Advance
 from dsconv.runtime.sessions.load import Loaded
+from dsconv.runtime.text.token_range import refuse_tokens_beyond
 from dsconv.runtime.text.tokenizer import TextTokenizer
 
 from .comparison import Comparison, tokenizer_of
@@ -74,6 +75,7 @@ def plan_windows(
         )
     tokenizer = tokenizer_of(artifact, reference)
     tokens = tokenizer.encode_prompt(text)
+    refuse_tokens_beyond(tokens, mine, "the text", tokenizer)
     bos = tokens[:1] if tokens[:1] == [tokenizer.bos_id] else []
     tokens = tokens[len(bos) :][: options.max_tokens]
     size = min(options.window, artifact.session.context_length, reference.context_length)

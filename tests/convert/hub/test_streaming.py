@@ -22,6 +22,7 @@ from small_models import (
     small_config,
     write_checkpoint,
     write_json,
+    write_model,
     write_side_files,
 )
 
@@ -238,3 +239,41 @@ def test_what_cannot_be_streamed(hub: HubServer, model: Path, tmp_path: Path) ->
     for name in (str(model), "hf://org/small/q4.gguf"):
         outcome = dsconv("quantize", name, "--no-keep", "-o", tmp_path / "o", environment=variables)
         assert_refused(outcome, 2, "--no-keep")
+
+
+TIED = "org/tied"
+HEAD, TABLE = "lm_head.weight", "model.embed_tokens.weight"
+
+
+@pytest.mark.parametrize("kind", ["own head", "equal head", "prefix", "no index"])
+def test_what_a_folder_decides_is_decided_of_a_stream_too(tmp_path: Path, kind: str) -> None:
+    """Headers alone say neither whether a head differs nor what a name without a prefix is."""
+    folder = tmp_path / "served" / TIED
+    config = small_config(tie_word_embeddings=True)
+    tensors = random_tensors(config)
+    if kind != "no index":
+        tensors[HEAD] = tensors[TABLE] * (2 if kind == "own head" else 1)
+    if kind == "prefix":
+        tensors = {f"module.{name}": array for name, array in tensors.items()}
+    write_model(folder, config, tensors, shards=3)
+    if kind == "no index":
+        (folder / "model.safetensors.index.json").unlink()
+        for path in folder.glob("*.safetensors"):
+            path.rename(folder / path.name.replace("-of-0000", "-of-000"))
+    here = tmp_path / "here" / "models--org--tied" / "snapshots" / COMMIT
+    here.mkdir(parents=True)
+    for path in folder.iterdir():
+        os.link(path, here / path.name)
+    with serving(tmp_path / "served") as hub:
+        outcomes = [
+            dsconv("quantize", here, "--method", "rtn", "-o", tmp_path / "a"),
+            dsconv(
+                *("quantize", TIED, "--method", "rtn", "--no-keep", "-o", tmp_path / "b"),
+                environment=environment(hub, tmp_path),
+            ),
+        ]
+    for outcome in outcomes:
+        assert outcome.code == 0, outcome.err
+        assert ("the stored head is used" in outcome.err) == (kind == "own head")
+        assert ("DataParallel" in outcome.err) == (kind == "prefix")
+    assert folder_hash(tmp_path / "a") == folder_hash(tmp_path / "b")
