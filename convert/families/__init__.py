@@ -5,6 +5,7 @@ base         what a decoder is, said once against a small vocabulary of operatio
 rope         rotary embedding and its scalings
 rope_config  where config.json says which
 config_keys  keys that families share
+known_keys   every key that is known, and what becomes of it
 inventory    the interpreter that lists what a checkpoint must hold
 wiring       the interpreter that tells what each linear map reads
 """

@@ -2,73 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Collection
 
 from dsconv.convert.files import limits
 from dsconv.convert.files.json_file import ConfigReader
-from dsconv.convert.files.known_key import is_neutral
+from dsconv.convert.files.known_key import Use
 from dsconv.errors import UnsupportedError
 
 from .base import DecoderConfig
+from .known_keys import CONFIG_KEYS
 from .rope_config import read_rope, rope_remark
 
-# Keys that change what the network computes, with the values that leave it as we compute it.
-# They come from other families of the field; a checkpoint that sets one is not what it says it is.
-NEUTRAL_VALUES: Mapping[str, tuple[Any, ...]] = {
-    "hidden_act": ("silu", "swish"),
-    "hidden_activation": ("silu", "swish"),
-    "use_sliding_window": (False,),
-    "use_mrope": (False,),
-    "partial_rotary_factor": (1, 1.0),
-    "rope_interleaved": (False,),
-    "no_rope_layers": ([],),
-    "alibi": (False,),
-    "parallel_attn": (False,),
-    "use_parallel_residual": (False,),
-    "attn_logit_softcapping": (),
-    "final_logit_softcapping": (),
-    "attention_multiplier": (),
-    "query_pre_attn_scalar": (),
-    "embedding_multiplier": (1, 1.0),
-    "residual_multiplier": (1, 1.0),
-    "logits_scaling": (1, 1.0),
-    "logit_scale": (1, 1.0),
-    "scale_emb": (1, 1.0),
-    "scale_depth": (),
-    "dim_model_base": (),
-    "clip_qkv": (),
-    "num_experts": (0,),
-    "num_local_experts": (0, 1),
-    "n_routed_experts": (0,),
-    "q_lora_rank": (),
-    "kv_lora_rank": (),
-    "attention_chunk_size": (),
-    "is_causal": (True,),
-    "encoder_layers": (0,),
-    "cross_attention_layers": ([],),
-    "add_cross_attention": (False,),
-}
+FULL_ATTENTION = {"full_attention", "attention"}  # the second is the older name
 
 
-def refuse_unsupported(reader: ConfigReader, extra: Mapping[str, tuple[Any, ...]]) -> None:
+def refuse_unsupported(reader: ConfigReader, without: Collection[str] = ()) -> None:
     """Refuse keys whose values ask for a computation that no interpreter has.
+
+    Args:
+        without: keys that mean nothing in the family.
 
     Raises:
         UnsupportedError: naming file, key and value.
     """
-    for key, neutral in {**NEUTRAL_VALUES, **extra}.items():
+    for key, known in CONFIG_KEYS.items():
         value = reader.data.get(key)
-        if value is not None and not is_neutral(value, neutral):
+        if known.use is Use.REFUSED and key not in without and known.asks(value):
             raise UnsupportedError(
-                f"{reader.where}: {key} = {value!r} is not supported",
-                f"supported: {', '.join(map(repr, neutral)) or 'absent'}",
+                f"{reader.where}: {key} = {str(value)[:80]} is not supported: {known.why}",
+                f"supported: {', '.join(map(repr, known.neutral)) or 'absent'}",
             )
     _refuse_own_code(reader)
     layer_types = reader.data.get("layer_types")
     if layer_types is not None and not isinstance(layer_types, list):
         raise reader.fail("layer_types", f"{layer_types!r} is not a list")
-    if layer_types is not None and set(map(str, layer_types)) - {"full_attention"}:
+    if layer_types is not None and set(map(str, layer_types)) - FULL_ATTENTION:
         raise UnsupportedError(
             f"{reader.where}: layer_types holds {sorted(set(map(str, layer_types)))}",
             "supported: full_attention in every layer",
@@ -78,7 +46,11 @@ def refuse_unsupported(reader: ConfigReader, extra: Mapping[str, tuple[Any, ...]
 def config_remarks(reader: ConfigReader) -> list[str]:
     """What a person should know of the settings: readers differ about them, and none is refused."""
     remark = rope_remark(reader)
-    return [] if remark is None else [remark]
+    return ([] if remark is None else [remark]) + [
+        f"{reader.where}: {key} is not applied: {known.why}"
+        for key, known in CONFIG_KEYS.items()
+        if known.use is Use.NAMED and known.asks(reader.data.get(key))
+    ]
 
 
 def _refuse_own_code(reader: ConfigReader) -> None:

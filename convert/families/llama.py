@@ -14,7 +14,7 @@ class Llama(Decoder):
 
     @classmethod
     def from_config(cls, reader: ConfigReader) -> Llama:
-        refuse_unsupported(reader, {"sliding_window": ()})
+        refuse_unsupported(reader)
         attention_bias = reader.boolean("attention_bias", False)
         return cls(
             read_decoder_config(

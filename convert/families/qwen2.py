@@ -15,5 +15,5 @@ class Qwen2(Decoder):
     @classmethod
     def from_config(cls, reader: ConfigReader) -> Qwen2:
         # sliding_window and max_window_layers mean nothing while use_sliding_window is false.
-        refuse_unsupported(reader, {})
+        refuse_unsupported(reader, ("sliding_window",))
         return cls(read_decoder_config(reader, qkv_bias=True))

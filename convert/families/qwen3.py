@@ -16,7 +16,7 @@ class Qwen3(Decoder):
 
     @classmethod
     def from_config(cls, reader: ConfigReader) -> Qwen3:
-        refuse_unsupported(reader, {})
+        refuse_unsupported(reader, ("sliding_window", "use_qk_norm", "qk_layernorm"))
         if not reader.has("head_dim"):
             reader = ConfigReader({**reader.data, "head_dim": DEFAULT_HEAD_DIM}, reader.where)
         attention_bias = reader.boolean("attention_bias", False)

@@ -10,6 +10,7 @@ from dsconv.convert.checkpoint.checkpoint import generation_config
 from dsconv.convert.files.json_file import ConfigReader
 from dsconv.convert.files.known_key import Use
 from dsconv.runtime.sessions.load import Loaded
+from dsconv.runtime.text.tokenizer import tokenizer_remarks
 
 from .answer import Wanted
 from .generation_keys import GENERATION_KEYS
@@ -49,7 +50,7 @@ def wanted_answer(
         int(tokens),
         (*stop, *_stop_strings(reader)),
         speculate,
-        remarks_on(reader, replaced=chosen),
+        (*remarks_on(reader, replaced=chosen), *tokenizer_remarks(loaded.side_files)),
     )
 
 

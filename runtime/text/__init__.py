@@ -1,6 +1,8 @@
 """Texts and tokens.
 
 tokenizer         text to tokens and back
+tokenizer_keys    every key of tokenizer_config.json, and what becomes of it
+added_tokens      tokens that tokenizer.json lacks
 tokenizer_file    tokenizer.json, opened with limits
 chat_template     conversations to text, by the model's template
 template_sandbox  where the template runs

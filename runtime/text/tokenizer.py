@@ -6,13 +6,24 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dsconv.convert.files.json_file import ConfigReader, parse_json
+from dsconv.convert.files.known_key import Use
 from dsconv.errors import InputError, UsageError
 
+from .added_tokens import add_tokens
 from .tokenizer_file import TOKENIZER, library_failures, open_tokenizer
+from .tokenizer_keys import TOKENIZER_KEYS
 
 # The first file that has the key decides, even when it says null.
 SPECIAL_TOKEN_FILES = ("tokenizer_config.json", "special_tokens_map.json")
-SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token")
+SPECIAL_TOKENS = (
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "pad_token",
+    "sep_token",
+    "cls_token",
+    "mask_token",
+)
 # What a decoded text ends with while the bytes of its last character are incomplete.
 REPLACEMENT = "\ufffd"
 # A character has at most four bytes; a longer wait means bytes that never become text.
@@ -72,11 +83,16 @@ class TextTokenizer:
                 f"{TOKENIZER}: missing", "copy it from the original model, or pass tokens, not text"
             )
         self._tokenizer = open_tokenizer(side_files[TOKENIZER])
+        settings = read_side_file(side_files, "tokenizer_config.json")
+        named = _special_tokens(side_files)
+        with library_failures("cannot add tokens"):
+            add_tokens(self._tokenizer, settings, self._known_here(named))
+            splits = settings.boolean("split_special_tokens", False)
+            self._tokenizer.encode_special_tokens = splits
         added = self._tokenizer.get_added_tokens_decoder()
         self._special_ids = frozenset(token for token, mark in added.items() if mark.special)
         generation = read_side_file(side_files, "generation_config.json")
         model = ConfigReader(config or {}, "config.json")
-        named = _special_tokens(side_files)
         ids: dict[str, tuple[int, ...]] = {}
         for key in ("bos_token", "eos_token"):
             ids[key] = generation.token_ids(f"{key}_id") or model.token_ids(f"{key}_id")
@@ -90,7 +106,6 @@ class TextTokenizer:
         eos_id = self._special_id("eos_token")
         ends = ids["eos_token"] if eos_id is None else (*ids["eos_token"], eos_id)
         self.stop_ids = tuple(dict.fromkeys(ends))
-        settings = read_side_file(side_files, "tokenizer_config.json")
         self._says_add_bos = settings.boolean("add_bos_token", False)
         self._adds_bos = (
             self._says_add_bos if settings.has("add_bos_token") else self._post_processor_adds_bos()
@@ -127,6 +142,19 @@ class TextTokenizer:
         with library_failures("cannot decode"):
             text: str = self._tokenizer.decode(shown, skip_special_tokens=False)
             return text
+
+    def _known_here(self, named: Mapping[str, str | None]) -> list[str]:
+        """The texts of special tokens. A beginning or end that tokenizer.json does not have is not
+        added: the model has not learned it (`_special_id` refuses)."""
+        return [
+            text
+            for key, text in named.items()
+            if text
+            and (
+                key not in ("bos_token", "eos_token")
+                or self._tokenizer.token_to_id(text) is not None
+            )
+        ]
 
     def _special_id(self, key: str) -> int | None:
         if key not in self.special_tokens:
@@ -185,3 +213,13 @@ class StreamDecoder:
             self._before = self._pending
         self._pending = []
         return piece
+
+
+def tokenizer_remarks(side_files: Mapping[str, bytes]) -> tuple[str, ...]:
+    """A sentence for each setting of the tokenizer that is known and not applied."""
+    reader = read_side_file(side_files, "tokenizer_config.json")
+    return tuple(
+        f"{reader.where}: {key} = {str(reader.data[key])[:60]} is not applied: {known.why}"
+        for key, known in TOKENIZER_KEYS.items()
+        if known.use is Use.NAMED and known.asks(reader.data.get(key))
+    )

@@ -126,6 +126,12 @@ def test_the_page_of_commands_is_what_help_says() -> None:
     assert page == made, "run python scripts/document_cli.py"
 
 
+def test_the_page_of_settings_is_that_of_the_tables() -> None:
+    made = runpy.run_path(str(ROOT / "scripts/document_settings.py"))["page"]()
+    page = (ROOT / "docs/settings.md").read_text(encoding="utf-8")
+    assert page == made, "run python scripts/document_settings.py"
+
+
 @cache
 def options() -> dict[str, set[str]]:
     """Command -> its options, both ways of a switch."""
