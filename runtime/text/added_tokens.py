@@ -81,8 +81,8 @@ def _special_tokens(settings: ConfigReader, named: Sequence[str]) -> Iterator[Ad
         if not isinstance(value, (list, tuple)) or len(value) > limits.ADDED_TOKENS:
             raise settings.fail(key, f"{str(value)[:60]} is not a list of tokens")
         for item in value:
-            text: Any = item.get("content") if isinstance(item, Mapping) else item
-            yield AddedToken(_checked(settings, text), special=True)
+            content: Any = item.get("content") if isinstance(item, Mapping) else item
+            yield AddedToken(_checked(settings, content), special=True)
 
 
 def _checked(settings: ConfigReader, text: Any) -> str:
