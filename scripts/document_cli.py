@@ -14,11 +14,27 @@ from typing import Any
 import typer
 
 from dsconv.cli import app
+from dsconv.runtime.command_line import help
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "cli.md"
 TITLE = """# The command line
 
 Made by `scripts/document_cli.py` from what `dsconv COMMAND --help` shows; a test compares the two.
+
+- **Result and words.** The result goes to stdout, words and progress to stderr. On a terminal a
+  line says at once what is going on, how fast, and how long it has taken and will take (`elapsed
+  0:03, left 0:05`). Where stderr is no terminal, a plain line says the same after ten seconds,
+  then at every tenth, at most every ten seconds and at least once a minute.
+- **`--quiet`** leaves out progress and notes, warnings too; errors stay, and so do the thoughts
+  that `run` shows. **`--verbose`** adds what each step gave: the signal over noise of every
+  matrix (`quantize`) or layer (`verify`), every file (`pull`, `export`). Both stand behind the
+  command.
+- **`--json`** prints the result, or the error, as one object: [json.md](json.md), which has the
+  exit codes too.
+- **Completion.** `dsconv --install-completion` adds it to the shell that it is called from (bash,
+  zsh, fish, PowerShell); `dsconv --show-completion` prints it instead. Commands, options,
+  recipes, targets, formats, providers and other choices are completed.
+- Without a command the help is shown, with exit code 2.
 """
 
 
@@ -39,8 +55,15 @@ def section(name: str, command: Any) -> Iterator[str]:
     yield f"Example: `{command.epilog.removeprefix('Example: ')}`\n"
     yield "| option | default | |"
     yield "|---|---|---|"
-    for parameter in [*words, *(p for p in command.params if not is_argument(p))]:
-        yield f"| {spelling(parameter)} | {default(parameter)} | {cell(parameter.help)} |"
+    groups = help.groups_of(name)
+    rows: dict[str, list[str]] = {heading: [] for heading in (help.ARGUMENTS, help.PLAIN, *groups)}
+    for parameter in command.params:
+        row = f"| {spelling(parameter)} | {default(parameter)} | {cell(parameter.help)} |"
+        rows[help.heading_of(parameter, groups)].append(row)
+    for heading, lines in rows.items():
+        if lines and heading in groups:
+            yield f"| *{heading}* | | |"
+        yield from lines
     yield ""
 
 
@@ -58,7 +81,9 @@ def spelling(parameter: Any) -> str:
         return f"`{placeholder(parameter)}`"
     # the long name first, as everywhere else in these pages
     names = sorted(parameter.opts, key=len, reverse=True) + list(parameter.secondary_opts)
-    return ", ".join(f"`{name}`" for name in names)
+    shown = ", ".join(f"`{name}`" for name in names)
+    choices = parameter.metavar or ""
+    return f"{shown} {cell(choices)}" if "|" in choices else shown
 
 
 def default(parameter: Any) -> str:

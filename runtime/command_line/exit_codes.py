@@ -26,6 +26,8 @@ _CLICK_ERROR: Any = next(
     base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException"
 )
 
+NOBODY_READS = 141  # as a shell says of a process that SIGPIPE ended
+
 
 def exit_code_of(run: Callable[[], Any]) -> int:
     """Run a command; turn every failure into words and an exit code (see errors.py)."""
@@ -41,7 +43,11 @@ def exit_code_of(run: Callable[[], Any]) -> int:
         return 130
     except BrokenPipeError:  # the reader of our output has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+        return NOBODY_READS
+    except SystemExit as end:  # of rich, which prints tables
+        if isinstance(end.__context__, BrokenPipeError):
+            return NOBODY_READS
+        raise
     except ModuleNotFoundError as error:
         return _fail_missing(error)
     except MemoryError:

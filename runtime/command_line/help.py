@@ -14,7 +14,7 @@ import typer.core
 
 Groups = Mapping[str, tuple[str, ...]]  # heading -> names of parameters
 
-PLAIN = "Options"
+ARGUMENTS, PLAIN = "Arguments", "Options"
 OUTPUT: Groups = {"What is shown": ("as_json", "quiet", "verbose", "help")}
 MACHINE: Groups = {"Where it runs": ("provider", "allow_fallback", "dtype", "threads", "kv")}
 ROUNDING: Groups = {
@@ -105,8 +105,8 @@ class GroupedCommand(typer.core.TyperCommand):
     """A command whose help has a heading per group of options."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        rows: dict[str, list[tuple[str, str]]] = {"Arguments": [], PLAIN: []}
-        headings = {**COMMANDS.get(self.name or "", {}), **OUTPUT}
+        rows: dict[str, list[tuple[str, str]]] = {ARGUMENTS: [], PLAIN: []}
+        headings = groups_of(self.name or "")
         rows.update({heading: [] for heading in headings})
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
@@ -127,6 +127,10 @@ class GroupedCommands(typer.core.TyperGroup):
         _write(formatter, rows)
 
 
+def groups_of(command: str) -> Groups:
+    return {**COMMANDS.get(command, {}), **OUTPUT}
+
+
 def first_clause(command: Callable[..., None]) -> str:
     """What the list of commands says of one: its docstring up to the first stop."""
     text = " ".join((command.__doc__ or "").split())
@@ -135,7 +139,7 @@ def first_clause(command: Callable[..., None]) -> str:
 
 def heading_of(parameter: Any, groups: Groups) -> str:
     if parameter.param_type_name == "argument":
-        return "Arguments"
+        return ARGUMENTS
     return next((key for key, names in groups.items() if parameter.name in names), PLAIN)
 
 
