@@ -49,7 +49,7 @@ class Int8Layout(Layout):
         return [
             Wanted("weight", ((rows, columns),), ("I8",)),
             Wanted("SCB", ((rows,), (rows, 1)), ("F32", "F16", "BF16")),
-            Wanted("weight_format", ((),), ("U8",), True),
+            Wanted("weight_format", ((), (1,)), ("U8",), True),
         ]
 
     def read(self, stored: StoredMatrix, columns: int, start: int, stop: int) -> Floats:
