@@ -95,7 +95,8 @@ def _kind(folder: Path, checkpoint: Checkpoint) -> str:
         return "onnx"
     if folder.is_file():
         return "gguf"
-    return "checkpoint" if checkpoint.quantization is None else "quantized-checkpoint"
+    is_plain = checkpoint.quantization is None and not checkpoint.rounded_before
+    return "checkpoint" if is_plain else "quantized-checkpoint"
 
 
 def _row(checkpoint: Checkpoint, parameter: Parameter) -> TensorRow:

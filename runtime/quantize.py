@@ -107,9 +107,20 @@ def quantize_model(
         refuse_impossible(planned, request.resolve(threads, True, tied), target)
     opened = nullcontext(open_model(model)) if keep else streamed_model(model, output)
     with opened as checkpoint:
+        _warn_of_rounding(checkpoint)
         options = _decided(checkpoint, request, threads)
         result = _quantize(TextAndBits(checkpoint, options, texts, target), output, overwrite)
     return QuantizeReport(result, output, time.perf_counter() - start)
+
+
+def _warn_of_rounding(checkpoint: Checkpoint) -> None:
+    kinds = checkpoint.rounded_before
+    if kinds:
+        more = f" and {len(kinds) - 1} more kinds" if len(kinds) > 1 else ""
+        say(
+            f"warning: {checkpoint.origin} was quantized before ({kinds[0]}{more}): errors add up; "
+            "the unquantized model gives a better result, and is what to verify against"
+        )
 
 
 def _decided(checkpoint: Checkpoint, request: QuantizeRequest, threads: int) -> QuantizeOptions:

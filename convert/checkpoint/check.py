@@ -6,12 +6,10 @@ from dataclasses import replace
 
 from dsconv.errors import InputError
 
-from .checkpoint import Checkpoint, module_of
+from .checkpoint import FLOAT_DTYPES, Checkpoint, module_of
 from .leftovers import Leftovers, find_leftovers
 from .matrix_layout import SHAPE, has_shape_tensor, stored_tensors
 
-# What weights may be stored in. FP8 is not among them: it means nothing without its scales.
-FLOAT_DTYPES = ("BF16", "F16", "F32", "F64")
 OTHER_MODEL = "the download is incomplete, or config.json belongs to another model"
 # How a tensor's name ends -> whose quantized weights have it.
 TRACES = (

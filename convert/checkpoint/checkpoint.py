@@ -40,6 +40,9 @@ SIDE_FILES = (
     GENERATION_CONFIG,
     "LICENSE",
 )
+
+# What weights may be stored in. FP8 is not among them: it means nothing without its scales.
+FLOAT_DTYPES = ("BF16", "F16", "F32", "F64")
 LARGE_SIDE_FILES = ("tokenizer.json", "vocab.json")
 
 
@@ -71,6 +74,16 @@ class Checkpoint:
     @property
     def parameter_count(self) -> int:
         return sum(parameter.size for parameter in self.parameters.values())
+
+    @property
+    def rounded_before(self) -> tuple[str, ...]:
+        """How its file holds the matrices that are read as float and are stored in fewer bits."""
+        stored = (
+            self.source.storage(name)
+            for name, parameter in self.parameters.items()
+            if parameter.role is not Role.VECTOR and self.scheme(name) is None
+        )
+        return tuple(dict.fromkeys(kind for kind in stored if kind not in FLOAT_DTYPES))
 
     def scheme(self, name: str) -> Scheme | None:
         """How the parameter is quantized; None for float."""

@@ -397,9 +397,13 @@ def write_foreign(
     settings: Mapping[str, Any],
     key: str = "quantization_config",
     floats: tuple[str, ...] = ("lm_head", "embed_tokens"),
+    change: Callable[[Tensors], None] = lambda tensors: None,
     **sizes: Any,
 ) -> ForeignModel:
-    """A small model whose matrices the packer packs, but those whose names hold one of `floats`."""
+    """A small model whose matrices the packer packs, but those whose names hold one of `floats`.
+
+    change: damages the tensors before they are written.
+    """
     config = small_config(**{"torch_dtype": "float16", **sizes})
     tensors: Tensors = {}
     weights: dict[str, Array] = {}
@@ -410,6 +414,7 @@ def write_foreign(
             continue
         packed, weights[name] = packer(values.astype(np.float32))
         tensors |= {f"{module}.{kind}": np.asarray(t, order="C") for kind, t in packed.items()}
+    change(tensors)
     folder.mkdir(parents=True)
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     content = {**config, **({key: settings} if key else {})}

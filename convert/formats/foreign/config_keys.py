@@ -61,11 +61,8 @@ def names(reader: ConfigReader, *keys: str) -> tuple[str, ...]:
 
 
 def is_listed(module: str, entries: Iterable[str]) -> bool:
-    """Does a list name the module: by its path, an end of it, or a part that holds it?"""
-    return any(
-        module == entry or module.endswith(f".{entry}") or module.startswith(f"{entry}.")
-        for entry in entries
-    )
+    """Does a list name the module, by its path or by whole parts of it?"""
+    return any(f".{entry.strip('.')}." in f".{module}." for entry in entries if entry.strip("."))
 
 
 def group_size(reader: ConfigReader, key: str, default: int | None = None) -> int:
