@@ -48,7 +48,7 @@ def run(
     ] = None,
     temperature: Annotated[float | None, typer.Option(help="0 is greedy")] = None,
     top_p: Annotated[float | None, typer.Option(help="Nucleus sampling; 1 is off")] = None,
-    top_k: Annotated[int | None, typer.Option(help="Keep the k likeliest; 0 is off")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Keep the k likeliest; 0, -1: off")] = None,
     min_p: Annotated[
         float | None, typer.Option(help="Least share of the likeliest's probability; 0 is off")
     ] = None,
@@ -81,7 +81,7 @@ def run(
     given = {
         "temperature": temperature,
         "top_p": top_p,
-        "top_k": top_k,
+        "top_k": 0 if top_k == -1 else top_k,
         "min_p": min_p,
         "repetition_penalty": repetition_penalty,
         "no_repeat_ngram_size": no_repeat_ngram_size,

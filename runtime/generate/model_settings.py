@@ -9,6 +9,7 @@ from typing import Any
 from dsconv.convert.checkpoint.checkpoint import generation_config
 from dsconv.convert.files.json_file import ConfigReader
 from dsconv.convert.files.known_key import Use
+from dsconv.errors import InputError
 from dsconv.runtime.sessions.load import Loaded
 from dsconv.runtime.text.tokenizer import tokenizer_remarks
 
@@ -18,6 +19,14 @@ from .settings import RANGES, Sampling
 
 OFF = -1  # of top_k, as users of vLLM write it
 WHOLE = ("top_k", "no_repeat_ngram_size", "min_new_tokens", "min_length")
+OPTIONS = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "no_repeat_ngram_size",
+)  # of `run`
 DEFAULT_TOKENS = 1024
 MAX_LIST = 100_000  # tokens and sequences that a file may name
 
@@ -42,6 +51,8 @@ def wanted_answer(
     """
     reader = generation_config(loaded.side_files, loaded.config)
     chosen = {name: value for name, value in given.items() if value is not None}
+    if chosen.get("top_k") == OFF:
+        chosen["top_k"] = 0
     tokens = chosen.pop("max_tokens", None)
     if tokens is None:
         tokens = reader.integer("max_new_tokens", DEFAULT_TOKENS)
@@ -98,7 +109,10 @@ def _number(reader: ConfigReader, name: str) -> float | int:
         return 0
     if (whole and value != int(value)) or not allowed.holds(value):
         problem = "not a whole number" if allowed.holds(value) else allowed.words
-        raise reader.fail(name, f"{reader.data[name]} is {problem}")
+        message = reader.fail(name, f"{reader.data[name]} is {problem}").message
+        option = f"--{name.replace('_', '-')}"
+        cure = f"; {option} takes its place" if name in OPTIONS else ""
+        raise InputError(message, f"correct the file{cure}")
     return int(value) if whole else value
 
 

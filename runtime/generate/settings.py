@@ -24,7 +24,7 @@ class _Range:
 
     @property
     def words(self) -> str:
-        return f"outside {'(' if self.above else '['}{self.low:g}, {self.high:g}]"
+        return f"outside {'(' if self.above else '['}{self.low:g}, {self.high:.15g}]"
 
 
 RANGES = {

@@ -23,15 +23,27 @@ MAX_DIGITS = 9  # of a token's id
 HINT = "the tokenizer files belong to different models; download them again"
 
 
-def add_tokens(tokenizer: Tokenizer, settings: ConfigReader, named: Sequence[str]) -> None:
-    """Give the tokenizer what `settings` (tokenizer_config.json) and its special tokens name.
+def add_tokens(
+    tokenizer: Tokenizer, settings: ConfigReader, older: ConfigReader, named: Sequence[str]
+) -> None:
+    """Give the tokenizer what tokenizer_config.json and its special tokens name.
+
+    Args:
+        older: added_tokens.json, text -> id, which counts where tokenizer_config.json has none.
+        named: texts of the special tokens.
 
     Raises:
         InputError: a token has another id than the one that is named for it, or is malformed.
     """
     specials = list(_special_tokens(settings, named))
-    wanted = dict(_decoder_tokens(settings, {token.content for token in specials}))
+    special_texts = {token.content for token in specials}
     present = {str(token): token for token in tokenizer.get_added_tokens_decoder().values()}
+    source = settings if settings.has(DECODER) else older
+    wanted = dict(
+        _decoder_tokens(settings, special_texts)
+        if settings.has(DECODER)
+        else _older_tokens(older, special_texts, present)
+    )
     pending = [
         token
         for _, token in sorted(wanted.items())
@@ -45,7 +57,7 @@ def add_tokens(tokenizer: Tokenizer, settings: ConfigReader, named: Sequence[str
         found = tokenizer.token_to_id(token.content)
         if found != number:
             raise InputError(
-                f"{settings.where}: {DECODER}: {token.content!r} is token {number}, but {found} "
+                f"{source.where}: {token.content!r} is token {number}, but {found} "
                 "by tokenizer.json",
                 HINT,
             )
@@ -67,6 +79,18 @@ def _decoder_tokens(
         marks = {mark: entry.boolean(mark, False) for mark in MARKS}
         normalized = entry.boolean("normalized", not entry.boolean("special", False))
         yield int(key), AddedToken(content, normalized=normalized, special=special, **marks)
+
+
+def _older_tokens(
+    older: ConfigReader, specials: Collection[str], present: Mapping[str, AddedToken]
+) -> Iterator[tuple[int, AddedToken]]:
+    """Marks of its tokens are those of tokenizer.json, where they are there."""
+    from tokenizers import AddedToken
+
+    for key in older.data:
+        number, content = older.integer(key, low=0), _checked(older, key)
+        plain = AddedToken(content, normalized=content not in specials, special=content in specials)
+        yield number, present.get(content, plain)
 
 
 def _special_tokens(settings: ConfigReader, named: Sequence[str]) -> Iterator[AddedToken]:

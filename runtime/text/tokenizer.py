@@ -86,7 +86,8 @@ class TextTokenizer:
         settings = read_side_file(side_files, "tokenizer_config.json")
         named = _special_tokens(side_files)
         with library_failures("cannot add tokens"):
-            add_tokens(self._tokenizer, settings, self._known_here(named))
+            older = read_side_file(side_files, "added_tokens.json")
+            add_tokens(self._tokenizer, settings, older, self._known_here(named))
             splits = settings.boolean("split_special_tokens", False)
             self._tokenizer.encode_special_tokens = splits
         added = self._tokenizer.get_added_tokens_decoder()

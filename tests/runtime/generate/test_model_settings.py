@@ -105,8 +105,9 @@ def test_values(data: dict[str, Any], expected: Sampling) -> None:
     ],
 )
 def test_broken_values(data: dict[str, Any]) -> None:
-    with pytest.raises(InputError, match=rf"{NAME}: {next(iter(data))}"):
+    with pytest.raises(InputError, match=rf"{NAME}: {next(iter(data))}") as caught:
         from_generation_config(reader(**data))
+    assert caught.value.hint
 
 
 @pytest.mark.parametrize("name", ["temperature", "top_p", "top_k", "min_p", "repetition_penalty"])
@@ -114,6 +115,13 @@ def test_what_the_user_gives_is_not_read_from_the_file(name: str) -> None:
     value = 7 if name == "top_k" else 0.5
     wanted = wanted_answer(loaded({name: "rubbish", "do_sample": True}), {name: value})
     assert getattr(wanted.sampling, name) == value
+
+
+def test_minus_one_is_off_for_users_too() -> None:
+    assert wanted_answer(loaded({"top_k": 20}), {"top_k": -1}).sampling.top_k == 0
+    with pytest.raises(InputError) as caught:
+        wanted_answer(loaded({"top_k": -7}), {})
+    assert caught.value.hint == "correct the file; --top-k takes its place"
 
 
 def test_lengths_and_stops() -> None:

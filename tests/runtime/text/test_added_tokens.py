@@ -63,8 +63,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-def ours(settings: dict[str, Any]) -> TextTokenizer:
+def ours(settings: dict[str, Any], **files: bytes) -> TextTokenizer:
     files = {
+        **{f"{name}.json": text for name, text in files.items()},
         "tokenizer.json": tokenizer_json().encode(),
         "tokenizer_config.json": json.dumps({**BASIC, **settings}).encode(),
     }
@@ -84,6 +85,22 @@ def test_texts_are_cut_as_in_transformers(name: str, tmp_path: Path) -> None:
         assert mine.decode(wanted, skip_special=False) == theirs.decode(wanted)
         shown = theirs.decode(wanted, skip_special_tokens=True)
         assert mine.decode(wanted) == shown
+
+
+def test_the_older_file_of_added_tokens(tmp_path: Path) -> None:
+    older = json.dumps({"<|im_start|>": 258, "</s>": 257, "<|im_end|>": 259})
+    (tmp_path / "tokenizer.json").write_text(tokenizer_json())
+    (tmp_path / "added_tokens.json").write_text(older)
+    settings = {**BASIC, "tokenizer_class": "PreTrainedTokenizerFast"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    mine = ours({}, added_tokens=older.encode())
+    for text in TEXTS:
+        assert mine.encode(text) == theirs.encode(text, add_special_tokens=False)
+    with pytest.raises(InputError, match=r"added_tokens\.json: '<x>' is token 300"):
+        ours({}, added_tokens=b'{"<x>": 300}')
+    with pytest.raises(InputError, match=r"added_tokens\.json: <x>"):
+        ours({}, added_tokens=b'{"<x>": "a"}')
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,7 @@ FAMILIES: tuple[Mapping[str, Any], ...] = (
         **QWEN3,
         "tie_word_embeddings": True,
         "layer_types": ["full_attention"],
+        "rope_theta": 1e6,
         "rope_parameters": {"rope_theta": 1e6, "rope_type": "linear", "factor": 2.0},
     },
 )
