@@ -6,6 +6,7 @@ Every figure is read from the verdict or the artifact; what was not measured has
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,10 +23,41 @@ RUN = {
     "machine with Ascend's CANN.",
 }
 
+# What loads the artifact, in the words of model hubs.
+LIBRARY = {
+    "onnx": "onnx",
+    "native": "dsconv",
+    "gguf": "gguf",
+    "compressed-tensors": "transformers",
+    "ascend": "vllm",
+}
+# The first line of a licence's text, and what hubs call it.
+LICENCES = {
+    "mit license": "mit",
+    "the mit license": "mit",
+    "the mit license (mit)": "mit",
+    "apache license": "apache-2.0",
+    "apache license version 2.0": "apache-2.0",
+    "apache license, version 2.0": "apache-2.0",
+    "bsd 3-clause license": "bsd-3-clause",
+}
+HUB_LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
+NOT_IN_YAML = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ud800-\udfff\ufffe\uffff]")
+
+
+def yaml_string(text: str) -> str:
+    """JSON's strings are YAML's; but YAML takes some characters for line breaks, some not at all,
+    and knows no pairs of surrogates, which JSON escapes with.
+    """
+    quoted = json.dumps(text, ensure_ascii=False)
+    return NOT_IN_YAML.sub(lambda found: f"\\u{ord(found[0]):04x}", quoted)
+
 
 @dataclass(frozen=True)
 class Card:
-    """`licence` as the source has it, None where it does not tell; `weights`: label of the bits."""
+    """`licence` as the source has it, None where it does not tell; with `other`, its name and its
+    link may follow.
+    """
 
     name: str
     description: str
@@ -46,15 +78,35 @@ class Card:
         return "\n".join([*self._front_matter(), *self._body()]) + "\n"
 
     def _front_matter(self) -> Iterator[str]:
-        """What model hubs read; JSON strings are YAML strings."""
+        """What model hubs read."""
         yield "---"
         if self.hub_name is not None:
-            yield f"base_model: {json.dumps(self.hub_name)}"
-            yield "base_model_relation: quantized"
-        if self.licence is not None:
-            yield f"license: {json.dumps(self.licence)}"
-        yield f"tags: {json.dumps(['dsconv', self.format])}"
+            yield f"base_model: {yaml_string(self.hub_name)}"
+            if self.quantization is not None:
+                yield "base_model_relation: quantized"
+        yield f"library_name: {LIBRARY[self.format]}"
+        yield from self._licence()
+        yield "pipeline_tag: text-generation"
+        tags = ", ".join(map(yaml_string, ("dsconv", self.format)))
+        yield f"tags: [{tags}]"
         yield "---"
+
+    def _licence(self) -> Iterator[str]:
+        """Hubs refuse a card whose licence they do not know: those are `other`, with their name."""
+        if self.licence is None:
+            return
+        first, *details = self.licence.split()
+        known = LICENCES.get(self.licence.lower().strip())
+        if known or (HUB_LICENCE.fullmatch(self.licence) and not details):
+            yield f"license: {yaml_string(known or self.licence)}"
+            return
+        yield "license: other"
+        link = details.pop() if details and "/" in details[-1] else None
+        name = " ".join(details) if first == "other" else self.licence
+        if name:
+            yield f"license_name: {yaml_string(name)}"
+        if link:
+            yield f"license_link: {yaml_string(link)}"
 
     def _body(self) -> Iterator[str]:
         yield f"# {self.name}\n"

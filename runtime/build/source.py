@@ -23,6 +23,8 @@ PULL = "pull"
 PACKAGE = "package:"  # the one .gguf file of an installed Python package
 FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---", re.DOTALL)
 LICENCE = re.compile(r"^license:[ \t]*[\"']?([\w.+-]+)", re.MULTILINE)
+# What hubs ask for beside `license: other`.
+LICENCE_DETAIL = re.compile(r"^license_(name|link):[ \t]*[\"']?([^\n\"']+)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,9 @@ def licence_of(path: Path, side_files: Mapping[str, bytes]) -> str | None:
     if card.is_file():
         matter = FRONT_MATTER.search(card.read_text("utf-8", errors="replace"))
         found = LICENCE.search(matter[1]) if matter else None
-        if found:
-            return found[1]
+        if found and matter:
+            details = dict(LICENCE_DETAIL.findall(matter[1]))
+            named = [details[key].strip() for key in ("name", "link") if key in details]
+            return " ".join([found[1], *named])
     text = side_files.get("LICENSE", b"").decode("utf-8", errors="replace")
     return next((" ".join(line.split())[:80] for line in text.splitlines() if line.strip()), None)

@@ -354,7 +354,7 @@ def test_every_target_builds(tmp_path: Path, name: str, model: Path) -> None:
     judged = ("verify.max_kl=9", "verify.min_top1=0", "verify.provider=cpu")
     settings = (f"source={model}", *FAST, *judged)
     if name.endswith("w8a8"):  # always calibrated
-        text = json.dumps([str(model / "tokenizer.json")])
+        text = json.dumps([str(ROOT / "runtime/verify/verify_text.txt")])
         calibration = ("quantize.calibration_tokens=64", f"quantize.calibration={text}")
         settings = (settings[0], *settings[2:], *calibration)
     built = build(load_recipe(name, settings), tmp_path / "out", 2)
@@ -421,6 +421,9 @@ def test_licences(tmp_path: Path) -> None:
     assert licence_of(tmp_path, {"LICENSE": b"\n  MIT License\n\nCopyright"}) == "MIT License"
     (tmp_path / "README.md").write_text("---\nlicense: apache-2.0\n---\n# M\nlicense: no\n")
     assert licence_of(tmp_path, {"LICENSE": b"MIT License"}) == "apache-2.0"
+    other = "---\nlicense: other\nlicense_name: qwen\nlicense_link: https://h/LICENSE\n---\n"
+    (tmp_path / "README.md").write_text(other)
+    assert licence_of(tmp_path, {}) == "other qwen https://h/LICENSE"
     (tmp_path / "README.md").write_text("# M\n---\nlicense: no\n---\n")
     assert licence_of(tmp_path, {}) is None
 
@@ -479,11 +482,59 @@ def test_the_card_has_no_line_for_what_was_not_measured() -> None:
         version="1",
     )
     text = card.text()
+    assert "base_model_relation" not in text  # its weights are as they were
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert rows == ["| figure | value | limit |", "|---|---|---|"]
     assert "not recorded" in text
     assert 'base_model: "o/m\\"x"' in text
     assert "None" not in text
+
+
+AWKWARD = (
+    "org/model",
+    'o/m"x',
+    "org/yes",
+    "null",
+    "o/m: # x",
+    "o/\u2028\x85\x7fm",
+    "o/\U0001f600模型",
+    "o/a\\nb\nc",
+    "- ]{",
+)
+
+
+@pytest.mark.parametrize("name", AWKWARD)
+@pytest.mark.parametrize(
+    ("licence", "expected"),
+    [
+        (None, (None, None, None)),
+        ("apache-2.0", ("apache-2.0", None, None)),
+        ("MIT License", ("mit", None, None)),
+        ("Apache License", ("apache-2.0", None, None)),
+        ("LLAMA 3.1 COMMUNITY: LICENSE", ("other", "LLAMA 3.1 COMMUNITY: LICENSE", None)),
+        ("other qwen https://h/LICENSE", ("other", "qwen", "https://h/LICENSE")),
+        ("other", ("other", None, None)),
+    ],
+)
+def test_the_front_matter_is_what_hubs_read(
+    name: str, licence: str | None, expected: tuple[str | None, ...]
+) -> None:
+    from huggingface_hub import ModelCard
+
+    settings = {"bits": 4}
+    card = Card(
+        *(name, "d", name, name, None, licence, "model.gguf", "gguf", 1000, 4.5, 600),
+        *(settings, {"passed": True, "kl": {}}, "1"),
+    )
+    data = ModelCard(card.text()).data
+    assert data.base_model == name
+    assert data.library_name == "gguf"
+    assert data.pipeline_tag == "text-generation"
+    assert data.tags == ["dsconv", "gguf"]
+    found = data.to_dict()
+    assert found["base_model_relation"] == "quantized"
+    keys = ("license", "license_name", "license_link")
+    assert tuple(found.get(key) for key in keys) == expected
 
 
 def test_the_list(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
