@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from build_recipe import FAST, RECIPE
 from command_line import Outcome, assert_refused, call_main, dsconv
+from places import ROOT
 from safetensors.numpy import load_file, save_file
 from small_models import gpt2_checkpoint, write_checkpoint, write_json
 
