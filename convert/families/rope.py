@@ -38,12 +38,20 @@ class LinearScaling:
 
 
 @dataclass(frozen=True)
+class DynamicScaling:
+    """NTK-aware scaling that begins beyond `positions`: up to there nothing is scaled."""
+
+    factor: float
+    positions: int
+
+
+@dataclass(frozen=True)
 class Rope:
     """Base frequency and scaling of one head of `head_dim` features."""
 
     theta: float
     head_dim: int
-    scaling: Llama3Scaling | YarnScaling | LinearScaling | None = None
+    scaling: Llama3Scaling | YarnScaling | LinearScaling | DynamicScaling | None = None
 
     @property
     def attention_factor(self) -> float:

@@ -16,7 +16,7 @@ from dsconv.convert.files.json_file import ConfigReader
 from dsconv.convert.files.known_key import is_neutral
 from dsconv.errors import InputError, UnsupportedError
 
-from .rope import LinearScaling, Llama3Scaling, Rope, YarnScaling
+from .rope import DynamicScaling, LinearScaling, Llama3Scaling, Rope, YarnScaling
 
 BLOCKS = ("rope_scaling", "rope_parameters")
 DEFAULT_THETA = 10000.0
@@ -52,9 +52,8 @@ def _plain(block: ConfigReader, context: _Context) -> Rope:
 
 
 def _dynamic(block: ConfigReader, context: _Context) -> Rope:
-    """NTK scaling that starts beyond max_position_embeddings, where no session goes."""
-    block.number("factor", low=1e-6)
-    return Rope(context.theta, context.head_dim)
+    scaling = DynamicScaling(block.number("factor", low=1e-6), context.positions)
+    return Rope(context.theta, context.head_dim, scaling)
 
 
 def _linear(block: ConfigReader, context: _Context) -> Rope:

@@ -10,6 +10,7 @@ block_types      every type of number, by ggml's numbers
 blocks           codes and scales as llama.cpp's blocks
 metadata         the architecture, and the names of tensors
 write_tokenizer  tokenizer.json as metadata; read_tokenizer: back again
+sampling         how a model samples, as metadata and back
 pretokenizers    how texts are split, by the names that llama.cpp gives
 seal             what a file says of its source, and a hash over all of it
 """

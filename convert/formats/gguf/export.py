@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from dsconv import __version__
 from dsconv.atomic import output_file, output_folder, require_space
-from dsconv.convert.checkpoint.checkpoint import Checkpoint
+from dsconv.convert.checkpoint.checkpoint import Checkpoint, generation_config
 from dsconv.convert.checkpoint.manifest import (
     Provenance,
     announced_provenance,
@@ -38,6 +38,7 @@ from .metadata import (
     rope_divisors,
     source_rows,
 )
+from .sampling import sampling_keys
 from .seal import KEY, HashedFile, provenance_text, seal
 from .source import ROPE_DIVISORS, GgufSource
 from .write_tokenizer import TextSettings, tokenizer_keys
@@ -139,6 +140,7 @@ class _GgufFile:
             **self._general_keys(),
             **architecture_keys(self.decoder),
             **tokenizer_keys(checkpoint.side_files, rows, settings),
+            **sampling_keys(generation_config(checkpoint.side_files, checkpoint.config)),
             KEY: provenance_text(announced_provenance(checkpoint)),
         }
 
@@ -271,5 +273,7 @@ def _add_key(writer: Any, key: str, value: Any) -> None:
         writer.add_array(key, value)
     elif isinstance(value, float):
         writer.add_float32(key, value)
+    elif value < 0:
+        writer.add_int32(key, value)
     else:
         writer.add_uint32(key, value)

@@ -15,6 +15,7 @@ from dsconv.convert.files.json_file import ConfigReader
 from dsconv.errors import UnsupportedError
 
 from .pretokenizers import PRE_TOKENIZERS, PreTokenizer, byte_level
+from .sampling import sampling_of
 
 PREFIX = "tokenizer.ggml"
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED = 1, 2, 3, 4, 5  # tokenizer.ggml.token_type
@@ -204,7 +205,8 @@ def _generation_config(metadata: ConfigReader) -> dict[str, Any]:
         "eos_token_id": ids("eos_token_id", "eot_token_id", "eom_token_id"),
         "pad_token_id": ids("padding_token_id"),
     }
-    return {key: value if len(value) > 1 else value[0] for key, value in found.items() if value}
+    tokens = {key: value if len(value) > 1 else value[0] for key, value in found.items() if value}
+    return {**tokens, **sampling_of(metadata)}
 
 
 def tokenizer_files(metadata: ConfigReader, rows: int) -> dict[str, bytes]:

@@ -15,6 +15,7 @@ from dsconv.convert.checkpoint.checkpoint import CONFIG, Checkpoint, generation_
 from dsconv.convert.checkpoint.manifest import hash_files, provenance_of, write_manifest
 from dsconv.convert.checkpoint.tensors import SafetensorsSource
 from dsconv.convert.checkpoint.weight_files import INDEX
+from dsconv.convert.families.rope import DynamicScaling, Rope
 from dsconv.convert.files.hashes import FileHashes
 from dsconv.convert.files.json_file import write_json
 from dsconv.convert.formats.float_copy import (
@@ -148,6 +149,7 @@ def export_onnx(
         local, linked = _place_weights(checkpoint, folder, options.copy, advance)
         dialect = dialect_for(options.dialect, local)
         graph_options = options.graph_options(local.decoder.config.max_position_embeddings)
+        _refuse_beyond(local.decoder.config.rope, graph_options.context_length)
         if options.prefill_length is None:
             _write_graphs(local, dialect, {GRAPH_FILE: graph_options}, folder)
             content = genai_config(local, dialect, GRAPH_FILE, graph_options, options.target)
@@ -167,6 +169,16 @@ def export_onnx(
         if options.prefill_length is None:
             _, notes = search_settings(generation_config(local.side_files, local.config))
         return ExportResult(total - linked, linked, names, notes or None)
+
+
+def _refuse_beyond(rope: Rope, context_length: int) -> None:
+    scaling = rope.scaling
+    if isinstance(scaling, DynamicScaling) and context_length > scaling.positions:
+        raise UnsupportedError(
+            f"context {context_length}: rope_type dynamic scales beyond {scaling.positions} "
+            "positions, which no graph computes",
+            f"use --context-length {scaling.positions} or less",
+        )
 
 
 def _bytes_of_weights(checkpoint: Checkpoint, output: Path, copy: bool) -> int:

@@ -332,3 +332,12 @@ def test_a_remark_is_said_once(tmp_path: Path) -> None:
     done = dsconv("run", tmp_path / "m", "-p", "a", "--max-tokens", "1")
     assert done.code == 0
     assert done.err.count("attn_factor = 0.5 is not applied") == 1
+
+
+def test_dynamic_ends_where_it_would_scale(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "m", rope_scaling={"type": "dynamic", "factor": 2.0})
+    within = dsconv("export", tmp_path / "m", "-o", tmp_path / "x", "--context-length", 2048)
+    assert within.code == 0, within.err
+    beyond = dsconv("export", tmp_path / "m", "-o", tmp_path / "y", "--context-length", 2049)
+    assert beyond.code == 4
+    assert "beyond 2048 positions" in beyond.err

@@ -10,11 +10,12 @@ import pytest
 import transformers
 from command_line import dsconv
 from sampling_settings import LOOKING_BACK, hashable
-from small_models import EOS, write_checkpoint, write_json
+from small_models import EOS, gpt2_checkpoint, write_checkpoint, write_json
 
 from dsconv.convert.files.json_file import ConfigReader
 from dsconv.convert.files.known_key import Use
 from dsconv.convert.formats.onnx.genai_search import WITHOUT_WORD, search_settings
+from dsconv.convert.open import open_checkpoint
 from dsconv.errors import InputError
 from dsconv.runtime.generate.generation_keys import GENERATION_KEYS
 from dsconv.runtime.generate.model_settings import (
@@ -206,8 +207,47 @@ def test_genai_and_run_write_the_same_text(tmp_path: Path) -> None:
 
 
 def _tokens(model: Path, text: str) -> list[int]:
-    from dsconv.convert.open import open_checkpoint
     from dsconv.runtime.text.tokenizer import TextTokenizer
 
     checkpoint = open_checkpoint(str(model))
     return TextTokenizer(checkpoint.side_files, checkpoint.config).encode_prompt(text)
+
+
+@pytest.mark.parametrize(
+    ("settings", "keys"),
+    [
+        (
+            {"do_sample": True, "temperature": 0.6, "top_p": 0.95, "top_k": -1},
+            {"temp": 0.6, "top_p": 0.95, "top_k": 0},
+        ),
+        (
+            {"repetition_penalty": 1.1, "temperature": 0.6},
+            {"penalty_repeat": 1.1, "penalty_last_n": -1},
+        ),
+        ({"do_sample": True, "top_p": 7, "min_p": 0.05, "repetition_penalty": 1}, {"min_p": 0.05}),
+        ({}, {}),
+    ],
+)
+def test_llama_cpp_gets_them_from_a_gguf_file(
+    settings: dict[str, Any], keys: dict[str, float], tmp_path: Path
+) -> None:
+    from gguf import GGUFReader
+
+    model = gpt2_checkpoint(tmp_path / "m")
+    write_json(model / NAME, {"eos_token_id": EOS, "bos_token_id": 256, **settings})
+    assert dsconv("quantize", model, "--method", "rtn", "-o", tmp_path / "q").code == 0
+    file = tmp_path / "m.gguf"
+    done = dsconv("export", tmp_path / "q", "--format", "gguf", "-o", file)
+    assert done.code == 0, done.err
+    fields = GGUFReader(str(file)).fields
+    found = {
+        name.removeprefix("general.sampling."): field.contents()
+        for name, field in fields.items()
+        if name.startswith("general.sampling.")
+    }
+    assert found == pytest.approx(keys)
+    back = open_checkpoint(str(file))
+    read = wanted_answer(Loaded(None, back.side_files, back.config, "torch", "cpu"), {})  # type: ignore[arg-type]
+    wanted = from_generation_config(reader(**{k: v for k, v in settings.items() if v != 7}))
+    if "temp" in keys or not settings.get("do_sample"):
+        assert read.sampling == wanted
