@@ -208,4 +208,5 @@ def _text_settings(checkpoint: Checkpoint) -> TextSettings:
         tokenizer.special_tokens.get("pad_token"),
         bool(tokenizer.encode_prompt("")),
         chat_template(checkpoint.side_files),
+        tokenizer.to_json().encode(),
     )

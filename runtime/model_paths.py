@@ -34,11 +34,13 @@ def open_model(model: str) -> Checkpoint:
     What is known to change results for other readers of its settings is said, and its notes.
     """
     checkpoint = open_checkpoint(local_path(model))
-    for remark in config_remarks(ConfigReader(checkpoint.config, f"{checkpoint.origin}: {CONFIG}")):
-        say(f"warning: {remark}")
-    say_notes(checkpoint.notes)
+    say_notes([*_remarks(checkpoint), *checkpoint.notes])
     refuse_special_ids_beyond(checkpoint)
     return checkpoint
+
+
+def _remarks(checkpoint: Checkpoint) -> list[str]:
+    return config_remarks(ConfigReader(checkpoint.config, f"{checkpoint.origin}: {CONFIG}"))
 
 
 def say_notes(notes: Iterable[str]) -> None:
@@ -131,7 +133,7 @@ def streamed_model(model: str, output: Path) -> Iterator[Checkpoint]:
     final = output.absolute()
     folder = final.with_name(final.name + ".shards")
     with streamed_checkpoint(model, folder, Puller(watch=Watch(say=say))) as checkpoint:
-        say_notes(checkpoint.notes)
+        say_notes([*_remarks(checkpoint), *checkpoint.notes])
         refuse_special_ids_beyond(checkpoint)
         yield checkpoint
 

@@ -75,6 +75,10 @@ class Answer:
     speculation: Speculation | None = None
     stopped_by: str | None = None
 
+    @property
+    def sampling(self) -> Sampling:
+        return self.wanted.sampling
+
     def to_json(self) -> dict[str, Any]:
         g, placement = self.generation, self.loaded.placement
         return {
@@ -87,7 +91,7 @@ class Answer:
             "generated_tokens": len(g.tokens),
             "prefill_tokens_per_second": g.prefill_tokens_per_second,
             "decode_tokens_per_second": g.decode_tokens_per_second,
-            "sampling": vars(self.wanted.sampling),
+            "sampling": vars(self.sampling),
             "not_applied": list(self.wanted.not_applied),
             "speculation": vars(self.speculation) if self.speculation else None,
             "runtime": self.loaded.runtime,

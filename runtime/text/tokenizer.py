@@ -144,6 +144,11 @@ class TextTokenizer:
             text: str = self._tokenizer.decode(shown, skip_special_tokens=False)
             return text
 
+    def to_json(self) -> str:
+        """As tokenizer.json, with the tokens that the other files add."""
+        with library_failures("cannot write"):
+            return str(self._tokenizer.to_str())
+
     def _known_here(self, named: Mapping[str, str | None]) -> list[str]:
         """The texts of special tokens. A beginning or end that tokenizer.json does not have is not
         added: the model has not learned it (`_special_id` refuses)."""

@@ -34,6 +34,7 @@ class TextSettings:
     """What belongs to a tokenizer but is not in tokenizer.json; None where the model has none.
 
     `stop_ids`: every token that ends a text, the most usual first. `adds_bos`: before a prompt.
+    `tokenizer`: tokenizer.json with the tokens that other files name; None takes the file as it is.
     """
 
     bos_id: int | None
@@ -41,6 +42,7 @@ class TextSettings:
     pad_token: str | None
     adds_bos: bool
     chat_template: str | None
+    tokenizer: bytes | None = None
 
 
 def _unsupported(what: str, hint: str) -> UnsupportedError:
@@ -149,7 +151,7 @@ def tokenizer_keys(
     """
     if TOKENIZER not in side_files:
         raise InputError(f"{TOKENIZER}: missing", "copy it from the original model")
-    tokenizer = _canonical(side_files[TOKENIZER])
+    tokenizer = _canonical(settings.tokenizer or side_files[TOKENIZER])
     _check_model(tokenizer["model"])
     tokens, types = _tokens(tokenizer, rows)
     keys: dict[str, Any] = {

@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 import transformers
-from small_models import tokenizer_json
+from command_line import dsconv
+from small_models import gpt2_checkpoint, tokenizer_json
 from transformers import tokenization_utils_base, tokenization_utils_tokenizers
 
+from dsconv.convert.open import open_checkpoint
 from dsconv.errors import InputError
 from dsconv.runtime.text.tokenizer import TextTokenizer, tokenizer_remarks
 from dsconv.runtime.text.tokenizer_keys import TOKENIZER_KEYS
@@ -151,3 +153,17 @@ def test_what_is_not_applied_is_named() -> None:
     files = {"tokenizer_config.json": json.dumps({"add_eos_token": True}).encode()}
     assert "add_eos_token = True is not applied" in tokenizer_remarks(files)[0]
     assert tokenizer_remarks({"tokenizer_config.json": b'{"add_eos_token": false}'}) == ()
+
+
+def test_a_gguf_file_has_the_tokens_that_other_files_name(tmp_path: Path) -> None:
+    model = gpt2_checkpoint(tmp_path / "m")
+    settings = {**BASIC, "added_tokens_decoder": decoder(t258={"content": "<|im_start|>"})}
+    (model / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert dsconv("quantize", model, "--method", "rtn", "-o", tmp_path / "q").code == 0
+    done = dsconv("export", tmp_path / "q", "--format", "gguf", "-o", tmp_path / "m.gguf")
+    assert done.code == 0, done.err
+    text = "<|im_start|>user"
+    for path in (tmp_path / "q", tmp_path / "m.gguf"):
+        checkpoint = open_checkpoint(str(path))
+        tokenizer = TextTokenizer(checkpoint.side_files, checkpoint.config)
+        assert tokenizer.encode(text) == [258, *tokenizer.encode("user")]
