@@ -87,7 +87,7 @@ def predict(model: str, request: QuantizeRequest, output: Path, threads: int) ->
     workload = workload_of(checkpoint, options, texts, target)
     cost = full_cost(workload)
     machine = Machine.at(output)
-    rates = measure(workload)
+    rates = measure(workload, output)
     return Prediction(
         workload.checkpoint.parameter_count,
         cost,

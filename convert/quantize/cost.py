@@ -19,6 +19,9 @@ from .cost_model import (
 )
 from .plan import plan
 
+HASHED_TIMES = 2
+STARTS = 1.4  # a run of a model with next to no weights, over its imports alone
+
 
 def cost_of(workload: Workload) -> Cost:
     """Everything but the writing of the calibration text.
@@ -43,7 +46,9 @@ def cost_of(workload: Workload) -> Cost:
     else:
         matrices = [job for job in jobs if job.scheme is not None]
         steps.append(rounding_step(workload, matrices, "rounding"))
-    return Cost(_output_bytes(workload, jobs), scratch, tuple(steps))
+    output = _output_bytes(workload, jobs)
+    steps += [_sealing(workload, output), _starting(workload)]
+    return Cost(output, scratch, tuple(steps))
 
 
 def _output_bytes(workload: Workload, jobs: list[Job]) -> int:
@@ -54,6 +59,17 @@ def _output_bytes(workload: Workload, jobs: list[Job]) -> int:
     if target is not None and target.bits_per_weight is not None:
         return int(target.bits_per_weight * workload.checkpoint.parameter_count / 8)
     return sum(tensor.nbytes for tensor in tensors_of(jobs))
+
+
+def _sealing(workload: Workload, output: int) -> Step:
+    """What was written reaches the disk, and is hashed twice: by file and by tensor."""
+    work = {Work.WRITING: float(output), Work.READING: float(HASHED_TIMES * output)}
+    return Step("writing and hashing", work, workload.base_bytes, "")
+
+
+def _starting(workload: Workload) -> Step:
+    """Imports; and a command line, the journal and small files, which take their part of it."""
+    return Step("start and end", {Work.STARTING: STARTS}, workload.base_bytes, "")
 
 
 def _copy(workload: Workload, jobs: list[Job]) -> Step:

@@ -36,6 +36,8 @@ class Work(Enum):
     ROUNDING = "weights rounded by themselves"
     LOADING = "weights brought into the type of the forward pass, on one thread"
     READING = "bytes read and hashed, on one thread"
+    WRITING = "bytes written and flushed to the disk"
+    STARTING = "processes that have imported what the run needs"
 
 
 @dataclass(frozen=True)

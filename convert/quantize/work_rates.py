@@ -6,7 +6,12 @@ that compete for the processor are in it too.
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from hashlib import sha256
@@ -25,6 +30,7 @@ from dsconv.quant.schemes import Floats, Scheme
 
 from .calibration.memory_budget import rows_at_a_time
 from .cost_model import Work, Workload
+from .plan import plan
 from .rounding import BLOCK_WEIGHTS, round_in_blocks
 
 MOMENT = 0.2  # seconds per kind of work
@@ -32,36 +38,103 @@ LAYER_WEIGHTS = 1 << 22  # of the decoder layer that stands for larger ones
 COLUMNS = 1024  # of square matrices that stand for others
 FEEDBACK_COLUMNS = 256  # a super-block
 READ_BYTES = 1 << 23
+WRITTEN_BYTES = 1 << 24
+ROUNDED_CHUNK = 1 << 20  # weights that a thread takes at a time
 
 Rates = Mapping[Work, float]
 
 
-def measure(workload: Workload) -> Rates:
-    """Units per second of the kinds of work that the run needs."""
+def measure(workload: Workload, output: Path) -> Rates:
+    """Units per second of the kinds of work that the run needs.
+
+    Args:
+        output: where it would be written; a file without a name is, for a moment.
+    """
+    stored = _normal(BLOCK_WEIGHTS // COLUMNS, COLUMNS).astype(np.float16)
+    fixed = {
+        Work.STARTING: 1 / start_seconds(bool(workload.itemsize)),
+        Work.WRITING: writing_rate(output),
+    }
     threads = workload.options.threads
-    weights = _normal(BLOCK_WEIGHTS // COLUMNS, COLUMNS)
-    scheme = _scheme(workload, Role.EMBEDDING) or _scheme(workload, Role.LINEAR)
-    if scheme is None:
-        raise RuntimeError("nothing is quantized")
-    method = "search" if workload.calibrates else workload.options.method
-    stored = weights.astype(np.float16)
-
-    def freely(scheme: Scheme = scheme) -> None:
-        encode(round_in_blocks(stored.astype(np.float32), scheme, method))
-
     if not workload.itemsize:
         with Workers(threads) as workers:
             return {
-                Work.ROUNDING: _rate(freely, weights.size, workers, threads),
+                **fixed,
+                Work.ROUNDING: _rounding_rate(workload, stored, workers),
                 **_serial(workload.checkpoint, stored, workers),
             }
     with single_threaded_libraries(), Workers(threads) as workers:
         return {
-            Work.ROUNDING: _rate(freely, weights.size, workers, threads),
+            **fixed,
+            Work.ROUNDING: _rounding_rate(workload, stored, workers),
             **_serial(workload.checkpoint, stored, workers),
             **_products(workload, workers),
             **_feedback(workload, workers),
         }
+
+
+def _rounding_rate(workload: Workload, stored: NDArray[np.float16], workers: Workers) -> float:
+    """Over all that is rounded by itself: each scheme has a rate of its own."""
+    _, jobs = plan(workload.checkpoint, workload.options)
+    amounts: Counter[Scheme] = Counter()
+    for job in jobs:
+        if job.scheme is not None and (
+            not workload.calibrates or job.parameter.role is Role.EMBEDDING
+        ):
+            amounts[job.scheme] += job.parameter.size
+    if not amounts:  # what estimates of sensitivity round
+        amounts.update(job.scheme for job in jobs if job.scheme is not None)
+    seconds = 0.0
+    for scheme, amount in amounts.items():
+        work, weights = _free_rounding(workload, scheme, stored)
+        seconds += amount / _rate(work, weights, workers, workload.options.threads)
+    return amounts.total() / seconds
+
+
+def _free_rounding(
+    workload: Workload, scheme: Scheme, stored: NDArray[np.float16]
+) -> tuple[Callable[[], object], int]:
+    """-> (what a thread does with a chunk of rows, its weights): the model's own where reading
+    them is decoding, else any."""
+    method = "search" if workload.calibrates else workload.options.method
+    checkpoint, name, rows = workload.checkpoint, "", 0
+    source = checkpoint.source
+    linear = [p for p in checkpoint.parameters.values() if p.role is Role.LINEAR]
+    largest = max(linear, key=lambda parameter: parameter.size)
+    if source.files() and source.storage(largest.name) != source.dtype(largest.name):
+        name, rows = largest.name, max(1, min(largest.shape[0], ROUNDED_CHUNK // largest.shape[1]))
+        scheme = scheme.for_columns(largest.shape[1])
+
+    def freely() -> None:
+        weights = checkpoint.rows(name, 0, rows) if name else stored.astype(np.float32)
+        np.isfinite(weights).sum()
+        encode(round_in_blocks(weights, scheme, method))
+
+    return freely, rows * checkpoint.parameters[name].shape[1] if name else stored.size
+
+
+def start_seconds(with_torch: bool) -> float:
+    """Of a process that imports what a run needs."""
+    modules = "dsconv.cli, dsconv.runtime.quantize"
+    modules += ", torch, dsconv.runtime.calibration.self_written" if with_torch else ""
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-c", f"import {modules}"], check=False, capture_output=True)
+    return max(time.perf_counter() - start, 1e-3)
+
+
+def writing_rate(output: Path) -> float:
+    """Bytes per second into the nearest folder that is there."""
+    folder = next((p for p in output.absolute().parents if p.is_dir()), Path(tempfile.gettempdir()))
+    content = os.urandom(WRITTEN_BYTES)
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            start = time.perf_counter()
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+            return WRITTEN_BYTES / max(time.perf_counter() - start, 1e-6)
+    except OSError:  # full, or not ours: the run will say so
+        return float(WRITTEN_BYTES)
 
 
 def _rate(work: Callable[[], object], amount: float, workers: Workers, threads: int) -> float:

@@ -24,10 +24,10 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Run the whole pipeline on a small real model, offline."""
-    from dsconv.runtime.console import progress, say
+    from dsconv.runtime.console import say
     from dsconv.runtime.demo.run import run_demo
 
-    result = run_demo(progress, say, keep, thread_count(threads))
+    result = run_demo(say, keep, thread_count(threads))
     print_json(result.to_json()) if as_json else show(result)
     if result.failures:
         raise VerdictFailed("; ".join(result.failures), "please report this with dsconv --version")
@@ -55,6 +55,6 @@ def show(result: "DemoResult") -> None:
             f"{summary.top1_agreement:.3f}" if summary else "",
             f"{row.perplexity:.2f}",
             f"{row.decode_tokens_per_second:.0f}",
-            ("passed" if verdict.passed else "failed") if verdict else "",
+            f"{verdict.grade}, {'passed' if verdict.passed else 'failed'}" if verdict else "",
         )
     Console().print(table)

@@ -16,6 +16,7 @@ from dsconv.runtime.verify.metrics import Summary
 from dsconv.runtime.verify.verdict import LimitCheck, Speed, Verdict
 
 JOINERS = "\u200c\u200d"  # needed to write some scripts; the other format characters are not
+EXACT_DB = 100.0  # what differs less does so by the rounding of float32 sums
 SHOWN_NAME = 160  # characters of a name before it is cut in the middle
 
 
@@ -103,6 +104,15 @@ def number(value: float | None, is_share: bool = False, digits: int = 4) -> str:
     text = f"{value * 100 if is_share else value:.{digits}g}"
     text = re.sub(r"e([+-])0+", r"e\1", text).replace("e+", "e")  # 5e-5, not 5e-05
     return f"{text} %" if is_share else text
+
+
+def is_exact(sqnr_db: float) -> bool:
+    """An output that is the original's but for the arithmetic."""
+    return sqnr_db >= EXACT_DB
+
+
+def sqnr_text(sqnr_db: float) -> str:
+    return "exact" if is_exact(sqnr_db) else number(sqnr_db)
 
 
 def error(value: float, is_share: bool = False) -> str:

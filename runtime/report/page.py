@@ -36,6 +36,7 @@ from .figures import (
     floor_of,
     floor_text,
     how_good,
+    is_exact,
     last_part,
     limit_text,
     number,
@@ -43,6 +44,7 @@ from .figures import (
     reference_speed,
     short,
     size_or_dash,
+    sqnr_text,
     start,
     state,
     this_speed,
@@ -169,6 +171,7 @@ def _environment() -> jinja2.Environment:
         share=lambda value: "–" if value is None else number(value, is_share=True),
         short=short,
         size=size_or_dash,
+        sqnr=sqnr_text,
         start=start,
         token=visible_token,
     )
@@ -238,7 +241,10 @@ def _damage(layer: LayerError) -> float:
 
 def _layer_errors(layers: tuple[LayerError, ...]) -> Plot:
     worst = min(layers, key=_damage)
-    text = f"lowest: layer {worst.layer}, {number(worst.sqnr_db)} dB"
+    exact = sum(is_exact(layer.sqnr_db) for layer in layers)
+    text = "every layer is exact"
+    if exact < len(layers):
+        text = f"lowest: layer {worst.layer}, {number(worst.sqnr_db)} dB"
     caption = Caption("layers", "Signal to noise of each layer's output", text)
     values = [layer.sqnr_db for layer in layers]
     names = [str(layer.layer) for layer in layers]

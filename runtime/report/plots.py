@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .axis import Axis, linear_axis, log_axis, tick_text
-from .figures import visible
+from .figures import is_exact, visible
 
 WIDTH = 340.0
 RIGHT = WIDTH - 12.0
@@ -23,6 +23,9 @@ LINE = 14.0  # height of a line of text
 PLOT, TALL_PLOT = 130.0, 210.0  # height of what is inside the axes
 CHARACTER = 6.2  # width of a character, for labels that must fit
 BINS_PER_DECADE = 4
+EXACT_BAND = 24.0  # height of what is above the axis
+ALL_EXACT = "every layer is exact"
+MANY_LAYERS = 60
 
 
 @dataclass(frozen=True)
@@ -136,31 +139,59 @@ def dot_rows(
 def layer_line(
     caption: Caption, values: Sequence[float], names: Sequence[str], y_label: str, lowest: str
 ) -> str:
-    """One point per layer in order, high is good; exact layers (infinite) stand at the top and
-    broken ones (NaN) at the bottom; the lowest carries a label."""
-    axis = linear_axis(values)
-    left, top = 40.0, 8.0 + LINE
+    """One point per layer in order, high is good; the lowest carries a label.
+
+    The axis is that of the layers with an error. Exact ones (`EXACT_DB` and more, infinite) stand
+    in a band of their own above it, broken ones (NaN) at the bottom.
+    """
+    exact = [is_exact(value) for value in values]
+    axis = linear_axis([v for v, e in zip(values, exact, strict=True) if not e])
+    left, band = 40.0, 8.0 + LINE
+    top = band + (EXACT_BAND if any(exact) else 0.0)
     bottom = top + PLOT
     xs = [
         _between(left + 8, RIGHT - 6, index / (len(values) - 1) if len(values) > 1 else 0.5)
         for index in range(len(values))
     ]
-    ys = [_between(bottom, top, axis.share(value)) for value in values]
-    points = " ".join(f"{_round(x)},{_round(y)}" for x, y in zip(xs, ys, strict=True))
-    parts = [_y_axis(axis, left, top, bottom), f'<polyline class="line" points="{points}"/>']
+    ys = [
+        band + 8 if e else _between(bottom, top, axis.share(v))
+        for v, e in zip(values, exact, strict=True)
+    ]
+    parts = [_y_axis(axis, left, top, bottom)] if not all(exact) or not values else []
+    if any(exact):
+        parts.append(_rect("area", left, band, RIGHT - left, 16))
+        parts.append(_text("tick", left - 5, band + 12, "exact", "end"))
+    parts += _lines_between(xs, ys, exact)
     worst = min(range(len(values)), key=lambda i: (not math.isnan(values[i]), values[i]), default=0)
+    small = 1.5 if len(values) > MANY_LAYERS else 2.5
     for index, (x, y) in enumerate(zip(xs, ys, strict=True)):
-        kind = "dot worst" if index == worst else "dot"
-        parts.append(_circle(kind, x, y, 4 if index == worst else 2.5))
-    if values:
+        is_worst = index == worst and not exact[index]
+        kind = "dot worst" if is_worst else "dot exact" if exact[index] else "dot"
+        parts.append(_circle(kind, x, y, 4 if is_worst else small))
+    if values and not exact[worst]:
         below = ys[worst] + 16 if ys[worst] < bottom - 20 else ys[worst] - 8
         parts.append(_label_beside(lowest, xs[worst], below, left, "worst"))
+    elif values:
+        parts.append(_text("axis", (left + RIGHT) / 2, (top + bottom) / 2, ALL_EXACT, "middle"))
     step = max(1, math.ceil(len(values) / 6))
     for index in range(0, len(values), step):
         parts.append(_text("tick", xs[index], bottom + 14, _fit(names[index], 40), "middle"))
     parts.append(_text("axis", left, 11, y_label))
     parts.append(_text("axis", (left + RIGHT) / 2, bottom + 30, "layer", "middle"))
     return _svg(caption, bottom + 36, parts)
+
+
+def _lines_between(xs: Sequence[float], ys: Sequence[float], exact: Sequence[bool]) -> list[str]:
+    """Along neighbours that both have an error."""
+    lines, run = [], list[str]()
+    for x, y, is_gap in [*zip(xs, ys, exact, strict=True), (0.0, 0.0, True)]:
+        if not is_gap:
+            run.append(f"{_round(x)},{_round(y)}")
+            continue
+        if len(run) > 1:
+            lines.append(f'<polyline class="line" points="{" ".join(run)}"/>')
+        run = []
+    return lines
 
 
 def scatter(

@@ -28,6 +28,7 @@ from .figures import (
     floor_of,
     floor_text,
     how_good,
+    is_exact,
     last_part,
     limit_text,
     number,
@@ -137,14 +138,17 @@ def _sparklines(verdict: Verdict, console: Console) -> Iterator[str]:
         )
         yield f"KL by {of:10} {sparkline(shares, bars)}  {named}"
     if verdict.layers:
-        losses = [-layer.sqnr_db for layer in verdict.layers]
-        axis = linear_axis(losses)
-        shares = [math.nan if math.isnan(loss) else axis.share(loss) for loss in losses]
+        known = [layer.sqnr_db for layer in verdict.layers]
+        axis = linear_axis([-value for value in known if not is_exact(value)])
+        shares = [
+            0.0 if is_exact(v) else math.nan if math.isnan(v) else axis.share(-v) for v in known
+        ]
         worst = min(verdict.layers, key=lambda x: -math.inf if math.isnan(x.sqnr_db) else x.sqnr_db)
-        yield (
-            f"error by layer   {sparkline(shares, bars)}  largest: {short(worst.name, 60)}, "
-            f"SQNR {number(worst.sqnr_db)} dB"
-        )
+        exact = sum(map(is_exact, known))
+        where = f"largest: {short(worst.name, 60)}, SQNR {number(worst.sqnr_db)} dB"
+        if exact:
+            where = f"{where}; {exact} exact" if exact < len(known) else "every layer is exact"
+        yield f"error by layer   {sparkline(shares, bars)}  {where}"
 
 
 def _can_encode(console: Console, text: str) -> bool:
