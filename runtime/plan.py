@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dsconv.atomic import free_bytes
 from dsconv.convert.checkpoint.checkpoint import Checkpoint, refuse_special_ids_beyond
@@ -27,7 +27,9 @@ from .memory import machine_memory_bytes
 from .model_paths import say_notes
 from .quantize_request import QuantizeRequest
 
-FEW_SLOTS = 16  # with fewer, memory gives the weights no faster
+if TYPE_CHECKING:
+    from dsconv.runtime.calibration.self_written import Layout  # torch
+
 CERTAIN = 0.75  # share of an estimate that surely comes true
 
 
@@ -87,7 +89,7 @@ def predict(model: str, request: QuantizeRequest, output: Path, threads: int) ->
     workload = workload_of(checkpoint, options, texts, target)
     cost = full_cost(workload)
     machine = Machine.at(output)
-    rates = measure(workload, output)
+    rates = {**measure(workload, output), **_writing_rate(workload)}
     return Prediction(
         workload.checkpoint.parameter_count,
         cost,
@@ -158,25 +160,44 @@ def _writing(workload: Workload) -> Step:
     """One step per token of a text, for all texts at once; weights are held, or read every time."""
     from dsconv.convert.forward.batch_generation import SlotCache
     from dsconv.convert.forward.torch_ops import forward_dtype
-    from dsconv.runtime.calibration.self_written import MAX_HELD_BYTES, plan_layout
+    from dsconv.runtime.calibration.self_written import MAX_HELD_BYTES
 
-    checkpoint, windows = workload.checkpoint, workload.windows
+    checkpoint, layout = workload.checkpoint, _layout(workload)
     config = checkpoint.decoder.config
     per_token = SlotCache.bytes_per_token(config, forward_dtype())
-    layout = plan_layout(config, windows.own, windows.size, per_token)
     held = checkpoint.parameter_count * workload.itemsize <= MAX_HELD_BYTES
     cache = layout.slots * layout.document_tokens * per_token
     matrices = checkpoint.parameter_count
     if not config.tie_word_embeddings:
         matrices -= config.vocab_size * config.hidden_size
     work = {
-        Work.GENERATION: 2.0 * max(FEW_SLOTS, layout.slots) * layout.slot_tokens * matrices,
+        Work.GENERATION: float(layout.slot_tokens),
         Work.LOADING: float(matrices if held else matrices * layout.slot_tokens)
         / workload.options.threads,
     }
     logits = layout.slots * config.vocab_size * 4 * 4
     peak = workload.base_bytes + cache + logits + (matrices * workload.itemsize if held else 0)
     return Step("calibration text", work, peak, "use texts of your own with --calibration FILE")
+
+
+def _writing_rate(workload: Workload) -> Rates:
+    """Steps per second, where the model writes."""
+    if not workload.windows.own or not _writes(workload):
+        return {}
+    from dsconv.runtime.calibration.writing_rate import step_seconds
+
+    seconds = step_seconds(workload.checkpoint, _layout(workload), workload.options.threads)
+    return {Work.GENERATION: 1 / max(seconds, 1e-6)}
+
+
+def _layout(workload: Workload) -> Layout:
+    from dsconv.convert.forward.batch_generation import SlotCache
+    from dsconv.convert.forward.torch_ops import forward_dtype
+    from dsconv.runtime.calibration.self_written import plan_layout
+
+    config, windows = workload.checkpoint.decoder.config, workload.windows
+    per_token = SlotCache.bytes_per_token(config, forward_dtype())
+    return plan_layout(config, windows.own, windows.size, per_token)
 
 
 def _seconds(step: Step, rates: Rates) -> float:

@@ -28,7 +28,7 @@ class Work(Enum):
     """Kinds of work that a machine does at a rate of its own."""
 
     FORWARD = "operations of decoder layers, in the type of the forward pass"
-    GENERATION = "operations of products with as many rows as texts are written at once"
+    GENERATION = "steps by a token of all texts that the model writes at once"
     MOMENTS = "operations of products of second moments, on one thread"
     PRODUCT = "operations of float32 matrix products"
     FACTORIZATION = "columns cubed, on one thread"

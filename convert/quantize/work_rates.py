@@ -184,14 +184,8 @@ def _products(workload: Workload, workers: Workers) -> dict[Work, float]:
     dtype = forward_dtype()
     a, b = _normal(COLUMNS, COLUMNS), _normal(COLUMNS, COLUMNS)
     x = torch.full((max(16, size), COLUMNS), 0.5, dtype=dtype)
-    written = torch.full((64, COLUMNS), 0.5, dtype=dtype)
-    pieces = [torch.full((512, COLUMNS), 0.5, dtype=dtype) for _ in range(32)]
     config = _small(workload.checkpoint.decoder.config)
     forward, operations = _layer(type(workload.checkpoint.decoder)(config), dtype, size)
-
-    def generate() -> None:
-        for piece in pieces:
-            torch.nn.functional.linear(written, piece)
 
     with Workers(1) as one:
         sums = MomentSum([(0, COLUMNS)], workload.streams > 1, one)
@@ -200,7 +194,6 @@ def _products(workload: Workload, workers: Workers) -> dict[Work, float]:
         moments = _rate(lambda: sums.add(x, *same), len(x) * per_token, workers, 1)
     return {
         Work.FORWARD: _rate(forward, operations, workers, threads),
-        Work.GENERATION: _rate(generate, 2 * 64 * 32 * 512 * COLUMNS, workers, threads),
         Work.MOMENTS: moments,
         Work.PRODUCT: _rate(lambda: a @ b, 2 * COLUMNS**3, workers, threads),
     }

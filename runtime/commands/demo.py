@@ -42,7 +42,7 @@ def show(result: "DemoResult") -> None:
     title = f"SmolLM2-135M-Instruct, {result.seconds:.0f} s in all"
     table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
     table.add_column("model", no_wrap=True)
-    for column in ("size", "bits", "KL", "top-1", "ppl", "tokens/s", "verdict"):
+    for column in ("size", "bits", "KL", "top-1", "ppl", "tok/s", "verdict"):
         table.add_column(column, justify="right", no_wrap=True)
     for row in result.rows:
         verdict = row.verdict

@@ -46,13 +46,13 @@ class Recipe:
 RECIPES = (
     Recipe(
         "int4",
-        "int4, some int8, in ONNX",
+        "int4+int8, ONNX",
         ("--target-bpw", "6", "--calibration-tokens", "2048"),
         QuantizeRequest(target_bpw=6.0, calibration_tokens=2048),
     ),
     Recipe(
         "int8",
-        "int8, in ONNX",
+        "int8, ONNX",
         ("--bits", "8", "--embedding-bits", "8"),
         QuantizeRequest(bits=8, embedding_bits=8),
     ),
@@ -122,7 +122,7 @@ def run_demo(emit: Callable[[str], None], keep: Path | None, threads: int) -> De
     slow = _ask(load(str(model), threads=threads))
     parameters = describe(str(model)).parameters
     original = Row(
-        "original, in torch",
+        "original, torch",
         4 * parameters,
         32.0,
         rows[0].verdict.summary.reference_perplexity if rows[0].verdict else 0.0,

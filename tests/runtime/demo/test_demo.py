@@ -20,7 +20,7 @@ def test_the_commands_give_the_same_bytes(tmp_path: Path, monkeypatch: pytest.Mo
     said: list[str] = []
     kept = tmp_path / "kept here"
     result = demo.run_demo(said.append, kept, 2)
-    assert [row.name.split(",")[0] for row in result.rows] == ["original", "int4", "int8"]
+    assert [row.name.split(",")[0] for row in result.rows] == ["original", "int4+int8", "int8"]
     commands = [shlex.split(line[2:]) for line in said if line.startswith("$ ")]
     assert [words[1] for words in commands] == ["quantize", "export", "run", "verify"] * 2
     before = contents(kept)
