@@ -39,6 +39,12 @@ COUNTS = {
     "onnx": (120, 20_000),
     "onnx-session": (200, 5_000),
     "fixed-session": (60, 5_000),
+    "foreign-gptq": (300, 20_000),
+    "foreign-awq": (300, 20_000),
+    "foreign-bitsandbytes": (300, 20_000),
+    "foreign-fp8": (300, 20_000),
+    "foreign-mlx": (300, 20_000),
+    "foreign-compressed": (300, 20_000),
 }
 
 

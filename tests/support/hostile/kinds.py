@@ -14,6 +14,7 @@ from .artifacts import (
     genai_configs,
 )
 from .checkpoint_files import SafetensorsFiles, configs, descriptions, indexes, quantizations
+from .foreign_checkpoints import kinds as foreign_kinds
 from .own_files import Recipes, journals, manifests
 from .subjects import Subject
 from .text_files import Templates, generation_configs, tokenizer_configs, tokenizers
@@ -37,4 +38,5 @@ KINDS: Mapping[str, Callable[[Path], Subject]] = {
     "onnx-session": OnnxSessions,
     "fixed-session": FixedSessions,
     "genai-config": genai_configs,
+    **foreign_kinds(),
 }
