@@ -195,7 +195,8 @@ def _granularity(weights: ConfigReader) -> Granularity:
     block: Any = weights.data.get("block_structure")
     if strategy == "block":
         block = block.split("x") if isinstance(block, str) else block
-        sizes = [int(item) for item in block or () if str(item).isdecimal()][:3]
+        items = block[:3] if isinstance(block, list) else []
+        sizes = [int(str(item)) for item in items if str(item).isascii() and str(item).isdecimal()]
         if len(sizes) != 2 or not all(0 < item < 2**31 for item in sizes):
             raise weights.fail("block_structure", f"{block!r} is not a pair of sizes")
         return Granularity(sizes[0], sizes[1])
