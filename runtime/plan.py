@@ -30,6 +30,7 @@ from .quantize_request import QuantizeRequest
 if TYPE_CHECKING:
     from dsconv.runtime.calibration.self_written import Layout  # torch
 
+SUSTAINED = 1.15  # measured with `benchmarks/plan_accuracy.py`
 CERTAIN = 0.75  # share of an estimate that surely comes true
 
 
@@ -201,7 +202,12 @@ def _layout(workload: Workload) -> Layout:
 
 
 def _seconds(step: Step, rates: Rates) -> float:
-    return sum(amount / rates[kind] for kind, amount in step.work.items() if amount)
+    return sum(_needed(kind, amount) / rates[kind] for kind, amount in step.work.items() if amount)
+
+
+def _needed(kind: Work, amount: float) -> float:
+    """A long run does not keep up the rate of a moment: caches, the journal, the disk."""
+    return amount if kind is Work.STARTING else SUSTAINED * amount
 
 
 def problems_of(cost: Cost, machine: Machine, share: float = 1.0) -> list[DsconvError]:

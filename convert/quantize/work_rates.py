@@ -38,7 +38,7 @@ LAYER_WEIGHTS = 1 << 22  # of the decoder layer that stands for larger ones
 COLUMNS = 1024  # of square matrices that stand for others
 FEEDBACK_COLUMNS = 256  # a super-block
 READ_BYTES = 1 << 23
-WRITTEN_BYTES = 1 << 24
+WRITTEN_BYTES = 1 << 26
 ROUNDED_CHUNK = 1 << 20  # weights that a thread takes at a time
 
 Rates = Mapping[Work, float]

@@ -81,7 +81,8 @@ def plan_windows(
     size = min(options.window, artifact.session.context_length, reference.context_length)
     if size <= len(bos) or size < 2:
         raise InputError(
-            f"a context of {size} tokens holds no prediction", "export with a longer context"
+            f"windows of {size} tokens hold no prediction",
+            _longer_windows(size, options, artifact, reference),
         )
     pieces = list(windows(tokens, bos, size))
     if not pieces:
@@ -95,6 +96,17 @@ def plan_windows(
             "tokenizer.json belongs to another model",
         )
     return pieces
+
+
+def _longer_windows(
+    size: int, options: VerifyOptions, artifact: Loaded, reference: Reference
+) -> str:
+    """What keeps them short: the option, the export, or the model itself."""
+    if size == options.window:
+        return "use a larger --window"
+    if artifact.session.context_length < reference.context_length:
+        return "export again with a larger --context-length"
+    return "the context of the model itself is that short: no text can verify it"
 
 
 def measure(
