@@ -59,6 +59,12 @@ def readable_schemes(checkpoint: Checkpoint) -> dict[str, Scheme | None]:
     matrices = list(_matrices(checkpoint))
     schemes = [matrix.scheme for matrix in matrices if matrix.scheme is not None]
     if not schemes:
+        if checkpoint.rounded_before:
+            raise UnsupportedError(
+                f"{checkpoint.origin}: was quantized by another tool "
+                f"({checkpoint.rounded_before[0]}), whose codes are not carried over",
+                "run it as it is with that tool's software, or quantize the unquantized model",
+            )
         raise UnsupportedError(
             f"{checkpoint.origin}: is not quantized",
             "run dsconv quantize first; transformers and vLLM read an unquantized folder as it is",
