@@ -38,6 +38,8 @@ SCALE_MIN = "scale-min"
 INT8 = {"num_bits": 8, "type": "int", "symmetric": True, "group_size": None, "actorder": None}
 WEIGHT_ROWS = {**INT8, "strategy": "channel", "dynamic": False}
 ACTIVATION_ROWS = {**INT8, "strategy": "token", "dynamic": True}
+# Of columns that were rounded in some order and lie as they did: no index of groups is stored.
+UNORDERED = (None, False, "static", "weight")
 UNUSED: Mapping[str, Any] = {"block_structure": None, "observer": None, "observer_kwargs": {}}
 
 S = TypeVar("S", bound=Scheme)
@@ -138,7 +140,7 @@ class _IntegerStorage(Storage[IntegerScheme, IntegerMatrix]):
         weights = _weights(group)
         kind, strategy = weights.string("type", "int"), weights.string("strategy", "group")
         order = weights.data.get("actorder")
-        if kind != "int" or strategy not in ("group", "channel") or order not in (None, "static"):
+        if kind != "int" or strategy not in ("group", "channel") or order not in UNORDERED:
             raise UnsupportedError(
                 f"{weights.where}: type {kind}, strategy {strategy}, actorder {order}",
                 "supported: type int, strategy group or channel, no actorder",

@@ -22,6 +22,8 @@ from .source import dequantizing
 
 # Of compressed-tensors, and more than dsconv's schemes hold: groups of reordered columns, zero
 # points that are not packed, scales that float16 would round.
+NOT_OURS = ("transform_config", "sparsity_config")
+CACHE_KEYS = ("kv_cache_scheme", "kv_cache_quant_algo")
 GROUP_INDEX, ZERO_POINT, SCALE = "weight_g_idx", "weight_zero_point", "weight_scale"
 
 
@@ -42,15 +44,20 @@ def with_quantization(checkpoint: Checkpoint) -> Checkpoint:
             f"config.json says quantized ({method}), but all weights are plain numbers: "
             "read as such",
         )
-    if not isinstance(checkpoint.source, SafetensorsSource):
+    source = checkpoint.source
+    if not isinstance(source, SafetensorsSource):
         return checkpoint
+    if child is not None and any(child.has(key) for key in CACHE_KEYS):
+        words = "its settings round the cache of keys and values, which dsconv keeps its own way"
+        notes = (*checkpoint.notes, f"{checkpoint.origin}: {words}")
+        checkpoint = replace(checkpoint, notes=notes)
     own = _own(child) if child is not None else None
-    if own is not None and _is_exact(own, checkpoint.source):
+    if own is not None and _is_exact(own, source):
         return replace(checkpoint, quantization=own)
     rules = recognise(checkpoint.origin, reader.data, reader.where)
     if rules is None:
         return checkpoint
-    found = dequantizing(checkpoint.origin, checkpoint.source, checkpoint.decoder, rules)
+    found = dequantizing(checkpoint.origin, source, checkpoint.decoder, rules)
     if found is None:  # what is missing or too much is told by whoever checks all tensors
         return checkpoint
     first = f"quantized with {rules.name}, read as the numbers that its weights stand for"
@@ -74,7 +81,7 @@ def _own(child: ConfigReader) -> QuantizationConfig | None:
     method = child.data.get("quant_method")
     if method == OWN_METHOD:
         return read_quantization_config(child)
-    if method != METHOD:
+    if method != METHOD or any(child.data.get(key) for key in NOT_OURS):
         return None
     try:
         return read_quantization_config(child)

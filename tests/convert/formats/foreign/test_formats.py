@@ -236,3 +236,33 @@ def test_scales_in_bfloat16(tmp_path: Path) -> None:
     assert checkpoint.quantization is not None  # dsconv's own scheme holds it: it stays quantized
     for name, expected in model.weights.items():
         np.testing.assert_allclose(checkpoint.rows(name), expected, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("order", ["static", "weight", None, False])
+def test_an_order_of_rounding_alone_stays_quantized(order: Any, tmp_path: Path) -> None:
+    packer = PackedInt(4, 32, dtype=np.float16)
+    settings = packer.config()
+    settings["config_groups"]["group_0"]["weights"]["actorder"] = order
+    settings["kv_cache_scheme"] = {"num_bits": 8, "type": "float"}
+    model = write_foreign(tmp_path / "m", packer, settings)
+    checkpoint = open_checkpoint(str(model.folder))
+    assert checkpoint.quantization is not None
+    assert any("cache of keys and values" in note for note in checkpoint.notes)
+
+
+def test_groups_of_reordered_columns(tmp_path: Path) -> None:
+    """`weight_g_idx`, as earlier versions of compressed-tensors wrote it."""
+
+    def packer(matrix: Any) -> Any:
+        order = np.random.default_rng(1).permutation(matrix.shape[1])
+        tensors, values = PackedInt(8, 32)(matrix[:, order])
+        codes = tensors["weight_packed"].view(np.uint8)[:, np.argsort(order)]
+        index = np.empty(len(order), np.int32)
+        index[order] = np.arange(len(order)) // 32
+        tensors |= {"weight_packed": codes.copy().view(np.int32), "weight_g_idx": index}
+        return tensors, values[:, np.argsort(order)]
+
+    settings = PackedInt(8, 32).config()
+    settings["config_groups"]["group_0"]["weights"]["actorder"] = "group"
+    model = write_foreign(tmp_path / "m", packer, settings)
+    check_weights(model, "compressed-tensors int8 g32 symmetric act-order")

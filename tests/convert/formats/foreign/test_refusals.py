@@ -101,6 +101,7 @@ def test_damaged_tensors(packer: Any, change: Any, words: str, tmp_path: Path) -
         (PackedInt(3), {"format": "sparse-24-bitmask"}, "sparse weights"),
         (PackedInt(3), {"format": "dense"}, "rounded only as the model runs"),
         (PackedInt(3), {"sparsity_config": {"format": "sparse-bitmask"}}, "sparse weights"),
+        (PackedInt(4), {"transform_config": {"config_groups": {"R1": 1}}}, "transform_config"),
         (PackedInt(3), {"transform_config": {"config_groups": {"R1": 1}}}, "transform_config"),
     ],
 )
