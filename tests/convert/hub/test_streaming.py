@@ -11,9 +11,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from command_line import assert_refused, dsconv
+from foreign_models import BnbFourBits, Fp8, Gptq, write_foreign
 from hub_server import COMMIT, Fault, HubServer, serving
 from outputs import folder_hash
 from safetensors.numpy import save_file
@@ -135,6 +137,26 @@ def test_the_same_bytes_on_a_small_disk(
     passes = [sum(hub.sent(path.name) for path in model.glob("*.safetensors")) / sum(sizes)]
     print("passes over the network:", passes)
     assert passes[0] < 3.1
+
+
+@pytest.mark.parametrize("packer", [Gptq(ordered=True), BnbFourBits(nested=True), Fp8()], ids=str)
+def test_a_model_that_another_tool_quantized(packer: Any, tmp_path: Path) -> None:
+    """Columns of packed words, and settings that stand in a tensor, come from the hub as well."""
+    model = write_foreign(tmp_path / "served" / MODEL, packer, packer.config()).folder
+    expected = quantized_locally(model, tmp_path / "local", *SEARCH)
+    with serving(tmp_path / "served") as hub:
+        outcome = dsconv(
+            "quantize",
+            MODEL,
+            *SEARCH,
+            "--no-keep",
+            "-o",
+            tmp_path / "out",
+            environment=environment(hub, tmp_path),
+        )
+    assert outcome.code == 0, outcome.err
+    assert "was quantized before" in outcome.err
+    assert folder_hash(tmp_path / "out") == expected
 
 
 def test_shards_that_lie_in_the_cache_are_used_and_left(
