@@ -81,7 +81,7 @@ def plan_windows(
     size = min(options.window, artifact.session.context_length, reference.context_length)
     if size <= len(bos) or size < 2:
         raise InputError(
-            f"windows of {size} tokens hold no prediction",
+            f"a context of {size} tokens holds no prediction",
             _longer_windows(size, options, artifact, reference),
         )
     pieces = list(windows(tokens, bos, size))

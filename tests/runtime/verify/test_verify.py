@@ -181,8 +181,9 @@ def test_windows_fit_the_smaller_context(loaded: Loaded) -> None:
 
 def test_a_context_of_one_is_refused(loaded: Loaded) -> None:
     left, right = recorded(loaded, 0, 1)[1], recorded_reference(loaded)[1]
-    with pytest.raises(InputError, match="context"):
+    with pytest.raises(InputError, match="context") as refused:
         compared(left, right)
+    assert "--context-length" in refused.value.hint  # the reference's context is longer
 
 
 LONG = VerifyOptions(window=1501, max_tokens=1500)  # one window, BOS included
