@@ -48,7 +48,7 @@ def run(
     ] = None,
     temperature: Annotated[float | None, typer.Option(help="0 is greedy")] = None,
     top_p: Annotated[float | None, typer.Option(help="Nucleus sampling; 1 is off")] = None,
-    top_k: Annotated[int | None, typer.Option(help="Keep the k likeliest; 0, -1: off")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Keep the k likeliest; 0 is off")] = None,
     min_p: Annotated[
         float | None, typer.Option(help="Least share of the likeliest's probability; 0 is off")
     ] = None,
@@ -81,7 +81,7 @@ def run(
     given = {
         "temperature": temperature,
         "top_p": top_p,
-        "top_k": 0 if top_k == -1 else top_k,
+        "top_k": top_k,
         "min_p": min_p,
         "repetition_penalty": repetition_penalty,
         "no_repeat_ngram_size": no_repeat_ngram_size,
@@ -126,7 +126,7 @@ def _talk(
     from dsconv.runtime.text.prompt_source import lines_of_stdin
 
     conversation, turns = Chat(loaded, system, wanted), []
-    terminal = sys.stdin.isatty()
+    terminal = sys.stdin is not None and sys.stdin.isatty()
     if first is not None:
         turns.append(_turn(conversation, first, emit, terminal))
     try:

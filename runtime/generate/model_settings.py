@@ -51,8 +51,6 @@ def wanted_answer(
     """
     reader = generation_config(loaded.side_files, loaded.config)
     chosen = {name: value for name, value in given.items() if value is not None}
-    if chosen.get("top_k") == OFF:
-        chosen["top_k"] = 0
     tokens = chosen.pop("max_tokens", None)
     if tokens is None:
         tokens = reader.integer("max_new_tokens", DEFAULT_TOKENS)

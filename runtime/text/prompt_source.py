@@ -27,18 +27,27 @@ def read_prompt(prompt: str | None, file: Path | None) -> str:
         return _without_last_newline(read_text_file(file))
     if prompt is not None and prompt != STDIN:
         return prompt
-    if prompt is None and file is None and sys.stdin.isatty():
-        raise UsageError(
-            "there is no prompt", 'ask with -p "your question", --prompt-file FILE, or --chat'
-        )
-    text = sys.stdin.buffer.read(MAX_BYTES + 1)
+    if prompt is None and file is None and (sys.stdin is None or sys.stdin.isatty()):
+        raise _no_prompt()
+    try:
+        text = sys.stdin.buffer.read(MAX_BYTES + 1)
+    except (OSError, AttributeError) as error:  # closed, or not there at all
+        raise _no_prompt() from error
     if len(text) > MAX_BYTES:
         raise InputError(f"standard input: more than {MAX_BYTES} bytes", "use a shorter prompt")
     return _without_last_newline(_decoded(text))
 
 
+def _no_prompt() -> UsageError:
+    return UsageError(
+        "there is no prompt", 'ask with --prompt "your question", --prompt-file FILE, or --chat'
+    )
+
+
 def lines_of_stdin(show_mark: bool) -> Iterator[str]:
     """One message per line, until the end of the input; empty lines are passed over."""
+    if sys.stdin is None:
+        return
     first = True
     while True:
         if show_mark:

@@ -118,8 +118,7 @@ def test_what_the_user_gives_is_not_read_from_the_file(name: str) -> None:
     assert getattr(wanted.sampling, name) == value
 
 
-def test_minus_one_is_off_for_users_too() -> None:
-    assert wanted_answer(loaded({"top_k": 20}), {"top_k": -1}).sampling.top_k == 0
+def test_the_option_that_replaces_a_broken_value_is_named() -> None:
     with pytest.raises(InputError) as caught:
         wanted_answer(loaded({"top_k": -7}), {})
     assert caught.value.hint == "correct the file; --top-k takes its place"
