@@ -116,7 +116,7 @@ def too_large(tensors: dict[str, np.ndarray]) -> None:  # type: ignore[type-arg]
 DAMAGES: dict[str, tuple[Damage, int, int, list[str]]] = {
     "header cut": (overwrite_bytes(WEIGHTS, lambda b: b[:100]), 1, 3, [WEIGHTS, "header"]),
     "data cut": (overwrite_bytes(WEIGHTS, lambda b: b[:-10]), 1, 3, [WEIGHTS, "ends at byte"]),
-    "empty file": (overwrite_bytes(WEIGHTS, lambda b: b""), 1, 3, [WEIGHTS, "too few"]),
+    "empty file": (overwrite_bytes(WEIGHTS, lambda b: b""), 1, 3, [WEIGHTS, "empty (0 bytes)"]),
     "header length lies": (
         overwrite_bytes(WEIGHTS, lambda b: b"\xff" * 8 + b[8:]),
         1,
@@ -165,7 +165,7 @@ DAMAGES: dict[str, tuple[Damage, int, int, list[str]]] = {
     "shard name is a number": (change_json(INDEX, "weight_map", UP, value=3), 2, 3, ["'3'"]),
     "weight map is a list": (change_json(INDEX, "weight_map", value=[1]), 2, 3, ["weight_map"]),
     "index is no JSON": (text(INDEX, "{"), 2, 3, [INDEX, "not valid JSON"]),
-    "no config": (remove(CONFIG), 1, 3, [CONFIG, "cannot read"]),
+    "no config": (remove(CONFIG), 1, 3, [CONFIG, "no config.json"]),
     "config is no JSON": (text(CONFIG, "not json"), 1, 3, [CONFIG, "not valid JSON"]),
     "config is a list": (text(CONFIG, "[]"), 1, 3, ["the top level is list"]),
     "config has a key twice": (text(CONFIG, '{"a": 1, "a": 2}'), 1, 3, ["'a' appears twice"]),
