@@ -25,7 +25,7 @@ from dsconv.convert.files.json_file import ConfigReader, read_json_object
 from dsconv.convert.formats.ascend.description import is_ascend_folder, read_description
 from dsconv.convert.formats.foreign.settings import with_quantization
 from dsconv.convert.formats.gguf.read import open_gguf
-from dsconv.convert.hub.model_name import looks_like_hub_name
+from dsconv.convert.hub.model_name import likely_name, looks_like_hub_name
 from dsconv.convert.hub.pull import snapshot
 from dsconv.errors import InputError
 
@@ -106,6 +106,4 @@ def open_checkpoint(model: str) -> Checkpoint:
         return checked(open_gguf(path))
     if looks_like_hub_name(model):
         return open_checkpoint(str(snapshot(model)))
-    raise InputError(
-        f"{model}: no such file or folder", "use a folder, a .gguf file, or a hub name (org/model)"
-    )
+    raise InputError(f"{model}: no such file or folder", likely_name(model))

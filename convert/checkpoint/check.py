@@ -49,7 +49,7 @@ def checked(checkpoint: Checkpoint) -> Checkpoint:
     expected = _expected_tensors(checkpoint)
     for name, (shape, dtypes) in expected.items():
         if name not in present:
-            raise _missing(checkpoint, name)
+            raise _missing(checkpoint, name, sorted(present - expected.keys()))
         _check_tensor(checkpoint, name, shape, dtypes)
     decoder = checkpoint.decoder
     ignorable = (
@@ -60,7 +60,7 @@ def checked(checkpoint: Checkpoint) -> Checkpoint:
     for name in sorted(unknown - leftovers.names):
         raise InputError(
             f"{checkpoint.origin}: tensor {name!r} is not part of {decoder.architecture}",
-            "config.json belongs to another model, or it needs a setting that enables it",
+            _unknown_hint(checkpoint, name),
         )
     notes = tuple(f"{checkpoint.origin}: {note}" for note in leftovers.notes)
     return replace(checkpoint, notes=(*checkpoint.notes, *notes))
@@ -128,10 +128,23 @@ def _shape_hint(
     return "config.json belongs to another model"
 
 
-def _missing(checkpoint: Checkpoint, name: str) -> InputError:
+def _unknown_hint(checkpoint: Checkpoint, name: str) -> str:
+    decoder = checkpoint.decoder
+    number = name.removeprefix(f"{decoder.layers_name}.").partition(".")[0]
+    layers = decoder.config.num_hidden_layers
+    if number.isdigit() and int(number) >= layers:
+        return (
+            f"config.json says num_hidden_layers {layers}: correct it, or remove the layers that "
+            "are not the model's"
+        )
+    return "config.json belongs to another model, or it needs a setting that enables it"
+
+
+def _missing(checkpoint: Checkpoint, name: str, unknown: list[str]) -> InputError:
     decoder = checkpoint.decoder
     if module_of(name) != decoder.head_linear.name:
-        return InputError(f"{checkpoint.origin}: tensor {name!r} is missing", OTHER_MODEL)
+        beside = f", while {unknown[0]!r} is there" if unknown else ""
+        return InputError(f"{checkpoint.origin}: tensor {name!r} is missing{beside}", OTHER_MODEL)
     said = "is false" if "tie_word_embeddings" in checkpoint.config else "is not set"
     return InputError(
         f"{checkpoint.origin}: tensor {name!r} is missing (the head), and tie_word_embeddings "

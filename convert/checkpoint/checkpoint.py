@@ -124,8 +124,9 @@ class Checkpoint:
         return np.asarray(self.source.rows(name, start, stop), np.float32)
 
     def float_dtype(self, name: str) -> str:
-        """The dtype in which a float copy of the parameter is stored."""
-        return "F16" if self.scheme(name) is not None else self.source.dtype(name)
+        """The dtype in which a float copy of the parameter is stored; F64 is more than is read."""
+        stored = "F16" if self.scheme(name) is not None else self.source.dtype(name)
+        return "F32" if stored == "F64" else stored
 
 
 def open_side_files(folder: Path) -> dict[str, bytes]:

@@ -138,12 +138,20 @@ def file_names(folder: Path) -> list[str]:
     found = []
     with os.scandir(folder) as entries:
         for entry in entries:
-            if entry.is_dir():
+            if _is_folder(entry):
                 with suppress(OSError), os.scandir(entry) as below:
                     found += [f"{entry.name}/{item.name}" for item in below]
             else:
                 found.append(entry.name)
     return found
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """False for a link that leads to itself, too."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def read_weight_map(index: Path) -> dict[str, str]:

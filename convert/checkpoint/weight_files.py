@@ -17,6 +17,7 @@ from dsconv.errors import InputError, UnsupportedError
 SUFFIX = ".safetensors"
 ONE_FILE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+ADAPTER = "adapter_"
 ADAPTER_CONFIG = "adapter_config.json"
 # Formats that run code when they are opened, or (.npz) may.
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npz", ".npy")
@@ -48,7 +49,7 @@ class WeightFiles:
         """What is left aside, for people."""
         if not self.aside:
             return ()
-        return (f"{where}: {_some(self.files)} is read; {_some(self.aside)} beside it is not",)
+        return (f"{where}: {_some(self.files)} is read, and not {_some(self.aside)} beside it",)
 
 
 def index_of(names: Collection[str]) -> str | None:
@@ -71,7 +72,11 @@ def choose_weight_files(
         InputError: no weights, or a set of shards with gaps, or more than one set.
         UnsupportedError: only an adapter, only pickle files.
     """
-    here = sorted(name for name in names if "/" not in name and name.endswith(SUFFIX))
+    here = sorted(
+        name
+        for name in names
+        if "/" not in name and (name.endswith(SUFFIX) or name.startswith(ADAPTER))
+    )
     shards = tuple(sorted(set(weight_map.values()))) if weight_map else ()
     # As transformers: one whole file is read before an index, which may be of an earlier save.
     if ONE_FILE in here and ONE_FILE not in shards:
@@ -133,7 +138,7 @@ def _some(names: Collection[str]) -> str:
 
 def _no_weights(where: str, names: Collection[str]) -> Exception:
     here = sorted(name for name in names if "/" not in name)
-    adapters = [name for name in here if name.startswith("adapter_")]
+    adapters = [name for name in here if name.startswith(ADAPTER)]
     if adapters:
         return UnsupportedError(
             f"{where}: holds an adapter ({adapters[0]}) and no model", MERGE_FIRST

@@ -146,7 +146,7 @@ class Repacking:
     def _has_the_same_bytes(self, job: Job) -> bool:
         scheme = self._checkpoint.scheme(job.source)
         if scheme is None and job.scheme is None:
-            return self._checkpoint.float_dtype(job.source) == job.float_dtype
+            return self._checkpoint.source.dtype(job.source) == job.float_dtype
         return scheme == job.scheme
 
     def _stored_now(self, name: str) -> list[str]:

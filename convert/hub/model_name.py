@@ -18,6 +18,10 @@ WITH_SCHEME = re.compile(
     r"(?P<scheme>hf|modelscope)://(?P<name>[A-Za-z0-9][\w.-]*/[\w.-]+)"
     rf"(?:@(?P<revision>{REVISION}(?=/.*\.gguf$)|[\w./-]+))?(?:/(?P<file>.+\.gguf)|{LABEL})"
 )
+PAGE = re.compile(  # as people copy it from a browser
+    r"(?:https?://)?(?P<host>(?:www\.)?(?:huggingface\.co|hf\.co|hf-mirror\.com|modelscope\.(?:cn|ai)))"
+    r"/(?:models/)?(?P<name>[A-Za-z0-9][\w.-]*/[\w.-]+)(?:/(?:tree|blob|resolve)/(?P<revision>[\w.-]+))?"
+)
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,16 @@ class ModelReference:
 
 def looks_like_hub_name(model: str) -> bool:
     return HUB_NAME.fullmatch(model) is not None or WITH_SCHEME.fullmatch(model) is not None
+
+
+def likely_name(model: str) -> str:
+    """The cure for what is no path and no name: a page's address has the name in it."""
+    found = PAGE.match(model)
+    if found is None:
+        return "use a folder, a .gguf file, or a hub name (org/model)"
+    scheme = "modelscope://" if "modelscope" in found["host"] else ""
+    revision = f"@{found['revision']}" if found["revision"] else ""
+    return f"use the name on that page: {scheme}{found['name']}{revision}"
 
 
 def parse_reference(model: str, source: str | None = None) -> ModelReference:

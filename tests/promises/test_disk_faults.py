@@ -329,7 +329,7 @@ def test_a_cache_that_cannot_be_written_is_a_warning(
     )
     disk.clear()
     disk.mount(options)
-    short = ("--window", 32, "--max-tokens", 64, "--no-layers")
+    short = ("--window", 32, "--max-tokens", 64, "--no-layers", "--max-kl", 1)
     cache = ("--reference-cache", disk.place / "cache")
     outcome = disk.server.run(
         "verify", artifact, "--reference", sources["model"], *short, *cache, "--json"

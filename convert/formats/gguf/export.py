@@ -232,7 +232,7 @@ def _blocks_of(checkpoint: Checkpoint, parameter: Parameter) -> BlockType:
     scheme = checkpoint.scheme(parameter.name)
     if scheme is not None:
         return block_type(scheme, parameter.shape[1])
-    dtype = checkpoint.source.dtype(parameter.name)
+    dtype = checkpoint.float_dtype(parameter.name)
     # llama.cpp adds and multiplies vectors in float32 only
     keeps = parameter.role is not Role.VECTOR and dtype in TYPE_NUMBERS
     return BlockType(dtype if keeps else "F32")

@@ -183,18 +183,27 @@ def _refuse_beyond(rope: Rope, context_length: int) -> None:
 
 def _bytes_of_weights(checkpoint: Checkpoint, output: Path, copy: bool) -> int:
     """That `_place_weights` will write."""
-    if isinstance(checkpoint.source, SafetensorsSource):
+    if _can_be_linked(checkpoint):
         return bytes_to_copy(checkpoint.source.files(), output, copy)
     return sum(tensor.nbytes for tensor in planned_floats(checkpoint))
+
+
+def _can_be_linked(checkpoint: Checkpoint) -> bool:
+    """A graph names byte ranges of safetensors, of types that its operators take."""
+    source = checkpoint.source
+    return isinstance(source, SafetensorsSource) and not any(
+        source.dtype(name) == "F64" for name in checkpoint.parameters if not checkpoint.scheme(name)
+    )
 
 
 def _place_weights(
     checkpoint: Checkpoint, folder: Path, copy: bool, advance: Advance
 ) -> tuple[Checkpoint, int]:
     """Put config, tokenizer and weights into `folder` -> the same there, bytes that are links."""
-    source = checkpoint.source
-    if not isinstance(source, SafetensorsSource):
+    if not _can_be_linked(checkpoint):
         return write_float_checkpoint(checkpoint, folder, advance), 0
+    source = checkpoint.source
+    assert isinstance(source, SafetensorsSource)
     linked = place_side_files(checkpoint, folder, copy)
     for path in source.files():
         copied = link_or_copy(path, folder / path.name, copy)

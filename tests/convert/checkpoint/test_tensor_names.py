@@ -9,14 +9,16 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+from command_line import dsconv
 from numpy.typing import NDArray
-from small_models import LLAMA, random_tensors, small_config, write_model
+from small_models import LLAMA, gpt2_tokenizer_json, random_tensors, small_config, write_model
 
 from dsconv.convert.checkpoint.checkpoint import Checkpoint
 from dsconv.convert.open import open_checkpoint
 from dsconv.convert.quantize.options import QuantizeOptions
 from dsconv.convert.quantize.run import quantize_checkpoint
 from dsconv.errors import InputError, UnsupportedError
+from dsconv.runtime.sessions.load import load
 
 Tensors = dict[str, NDArray[Any]]
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -271,3 +273,35 @@ def test_a_vocabulary_of_another_size_is_told_with_its_cure(tmp_path: Path, rows
         opened(tmp_path / "m", tensors)
     assert f"set vocab_size to {rows}" in caught.value.hint
     assert opened(tmp_path / "cured", tensors, vocab_size=rows).parameters
+
+
+def test_weights_of_another_layout_are_named(tmp_path: Path) -> None:
+    tensors = random_tensors(small_config())
+    fused = UP.replace("up_proj", "gate_up_proj")
+    tensors[fused] = tensors.pop(UP)
+    with pytest.raises(InputError, match=r"up_proj.* is missing, while .*gate_up_proj.* is there"):
+        opened(tmp_path / "m", tensors)
+
+
+def test_layers_beyond_those_of_the_config(tmp_path: Path) -> None:
+    tensors = random_tensors(small_config(num_hidden_layers=3))
+    with pytest.raises(InputError, match=r"model\.layers\.2\..* is not part of") as caught:
+        opened(tmp_path / "m", tensors)
+    assert "num_hidden_layers 2" in caught.value.hint
+
+
+@pytest.mark.parametrize("form", ["onnx", "native", "compressed-tensors", "gguf"])
+def test_weights_in_64_bits_are_exported_as_what_is_computed(tmp_path: Path, form: str) -> None:
+    tensors = {n: a.astype(np.float64) for n, a in random_tensors(small_config()).items()}
+    write_model(tmp_path / "m", small_config(), tensors)
+    (tmp_path / "m" / "tokenizer.json").write_text(gpt2_tokenizer_json())
+    model = tmp_path / "m"
+    if form == "compressed-tensors":
+        quantize_checkpoint(open_checkpoint(str(model)), QuantizeOptions(), tmp_path / "q")
+        model = tmp_path / "q"
+    output = tmp_path / {"native": "a.dsq", "gguf": "a.gguf"}.get(form, "a")
+    outcome = dsconv("export", model, "--format", form, "-o", output)
+    assert outcome.code == 0, outcome.err
+    tokens = [1, 5, 9, 200]
+    mine = load(str(output)).session.score(tokens).copy()
+    np.testing.assert_allclose(mine, load(str(model)).session.score(tokens), atol=0.02)

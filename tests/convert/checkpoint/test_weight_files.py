@@ -56,6 +56,15 @@ def test_one_whole_file_is_read_whatever_lies_beside_it(tmp_path: Path, other: s
     assert other in " ".join(checkpoint.notes)
 
 
+def test_an_adapter_beside_a_whole_model_is_named(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "m")
+    write_json(folder / "adapter_config.json", {"peft_type": "LORA"})
+    (folder / "adapter_model.bin").write_bytes(b"x")
+    checkpoint = open_checkpoint(str(folder))
+    assert same_as(checkpoint)
+    assert "not adapter_config.json, adapter_model.bin" in " ".join(checkpoint.notes)
+
+
 def test_shards_without_an_index_are_put_together_by_their_headers(tmp_path: Path) -> None:
     sharded(tmp_path / "m")
     assert same_as(open_checkpoint(str(tmp_path / "m")))

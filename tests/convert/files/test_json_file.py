@@ -19,7 +19,7 @@ Getter = Callable[[ConfigReader], Any]
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("", "Expecting value"),
+        (" ", "Expecting value"),
         ('{"a": 1', "Expecting"),
         ('{"a": 1} x', "Extra data"),
         ('{"a": NaN}', "NaN is not JSON"),
@@ -43,6 +43,11 @@ def test_what_is_not_json_is_refused(text: str | bytes, reason: str) -> None:
         parse_json(text, "file.json")
     assert reason in caught.value.message
     assert len(caught.value.message) < 300
+
+
+def test_an_empty_file_is_called_so() -> None:
+    with pytest.raises(InputError, match=r"file\.json: empty \(0 bytes\)"):
+        parse_json("", "file.json")
 
 
 def test_values_come_through_unchanged() -> None:

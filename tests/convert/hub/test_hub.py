@@ -154,3 +154,16 @@ def test_a_model_with_pickles_only_is_refused_unfetched(tmp_path: Path) -> None:
 )
 def test_what_looks_like_a_hub_name(text: str, expected: bool) -> None:
     assert looks_like_hub_name(text) is expected
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("https://huggingface.co/org/name", "org/name"),
+        ("https://huggingface.co/org/name/tree/v2", "org/name@v2"),
+        ("huggingface.co/org/name/", "org/name"),
+        ("https://www.modelscope.cn/models/org/name", "modelscope://org/name"),
+    ],
+)
+def test_the_address_of_a_page_leads_to_the_name(text: str, name: str) -> None:
+    assert_refused(dsconv("inspect", text), 3, "no such file", f"use the name on that page: {name}")
