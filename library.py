@@ -18,7 +18,7 @@ from dsconv.runtime.option_fields import thread_count
 from dsconv.runtime.quantize_request import QuantizeCommandRequest, QuantizeRequest
 
 if TYPE_CHECKING:
-    from dsconv.convert.inspect import Description
+    from dsconv.convert.description import Description
     from dsconv.runtime.bench.report import BenchReport
     from dsconv.runtime.build.report import BuildReport
     from dsconv.runtime.export import ExportReport

@@ -3,68 +3,55 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import os
 from pathlib import Path
-from typing import Any
 
 from dsconv.convert.checkpoint.checkpoint import CONFIG, Checkpoint, module_of
 from dsconv.convert.checkpoint.matrix_layout import stored_tensors
 from dsconv.convert.families.inventory import Parameter, parameters_of
-from dsconv.convert.files.json_file import ConfigReader, read_json_object
-from dsconv.convert.formats.native.file import open_native_file
+from dsconv.convert.files.json_file import ConfigReader, parse_json, read_json_object
+from dsconv.convert.formats.gguf.facts import gguf_origin
+from dsconv.convert.formats.native.file import NativeFile, open_native_file
 from dsconv.convert.formats.native.format import SUFFIX
 from dsconv.convert.formats.native.linear_layout import LinearLayout
 from dsconv.convert.formats.onnx.names import FIXED_SHAPES, GENAI_CONFIG
+from dsconv.convert.hub.model_name import looks_like_hub_name
+from dsconv.convert.hub.pull import snapshot
 from dsconv.convert.open import open_checkpoint
-from dsconv.errors import InputError
+from dsconv.errors import InputError, UnsupportedError
 
 from .config_only import is_lone_config
+from .description import Description, TensorRow
 from .families import read_family
+from .model_facts import (
+    Origin,
+    architecture,
+    made_from,
+    origin,
+    sampling,
+    text_facts,
+)
+from .raw_description import describe_raw
 
 DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 
 
-@dataclass(frozen=True)
-class TensorRow:
-    """One parameter: how it is stored and in how many bytes (scales and zero points included)."""
+def survey(model: str) -> Description:
+    """Describe a model, or show what can be shown of what is none, with the reason why.
 
-    name: str
-    shape: tuple[int, ...]
-    storage: str
-    size_bytes: int
-
-
-@dataclass(frozen=True)
-class Description:
-    kind: str
-    family: str
-    parameters: int
-    size_bytes: int
-    tensors: tuple[TensorRow, ...]
-    notes: tuple[str, ...] = ()
-
-    @property
-    def bits_per_weight(self) -> float:
-        return 8 * self.size_bytes / self.parameters
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "kind": self.kind,
-            "family": self.family,
-            "parameters": self.parameters,
-            "bits_per_weight": self.bits_per_weight,
-            "size_bytes": self.size_bytes,
-            "tensors": [
-                {
-                    "name": row.name,
-                    "shape": list(row.shape),
-                    "storage": row.storage,
-                    "size_bytes": row.size_bytes,
-                }
-                for row in self.tensors
-            ],
-            "notes": list(self.notes),
-        }
+    Raises:
+        InputError, UnsupportedError, DownloadError: there is nothing to show.
+    """
+    try:
+        return describe(model)
+    except (InputError, UnsupportedError) as error:
+        path = Path(model).expanduser()
+        if not os.path.exists(path) and looks_like_hub_name(model):
+            path = snapshot(model)
+        found = describe_raw(path, error) if os.path.exists(path) else None
+        if found is None:
+            raise
+        return found
 
 
 def describe(model: str) -> Description:
@@ -80,13 +67,18 @@ def describe(model: str) -> Description:
         return _native(folder)
     checkpoint = open_checkpoint(model)
     rows = tuple(_row(checkpoint, parameter) for parameter in checkpoint.parameters.values())
+    place = checkpoint.origin
     return Description(
-        _kind(checkpoint.origin, checkpoint),
+        _kind(place, checkpoint),
         checkpoint.decoder.model_type,
         checkpoint.parameter_count,
         sum(row.size_bytes for row in rows),
         rows,
         checkpoint.notes,
+        architecture(checkpoint.decoder.config),
+        text_facts(checkpoint.side_files, checkpoint.config),
+        sampling(checkpoint.side_files),
+        gguf_origin(place) if place.is_file() else origin(place, checkpoint.config),
     )
 
 
@@ -121,7 +113,11 @@ def _announced(config: Path) -> Description:
     )
     parameters = sum(parameter.size for parameter in parameters_of(decoder))
     size = sum(row.size_bytes for row in rows)
-    return Description("config", decoder.model_type, parameters, size, rows)
+    return Description(
+        *("config", decoder.model_type, parameters, size, rows, ()),
+        architecture(decoder.config),
+        origin=origin(config.parent, reader.data),
+    )
 
 
 def _native(path: Path) -> Description:
@@ -145,7 +141,20 @@ def _native(path: Path) -> Description:
         sum(math.prod(row.shape) for row in rows),
         sum(row.size_bytes for row in rows),
         tuple(rows),
+        (),
+        architecture(read_family(ConfigReader(file.metadata.config, str(path))).config),
+        text_facts(file.side_files, file.metadata.config),
+        sampling(file.side_files),
+        _native_origin(file),
     )
+
+
+def _native_origin(file: NativeFile) -> Origin:
+    """The source that the file names, and who wrote the file."""
+    texts = file.metadata.origin
+    source = parse_json(texts.get("provenance", "{}"), f"{file.path}: provenance")
+    found = made_from(source if isinstance(source, dict) else {})
+    return Origin(file.path.name, None, *found, f"dsconv {texts.get('dsconv', '')}".strip())
 
 
 def _native_storage(layout: LinearLayout) -> str:

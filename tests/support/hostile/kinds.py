@@ -15,6 +15,7 @@ from .artifacts import (
 )
 from .checkpoint_files import SafetensorsFiles, configs, descriptions, indexes, quantizations
 from .foreign_checkpoints import kinds as foreign_kinds
+from .gguf_files import GgufParts, GgufTypes
 from .own_files import Recipes, journals, manifests
 from .subjects import Subject
 from .text_files import Templates, generation_configs, tokenizer_configs, tokenizers
@@ -33,6 +34,8 @@ KINDS: Mapping[str, Callable[[Path], Subject]] = {
     "journal": journals,
     "recipe": Recipes,
     "gguf": GgufFiles,
+    "gguf-types": GgufTypes,
+    "gguf-parts": GgufParts,
     "native": NativeFiles,
     "onnx": OnnxGraphs,
     "onnx-session": OnnxSessions,
