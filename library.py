@@ -18,7 +18,7 @@ from dsconv.runtime.option_fields import thread_count
 from dsconv.runtime.quantize_request import QuantizeCommandRequest, QuantizeRequest
 
 if TYPE_CHECKING:
-    from dsconv.convert.description import Description
+    from dsconv.convert.inspect.description import Description
     from dsconv.runtime.bench.report import BenchReport
     from dsconv.runtime.build.report import BuildReport
     from dsconv.runtime.export import ExportReport
@@ -77,7 +77,7 @@ def pull(
 
 def inspect(model: StrPath) -> Description:
     """What is in a checkpoint, GGUF file or artifact: family, bits, sizes, tensors."""
-    from dsconv.convert.inspect import describe
+    from dsconv.convert.inspect.describe import describe
 
     return describe(os.fspath(model))
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from dsconv.convert.checkpoint.checkpoint import Checkpoint
 from dsconv.convert.forward.torch_ops import TorchModel
-from dsconv.convert.inspect import describe
+from dsconv.convert.inspect.describe import describe
 from dsconv.convert.open import open_checkpoint
 from dsconv.runtime.calibration.text_windows import (
     CalibrationOptions,

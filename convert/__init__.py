@@ -8,11 +8,9 @@ forward      a family run in torch
 quantize     the schemes of quant/ driven over a checkpoint
 formats      what is written for each reader, a folder each
 targets      where a model can run, and what it takes there
+inspect      what is in a model, an artifact, or any other file
 
 open                 any string that names a model -> a checkpoint
 config_only          a model of which only config.json is known
 streamed_checkpoint  a model of the hub whose shards come and go
-inspect              what is in a model or an artifact, as a description
-model_facts          sizes, text, sampling and source of a model
-raw_description      what can be shown of files that are no model of ours
 """

@@ -7,7 +7,7 @@ from pathlib import Path
 from dsconv.convert.families import read_family
 from dsconv.convert.families.inventory import Role, parameters_of
 from dsconv.convert.files.json_file import ConfigReader
-from dsconv.convert.inspect import describe
+from dsconv.convert.inspect.describe import describe
 
 from .peers import find_peer
 from .subject import OURS, Opened, Subject

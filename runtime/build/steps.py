@@ -16,7 +16,7 @@ from dsconv import __version__
 from dsconv.atomic import MANIFEST, link_or_copy, output_folder
 from dsconv.convert.checkpoint.manifest import Provenance, write_manifest
 from dsconv.convert.files.json_file import read_json_object
-from dsconv.convert.inspect import describe
+from dsconv.convert.inspect.describe import describe
 from dsconv.runtime.console import say
 from dsconv.runtime.quantize import quantize_model
 

@@ -8,8 +8,8 @@ from dsconv.runtime.console.units import count_text, size_text
 from .options import Json, Model, print_json
 
 if TYPE_CHECKING:
-    from dsconv.convert.description import Description
-    from dsconv.convert.model_facts import Architecture, Origin
+    from dsconv.convert.inspect.description import Description
+    from dsconv.convert.inspect.model_facts import Architecture, Origin
 
 EXAMPLE = "dsconv inspect r1-int4 --json"
 
@@ -17,9 +17,9 @@ EXAMPLE = "dsconv inspect r1-int4 --json"
 def inspect(model: Model, as_json: Json = False) -> None:
     """Show what is in a model or artifact: sizes, layers, context, tokenizer, source, tensors.
 
-    A file or folder that dsconv can do nothing else with is shown too, with the reason.
+    A GGUF, safetensors or ONNX file that dsconv cannot use is shown too, with the reason.
     """
-    from dsconv.convert.inspect import survey
+    from dsconv.convert.inspect.describe import survey
 
     description = survey(model)
     print_json(description.to_json()) if as_json else show(description)
@@ -60,7 +60,7 @@ def _title(d: "Description") -> str:
 
 def _facts(d: "Description") -> Iterator[tuple[str, str]]:
     if d.problem is not None:
-        yield "no use", f"dsconv can show it and no more: {d.problem.message}"
+        yield "problem", f"dsconv can show it and no more: {d.problem.message}"
         yield "", f"hint: {d.problem.hint}"
     if d.architecture is not None:
         yield from _sizes(d.architecture)

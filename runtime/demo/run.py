@@ -14,7 +14,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from dsconv.convert.inspect import describe
+from dsconv.convert.inspect.describe import describe
 from dsconv.runtime.export import ExportRequest, export_model
 from dsconv.runtime.generate.answer import Answer, UserPrompt, Wanted, answer
 from dsconv.runtime.quantize import quantize_model

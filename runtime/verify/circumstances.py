@@ -13,7 +13,7 @@ from pathlib import Path
 from dsconv.atomic import MANIFEST
 from dsconv.convert.files.hashes import FileHashes, artifact_files, combined
 from dsconv.convert.files.json_file import read_json_object
-from dsconv.convert.inspect import describe
+from dsconv.convert.inspect.describe import describe
 from dsconv.convert.quantize.options import INT8_ACTIVATIONS
 from dsconv.errors import InputError
 from dsconv.runtime.sessions.providers import FAMILY, PROVIDERS

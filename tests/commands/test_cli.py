@@ -93,6 +93,11 @@ INSPECT = {
     "size_bytes",
     "tensors",
     "notes",
+    "architecture",
+    "tokenizer",
+    "sampling",
+    "provenance",
+    "problem",
 }
 SHORT = ("--window", 64, "--max-tokens", 128, "--threads", 2)
 

@@ -18,7 +18,7 @@ import torch
 from small_models import small_config, write_checkpoint, write_json
 
 import dsconv
-from dsconv.convert.inspect import describe
+from dsconv.convert.inspect.describe import describe
 from dsconv.convert.open import open_checkpoint
 from dsconv.errors import DsconvError, InputError, UnsupportedError
 from dsconv.runtime.text.tokenizer import TextTokenizer

@@ -31,7 +31,7 @@ from tokenizers import Tokenizer
 from dsconv.convert.checkpoint.checkpoint import Checkpoint
 from dsconv.convert.formats.gguf.container import read_header
 from dsconv.convert.formats.gguf.read import open_gguf
-from dsconv.convert.inspect import describe
+from dsconv.convert.inspect.describe import describe
 from dsconv.convert.open import open_checkpoint
 from dsconv.errors import InputError, UnsupportedError
 

@@ -13,7 +13,7 @@ from gguf_models import checkpoint_tensors, metadata, plain_tensors
 from processes.llama_cpp_process import next_token_log_probabilities
 
 from dsconv.convert.files.gguf_parts import part_names
-from dsconv.convert.inspect import describe
+from dsconv.convert.inspect.describe import describe
 from dsconv.convert.open import open_checkpoint
 from dsconv.errors import InputError
 from dsconv.runtime.sessions.torch_reference import TorchSession

@@ -17,7 +17,7 @@ from dsconv.convert.files.safetensors import read_rows
 from dsconv.convert.formats.native.export import export_native
 from dsconv.convert.formats.native.file import NativeFile, open_native_file
 from dsconv.convert.formats.native.linear_layout import unpack_linear
-from dsconv.convert.inspect import describe
+from dsconv.convert.inspect.describe import describe
 from dsconv.convert.open import open_checkpoint
 from dsconv.convert.quantize.options import QuantizeOptions
 from dsconv.convert.quantize.run import quantize_checkpoint

@@ -20,7 +20,7 @@ from dsconv.convert.checkpoint.quantization_config import read_quantization_conf
 from dsconv.convert.files.json_file import ConfigReader
 from dsconv.convert.formats.onnx.export import ExportOptions, export_onnx
 from dsconv.convert.forward.torch_ops import TorchModel, round_tokens
-from dsconv.convert.inspect import describe
+from dsconv.convert.inspect.describe import describe
 from dsconv.convert.open import open_checkpoint
 from dsconv.convert.quantize.inputs import GivenWindows
 from dsconv.convert.quantize.journal import Journal

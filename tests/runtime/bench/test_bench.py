@@ -20,7 +20,7 @@ from safetensors import safe_open
 from small_models import write_checkpoint
 
 from dsconv.convert.formats.onnx.export import ExportOptions, export_onnx
-from dsconv.convert.inspect import describe
+from dsconv.convert.inspect.describe import describe
 from dsconv.convert.open import open_checkpoint
 from dsconv.convert.quantize.options import QuantizeOptions
 from dsconv.convert.quantize.run import quantize_checkpoint

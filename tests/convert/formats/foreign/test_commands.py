@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from foreign_models import Awq, Gptq, Mlx, write_foreign
 
-from dsconv.convert.inspect import describe
+from dsconv.convert.inspect.describe import describe
 from dsconv.convert.open import open_checkpoint
 from dsconv.library import export, quantize, verify
 

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from dsconv.convert.files.json_file import parse_json
-from dsconv.convert.model_facts import Architecture, Origin, TextFacts, made_from
+from dsconv.convert.formats.gguf.container import GgufTensor
+from dsconv.convert.formats.gguf.read_config import ARCHITECTURE
+from dsconv.convert.formats.gguf.read_tokenizer import PREFIX
+from dsconv.convert.formats.gguf.seal import KEY
+from dsconv.convert.formats.gguf.split import read_gguf
 from dsconv.errors import InputError
 
-from .container import GgufTensor
-from .read_config import ARCHITECTURE
-from .read_tokenizer import PREFIX
-from .seal import KEY
-from .split import read_gguf
+from .model_facts import Architecture, Origin, TextFacts, made_from
 
 # Where converters write what a file was made of, the most telling first.
 SOURCES = (

@@ -20,17 +20,6 @@ TEMPLATES = ("chat_template.jinja", "chat_template.json")
 SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
 NOT_SAMPLING = ("bos_token_id", "eos_token_id", "pad_token_id", "transformers_version")
 QUANTIZATION = "quantization_config"
-# Keys of config.json, of any decoder that there is, by our field.
-CONFIG_KEYS: Mapping[str, tuple[str, ...]] = {
-    "layers": ("num_hidden_layers", "n_layer", "num_layers"),
-    "heads": ("num_attention_heads", "n_head"),
-    "kv_heads": ("num_key_value_heads", "multi_query_group_num"),
-    "head_size": ("head_dim",),
-    "hidden_size": ("hidden_size", "n_embd", "d_model"),
-    "feed_forward_size": ("intermediate_size", "n_inner", "ffn_hidden_size"),
-    "context_length": ("max_position_embeddings", "n_positions", "seq_length"),
-    "vocabulary": ("vocab_size", "padded_vocab_size"),
-}
 
 
 @dataclass(frozen=True)
@@ -93,20 +82,6 @@ def architecture(config: DecoderConfig) -> Architecture:
         config.vocab_size,
         config.tie_word_embeddings,
     )
-
-
-def loose_architecture(config: Mapping[str, Any]) -> Architecture:
-    """The same of a config.json that no family of ours reads, by the usual names of its keys."""
-    text = config.get("text_config")  # of models that see or hear, too
-    data = {**config, **(text if isinstance(text, dict) else {})}
-    found: dict[str, Any] = {}
-    for field, keys in CONFIG_KEYS.items():
-        values = (data.get(key) for key in keys)
-        found[field] = next((value for value in values if type(value) is int), None)
-    scaling, tied = data.get("rope_scaling"), data.get("tie_word_embeddings")
-    found["rope_scaling"] = scaling if isinstance(scaling, dict) else None
-    found["tied_embeddings"] = tied if isinstance(tied, bool) else None
-    return Architecture(**found)
 
 
 def text_facts(side_files: Mapping[str, bytes], config: Mapping[str, Any]) -> TextFacts | None:

@@ -1,31 +1,31 @@
 """Files that dsconv can do nothing with, shown as far as they say what they are.
 
 A GGUF file of another architecture, a safetensors file without its folder, an adapter, a graph of
-somebody else, a folder of a network that no family describes. Only headers are read.
+somebody else, a folder without config.json. Only headers are read.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from dsconv.convert.checkpoint.checkpoint import CONFIG, open_side_files
+from dsconv.convert.checkpoint.checkpoint import open_side_files
 from dsconv.convert.checkpoint.weight_files import ADAPTER_CONFIG
 from dsconv.convert.checkpoint.weight_files import SUFFIX as SAFETENSORS
 from dsconv.convert.files.json_file import read_json_object
 from dsconv.convert.files.local_files import open_regular
 from dsconv.convert.files.safetensors import read_tensor_infos
 from dsconv.convert.formats.gguf.container import read_header
-from dsconv.convert.formats.gguf.facts import gguf_facts
 from dsconv.convert.formats.onnx.external_data import BITS, read_model, tensors_of
+from dsconv.convert.inspect.gguf_facts import gguf_facts
 from dsconv.errors import DsconvError
 
 from .description import Description, Problem, TensorRow
-from .model_facts import loose_architecture, origin, sampling, text_facts
+from .model_facts import origin, sampling, text_facts
 
 GRAPH = ".onnx"
 FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
@@ -51,7 +51,7 @@ def describe_raw(path: Path, error: DsconvError) -> Description | None:
             return _gguf(path, problem)
         if magic[8:] == b"{":
             rows = [_row(info) for info in read_tensor_infos(path).values()]
-            return _described("safetensors", "unknown", rows, problem, place=path)
+            return _described("safetensors", rows, problem, path)
     return None
 
 
@@ -69,19 +69,11 @@ def _gguf(path: Path, problem: Problem) -> Description:
 
 def _folder(path: Path, problem: Problem) -> Description | None:
     names = sorted(os.listdir(path))
-    config: dict[str, Any] = {}
-    if CONFIG in names:
-        with suppress(DsconvError):
-            config = read_json_object(path / CONFIG)
     rows = list(_rows_of(path / name for name in names if name.endswith(SAFETENSORS)))
     if rows:
-        is_adapter = ADAPTER_CONFIG in names and CONFIG not in names
-        notes = _adapter_notes(path) if is_adapter else ()
-        return _described(
-            "adapter" if is_adapter else "checkpoint",
-            str(config.get("model_type", "unknown")),
-            *(rows, problem, config, path, notes),
-        )
+        if ADAPTER_CONFIG in names:
+            return _described("adapter", rows, problem, path, _adapter_notes(path))
+        return _described("safetensors", rows, problem, path)
     graphs = [path / name for name in names if name.endswith(GRAPH)]
     return _graphs(graphs, path, problem) if graphs else None
 
@@ -114,27 +106,24 @@ def _row(info: Any) -> TensorRow:
 
 def _described(
     kind: str,
-    family: str,
     rows: list[TensorRow],
     problem: Problem,
-    config: Mapping[str, Any] | None = None,
-    place: Path | None = None,
+    place: Path,
     notes: tuple[str, ...] = (),
 ) -> Description:
     is_plain = all(row.storage in FLOATS for row in rows)
-    folder = place if place is not None and os.path.isdir(place) else None
-    side_files = open_side_files(folder) if folder is not None else {}
+    side_files = open_side_files(place) if os.path.isdir(place) else {}
     return Description(
         kind,
-        family,
+        "unknown",
         sum(math.prod(row.shape) for row in rows) if is_plain else 0,
         sum(row.size_bytes for row in rows),
         tuple(rows),
         notes if is_plain else (*notes, PACKED),
-        loose_architecture(config) if config else None,
-        text_facts(side_files, config or {}),
+        None,
+        text_facts(side_files, {}),
         sampling(side_files),
-        origin(place, config or {}) if place is not None else None,
+        origin(place, {}),
         problem,
     )
 

@@ -8,21 +8,21 @@ from pathlib import Path
 
 from dsconv.convert.checkpoint.checkpoint import CONFIG, Checkpoint, module_of
 from dsconv.convert.checkpoint.matrix_layout import stored_tensors
+from dsconv.convert.config_only import is_lone_config
+from dsconv.convert.families import read_family
 from dsconv.convert.families.inventory import Parameter, parameters_of
 from dsconv.convert.files.json_file import ConfigReader, parse_json, read_json_object
-from dsconv.convert.formats.gguf.facts import gguf_origin
 from dsconv.convert.formats.native.file import NativeFile, open_native_file
 from dsconv.convert.formats.native.format import SUFFIX
 from dsconv.convert.formats.native.linear_layout import LinearLayout
 from dsconv.convert.formats.onnx.names import FIXED_SHAPES, GENAI_CONFIG
 from dsconv.convert.hub.model_name import looks_like_hub_name
 from dsconv.convert.hub.pull import snapshot
+from dsconv.convert.inspect.gguf_facts import gguf_origin
 from dsconv.convert.open import open_checkpoint
 from dsconv.errors import InputError, UnsupportedError
 
-from .config_only import is_lone_config
 from .description import Description, TensorRow
-from .families import read_family
 from .model_facts import (
     Origin,
     architecture,
@@ -40,7 +40,8 @@ def survey(model: str) -> Description:
     """Describe a model, or show what can be shown of what is none, with the reason why.
 
     Raises:
-        InputError, UnsupportedError, DownloadError: there is nothing to show.
+        InputError, UnsupportedError, DownloadError: a folder with config.json that does not open
+            as the model it claims to be, or there is nothing to show.
     """
     try:
         return describe(model)
@@ -48,6 +49,8 @@ def survey(model: str) -> Description:
         path = Path(model).expanduser()
         if not os.path.exists(path) and looks_like_hub_name(model):
             path = snapshot(model)
+        if (path / CONFIG).exists():
+            raise
         found = describe_raw(path, error) if os.path.exists(path) else None
         if found is None:
             raise

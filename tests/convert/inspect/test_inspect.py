@@ -15,8 +15,8 @@ from outputs import quantized
 from safetensors.numpy import save_file
 from small_models import EOS, LLAMA3, write_checkpoint, write_json
 
-from dsconv.convert.description import Description
-from dsconv.convert.inspect import describe, survey
+from dsconv.convert.inspect.describe import describe, survey
+from dsconv.convert.inspect.description import Description
 from dsconv.convert.open import open_checkpoint
 from dsconv.errors import InputError, UnsupportedError
 
@@ -96,18 +96,20 @@ def assert_shown(found: Description, message: str) -> None:
     json.dumps(found.to_json())
 
 
-def test_an_unknown_architecture(tmp_path: Path) -> None:
+def test_an_unknown_architecture_is_refused(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "m")
     config = json.loads((folder / "config.json").read_text())
-    config |= {"architectures": ["OtherForCausalLM"], "model_type": "other"}
-    write_json(folder / "config.json", {"text_config": config, "model_type": "other"})
-    found = survey(str(folder))
-    assert_shown(found, "")
-    assert (found.kind, found.family, found.parameters) == ("checkpoint", "other", 95_808)
-    assert found.architecture is not None
-    assert (found.architecture.layers, found.architecture.heads) == (2, 4)
-    with pytest.raises(UnsupportedError):
-        describe(str(folder))
+    write_json(folder / "config.json", {**config, "architectures": ["Other"], "model_type": "x"})
+    with pytest.raises(UnsupportedError, match="not supported"):
+        survey(str(folder))
+
+
+def test_a_damaged_model_is_refused(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "m")
+    config = json.loads((folder / "config.json").read_text())
+    write_json(folder / "config.json", {**config, "num_hidden_layers": 3})
+    with pytest.raises(InputError, match="is missing"):
+        survey(str(folder))
 
 
 def test_a_file_without_its_folder(tmp_path: Path) -> None:
