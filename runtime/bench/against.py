@@ -11,6 +11,7 @@ from pathlib import Path
 from dsconv.atomic import output_folder
 from dsconv.errors import InputError, UsageError
 from dsconv.runtime.console import progress, say
+from dsconv.runtime.model_paths import local_path
 from dsconv.runtime.sessions.load import DEFAULT_CACHE
 
 from .bench import BenchOptions, bench, planned_rounds
@@ -121,5 +122,5 @@ def _peer_subject(against: Against, name: str, folder: Path, threads: int) -> Su
         kept = against.place(folder, peer)
         say(f"{name} {peer.version}: building its own int{against.bits} of {against.checkpoint}")
         with output_folder(kept) as built:
-            peer.build(str(against.checkpoint), against.bits, built)
+            peer.build(local_path(str(against.checkpoint)), against.bits, built)
     return Subject(str(kept), threads, name)
