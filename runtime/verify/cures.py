@@ -5,7 +5,7 @@ from __future__ import annotations
 from dsconv.convert.quantize.options import CALIBRATED
 
 from .grade import GRADES, expected_grade
-from .verdict import INT8_INPUTS, Verdict
+from .verdict import Verdict
 
 LAYERS = "compare it layer by layer (verify --layers), and with the original's config and tokenizer"
 MOST_QUANTIZED_BITS = 10
@@ -31,16 +31,15 @@ def cure(verdict: Verdict) -> str:
 def _of_loss(verdict: Verdict) -> str:
     made, grade = verdict.circumstances, verdict.grade
     is_calibrated = made.method == CALIBRATED
-    expected = expected_grade(made.bits)
     if not made.bits or made.bits > MOST_QUANTIZED_BITS:
         return f"it is stored in float, so {LOST_TOO_MUCH}: {LAYERS}"
+    if made.rounds_inputs:
+        return "int8 inputs cost this: leave out --activations int8, or allow a larger limit"
+    expected = expected_grade(made.bits)
     if GRADES.index(grade) > GRADES.index(expected) + (expected != "faithful"):
-        if made.method == INT8_INPUTS:
-            return "int8 inputs cost this: leave out --activations int8"
         return f"{expected} is what so many bits give, so {LOST_TOO_MUCH}: {LAYERS}"
     if expected == "faithful":
-        cures = "leave out --activations int8, " if made.method == INT8_INPUTS else ""
-        cures += "" if is_calibrated or cures else "calibrate (quantize --method gptq), "
+        cures = "" if is_calibrated else "calibrate (quantize --method gptq), "
         return f"{cures}allow a larger limit, or keep the original's floats"
     bits = round(made.bits + 1, 1)
     more = f"use more bits where it needs them (quantize --target-bpw {bits:g}), or --bits 8"

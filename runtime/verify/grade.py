@@ -80,10 +80,14 @@ def keeps(summary: Summary, limits: GradeLimits, chance: Chance) -> bool:
     )
 
 
-def expected_grade(bits: float) -> Grade:
-    """What an honest conversion reaches by default. bits: of the artifact's narrowest matrix,
-    scales included."""
-    if bits >= 7.5:
+def expected_grade(bits: float, rounds_inputs: bool = False) -> Grade:
+    """What an honest conversion reaches by default.
+
+    Args:
+        bits: of the artifact's narrowest matrix, scales included.
+        rounds_inputs: activations are rounded to int8 too, which costs more than int8 weights.
+    """
+    if bits >= 7.5 and not rounds_inputs:
         return "faithful"
     return "good" if bits >= 4.0 else "degraded"
 

@@ -95,7 +95,9 @@ def _verify(request: VerifyRequest, measured: MeasuredText | None) -> Verdict:
         verdict = measure(comparison, predictions, circumstances, advance)
     if cache and isinstance(predictions, LivePredictions):
         cache.store(key, predictions.kept())
-    thresholds = choose(request.thresholds, request.recipe, file, circumstances.bits)
+    thresholds = choose(
+        request.thresholds, request.recipe, file, circumstances.bits, circumstances.rounds_inputs
+    )
     times = any(threshold.figure.key == "min_speedup" for threshold in thresholds)
     wanted = replace(request.checks, speed=times or request.checks.speed)
     checks = checks_of(wanted, verdict, request.cache)

@@ -150,17 +150,17 @@ def choose(
     recipe: tuple[Threshold, ...],
     file: tuple[Threshold, ...],
     bits: float,
+    rounds_inputs: bool = False,
 ) -> tuple[Threshold, ...]:
-    """The first that names a figure wins; without any, the defaults for these bits per weight."""
+    """The first that names a figure wins; without any, the defaults for how it was made."""
     chosen: dict[str, Threshold] = {}
     for threshold in (*options, *recipe, *file):
         chosen.setdefault(threshold.figure.key, threshold)
-    return tuple(chosen.values()) or defaults(bits)
+    return tuple(chosen.values()) or defaults(bits, rounds_inputs)
 
 
-def defaults(bits: float) -> tuple[Threshold, ...]:
-    """Those of the grade that an honest conversion reaches. bits: of the artifact's narrowest
-    matrix."""
-    kept = limits_of(expected_grade(bits))
+def defaults(bits: float, rounds_inputs: bool = False) -> tuple[Threshold, ...]:
+    """Those of the grade that an honest conversion reaches (see `expected_grade`)."""
+    kept = limits_of(expected_grade(bits, rounds_inputs))
     limits = {"max_kl": kept.max_kl, "max_ppl_ratio": kept.max_ppl_ratio}
     return tuple(Threshold(BY_KEY[key], limit, "default") for key, limit in limits.items())

@@ -158,6 +158,11 @@ class Circumstances:
     bits: float = 0.0  # per weight of the artifact's narrowest matrix; 0: not known
     method: str = ""  # "gptq", "search", "rtn", INT8_INPUTS; empty where nobody says
 
+    @property
+    def rounds_inputs(self) -> bool:
+        """Are activations rounded to int8, too?"""
+        return self.method == INT8_INPUTS
+
 
 @dataclass(frozen=True)
 class VerdictPart:

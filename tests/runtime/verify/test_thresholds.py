@@ -109,3 +109,8 @@ def test_the_narrowest_matrix(tmp_path: Path, bits: int, low: float, high: float
     assert narrowest_bits(str(model)) == 16
     quantized(model, tmp_path / "q", bits=bits)
     assert low < narrowest_bits(str(tmp_path / "q")) < high
+
+
+def test_int8_inputs_may_cost_more_than_int8_weights() -> None:
+    assert limits(choose((), (), (), 8.0))["max_kl"] == (0.02, "default")
+    assert limits(choose((), (), (), 8.0, rounds_inputs=True))["max_kl"] == (0.1, "default")
