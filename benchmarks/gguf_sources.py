@@ -4,8 +4,8 @@
 
 MODEL is a GGUF file of any other type; what its weights stand for is the original. Its matrices are
 rounded to the nearest value of the type, the largest of every block to the largest value. llama.cpp
-(the package xllamacpp) rounds activations to 8 bits where it multiplies such blocks, and dsconv does not; so it
-also runs the same values in float32, as the package gguf decodes them.
+(the package xllamacpp) rounds activations to 8 bits where it multiplies such blocks; dsconv does
+not; so it also runs the same values in float32, as the package gguf decodes them.
 """
 
 from __future__ import annotations

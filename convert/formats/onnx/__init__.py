@@ -9,6 +9,7 @@ nbits, blocked quantized products: MatMulNBits, DequantizeLinear in blocks
 graph          a builder of graphs
 weights        which bytes of which file a graph takes
 external_data  where a graph's weights lie, read and checked
+facts          what a graph says of itself, as metadata
 genai          genai_config.json
 genai_search   how a model samples, in its words
 graph_check    is a graph what its folder's config and weights give?

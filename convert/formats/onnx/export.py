@@ -28,6 +28,7 @@ from dsconv.progress import Advance
 
 from .contrib import Contrib, contrib_for
 from .dialect import Dialect, GraphOptions
+from .facts import facts_of
 from .genai import genai_config
 from .genai_search import search_settings
 from .graph import GraphBuilder
@@ -150,12 +151,14 @@ def export_onnx(
         dialect = dialect_for(options.dialect, local)
         graph_options = options.graph_options(local.decoder.config.max_position_embeddings)
         _refuse_beyond(local.decoder.config.rope, graph_options.context_length)
+        facts = facts_of(checkpoint, dialect.name)
         if options.prefill_length is None:
-            _write_graphs(local, dialect, {GRAPH_FILE: graph_options}, folder)
+            _write_graphs(local, dialect, {GRAPH_FILE: graph_options}, folder, facts)
             content = genai_config(local, dialect, GRAPH_FILE, graph_options, options.target)
             write_json(folder / GENAI_CONFIG, content)
         else:
-            _write_fixed(local, dialect, graph_options, options.prefill_length, folder)
+            lengths = fixed_lengths(graph_options, options.prefill_length)
+            _write_fixed(local, dialect, graph_options, lengths, folder, facts)
         check(folder)
         hashes = FileHashes()
         source = provenance_of(checkpoint, hashes)
@@ -225,24 +228,25 @@ def _write_graphs(
     dialect: type[Dialect],
     graphs: Mapping[str, GraphOptions],
     folder: Path,
+    facts: Mapping[str, str],
 ) -> None:
     """Write graphs by file name; they share their weights."""
     with DataFile(folder) as data:
         for filename, options in graphs.items():
-            build_graph(checkpoint, dialect, options, data).save(folder / filename)
+            build_graph(checkpoint, dialect, options, data).save(folder / filename, facts)
 
 
 def _write_fixed(
     checkpoint: Checkpoint,
     dialect: type[Dialect],
     options: GraphOptions,
-    prefill_length: int,
+    lengths: Mapping[str, int],
     folder: Path,
+    facts: Mapping[str, str],
 ) -> None:
     """One graph per sequence length, and the file that names them for our session."""
-    lengths = fixed_lengths(options, prefill_length)
     graphs = {name: replace(options, sequence_length=n) for name, n in lengths.items()}
-    _write_graphs(checkpoint, dialect, graphs, folder)
+    _write_graphs(checkpoint, dialect, graphs, folder, facts)
     content = {
         "context_length": options.context_length,
         "graphs": [{"filename": n, "sequence_length": length} for n, length in lengths.items()],

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
+
+from dsconv import __version__
 
 MICROSOFT = "com.microsoft"
 
@@ -113,10 +115,18 @@ class GraphBuilder:
         return self.node("Cast", [value], to=ELEMENT_TYPES[wanted].value)
 
     def model(self) -> ir.Model:
-        return ir.Model(self._graph, ir_version=self._ir_version, producer_name="dsconv")
+        return ir.Model(
+            self._graph,
+            ir_version=self._ir_version,
+            producer_name="dsconv",
+            producer_version=__version__,
+        )
 
-    def save(self, path: Path) -> None:
-        ir.save(self.model(), path)
+    def save(self, path: Path, facts: Mapping[str, str]) -> None:
+        """facts: for people and tools that look at the file, as its `metadata_props`."""
+        model = self.model()
+        model.metadata_props.update(facts)
+        ir.save(model, path)
 
     def _register(self, tensor: ir.TensorProtocol) -> Value:
         value = ir.Value(

@@ -240,6 +240,20 @@ def test_the_graph_is_built_of_few_large_operators(plain: Checkpoint, tmp_path: 
     assert counts["Add"] == counts["MatMul"] == 0
 
 
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_the_graph_says_what_it_is_made_of(tmp_path: Path, dialect: str) -> None:
+    source = tiny_checkpoint(tmp_path / "source", "llama")
+    smaller = quantized(source, tmp_path / "q", bits=4)
+    export_onnx(smaller, ExportOptions(dialect), tmp_path / "onnx")
+    model = onnx.load(tmp_path / "onnx" / GRAPH_FILE, load_external_data=False)
+    facts = {entry.key: entry.value for entry in model.metadata_props}
+    assert (model.producer_name, bool(model.producer_version)) == ("dsconv", True)
+    assert facts["dsconv.source"] == "source"
+    assert facts["dsconv.dialect"] == dialect
+    assert facts["dsconv.model_type"] == "llama"
+    assert facts["dsconv.quantization"].startswith("int4-g32: ")
+
+
 def test_a_shared_quantized_matrix_is_one_range(tmp_path: Path) -> None:
     tiny_checkpoint(tmp_path / "m", "llama", tie_word_embeddings=True)
     checkpoint = quantized(tmp_path / "m", tmp_path / "q", embedding_bits=4)
