@@ -151,14 +151,14 @@ def export_onnx(
         dialect = dialect_for(options.dialect, local)
         graph_options = options.graph_options(local.decoder.config.max_position_embeddings)
         _refuse_beyond(local.decoder.config.rope, graph_options.context_length)
-        facts = facts_of(checkpoint, dialect.name)
+        graph_facts = facts_of(checkpoint, dialect.name)
         if options.prefill_length is None:
-            _write_graphs(local, dialect, {GRAPH_FILE: graph_options}, folder, facts)
+            _write_graphs(local, dialect, {GRAPH_FILE: graph_options}, folder, graph_facts)
             content = genai_config(local, dialect, GRAPH_FILE, graph_options, options.target)
             write_json(folder / GENAI_CONFIG, content)
         else:
             lengths = fixed_lengths(graph_options, options.prefill_length)
-            _write_fixed(local, dialect, graph_options, lengths, folder, facts)
+            _write_fixed(local, dialect, graph_options, lengths, folder, graph_facts)
         check(folder)
         hashes = FileHashes()
         source = provenance_of(checkpoint, hashes)

@@ -59,7 +59,7 @@ def test_a_bug(
     def fail(model: str) -> None:
         raise ZeroDivisionError("unexpected")
 
-    monkeypatch.setattr("dsconv.convert.inspect.describe", fail)
+    monkeypatch.setattr("dsconv.convert.inspect.describe.survey", fail)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     refused(call_main(monkeypatch, capsys, "inspect", "x", "--json"), 70, "ZeroDivisionError")
 

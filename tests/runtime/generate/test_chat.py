@@ -74,6 +74,14 @@ def model(tmp_path: Path) -> Path:
     return write_checkpoint(tmp_path / "m")
 
 
+@pytest.fixture
+def exported(model: Path) -> Path:
+    """The same in ONNX, which a process of its own opens sooner."""
+    folder = model.parent / "onnx"
+    assert dsconv("export", model, "-o", folder).code == 0
+    return folder
+
+
 def scripted(model: Path, texts: Sequence[str], template: str | None = None) -> Loaded:
     if template is not None:
         settings = {"bos_token": "<s>", "eos_token": "</s>", "chat_template": template}
@@ -209,31 +217,31 @@ def command(*arguments: object, given: bytes = b"") -> subprocess.CompletedProce
     return subprocess.run(line, input=given, capture_output=True, timeout=120)
 
 
-def test_prompts_from_files_and_standard_input(model: Path, tmp_path: Path) -> None:
+def test_prompts_from_files_and_standard_input(exported: Path, tmp_path: Path) -> None:
     options = ("--max-tokens", 6, "--temperature", 0)
-    wanted = dsconv("run", model, "-p", "two\nlines, ä", *options).out
+    wanted = dsconv("run", exported, "-p", "two\nlines, ä", *options).out
     file = tmp_path / "prompt.txt"
     for text in ("two\nlines, ä", "two\nlines, ä\n", "\ufefftwo\nlines, ä\n"):
         file.write_bytes(text.encode())
-        assert dsconv("run", model, "--prompt-file", file, *options).out == wanted
-        assert command(model, *options, given=text.encode()).stdout.decode() == wanted
-    assert command(model, "-p", "-", *options, given=file.read_bytes()).stdout.decode() == wanted
-    both = dsconv("run", model, "-p", "a", "--prompt-file", file)
+        assert dsconv("run", exported, "--prompt-file", file, *options).out == wanted
+        assert command(exported, *options, given=text.encode()).stdout.decode() == wanted
+    assert command(exported, "-p", "-", *options, given=file.read_bytes()).stdout.decode() == wanted
+    both = dsconv("run", exported, "-p", "a", "--prompt-file", file)
     assert_refused(both, 2, "two prompts")
-    assert_refused(dsconv("run", model, "--prompt-file", tmp_path / "no"), 3, "cannot read")
-    assert command(model, given=b"").returncode == 2
-    assert b"not UTF-8" in command(model, given=b"a\xff").stderr
+    assert_refused(dsconv("run", exported, "--prompt-file", tmp_path / "no"), 3, "cannot read")
+    assert command(exported, given=b"").returncode == 2
+    assert b"not UTF-8" in command(exported, given=b"a\xff").stderr
 
 
-def test_a_chat_from_a_pipe(model: Path) -> None:
-    options = (model, "--chat", "--max-tokens", 5, "--temperature", 0)
+def test_a_chat_from_a_pipe(exported: Path) -> None:
+    options = (exported, "--chat", "--max-tokens", 5, "--temperature", 0)
     told = command(*options, "--json", given="hello\n\nund du, ä?\r\nbye".encode())
     assert told.returncode == 0, told.stderr
     turns = json.loads(told.stdout)["turns"]
     assert [turn["prompt"] for turn in turns] == ["hello", "und du, ä?", "bye"]
     assert turns[1]["prompt_tokens"] < 60
     first = dsconv(
-        "run", model, "-p", "hello", "--max-tokens", 5, "--temperature", 0, "--json"
+        "run", exported, "-p", "hello", "--max-tokens", 5, "--temperature", 0, "--json"
     ).json
     assert turns[0]["tokens"] == first["tokens"]
     begun = command(*options, "--json", "-p", "hello", given=b"bye\n")
