@@ -13,6 +13,7 @@ from typing import Any
 from dsconv.atomic import MANIFEST, partial_of
 from dsconv.convert.checkpoint.checkpoint import Checkpoint
 from dsconv.convert.config_only import open_for_planning
+from dsconv.convert.open import open_checkpoint
 from dsconv.convert.quantize.inputs import Preparation, Prepared, refuse_tokens_beyond
 from dsconv.convert.quantize.matrix_report import MatrixReport
 from dsconv.convert.quantize.options import (
@@ -33,6 +34,8 @@ from .memory import peak_rss_bytes
 from .model_paths import check_output, open_model, streamed_model
 from .plan import refuse_what_cannot_fit
 from .quantize_request import QuantizeRequest
+
+LARGE_SHARE = 0.25  # of all bytes, from which an embedding in float is worth a word
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,21 @@ class QuantizeReport:
             f"{warning}{self.output}: {count_text(r.parameters)} parameters, "
             f"{r.bits_per_weight:.2f} bits per weight, {size_text(r.weight_bytes)}, "
             f"{self.seconds:.1f} s ({rate_text(r.source_bytes / max(self.seconds, 1e-9), 'B')}), "
-            f"peak memory {size_text(peak_rss_bytes())}{loss}"
+            f"peak memory {size_text(peak_rss_bytes())}{loss}{self._of_the_embedding()}"
+        )
+
+    def _of_the_embedding(self) -> str:
+        """Why a small model ends at more bits than were asked for."""
+        made = open_checkpoint(str(self.output))
+        table = f"{made.decoder.table.name}.weight"
+        if made.scheme(table) is not None:
+            return ""
+        size = made.source.nbytes(table)
+        if size < LARGE_SHARE * self.result.weight_bytes:
+            return ""
+        return (
+            f"\nnote: {size_text(size)} of it are the embedding, which stays in float: "
+            "--embedding-bits 8 makes it smaller"
         )
 
 

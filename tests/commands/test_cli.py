@@ -220,6 +220,15 @@ def test_quantize(model: Path, quantized: tuple[Path, Outcome]) -> None:
     assert (output / "tokenizer.json").read_bytes() == (model / "tokenizer.json").read_bytes()
 
 
+@pytest.mark.parametrize(("options", "said"), [((), True), (("--embedding-bits", 8), False)])
+def test_quantize_says_what_the_embedding_takes(
+    model: Path, tmp_path: Path, options: tuple[object, ...], said: bool
+) -> None:
+    outcome = dsconv("quantize", model, "--method", "rtn", *options, "-o", tmp_path / "q")
+    assert outcome.code == 0
+    assert ("embedding, which stays in float" in outcome.err) is said
+
+
 def test_export(quantized: tuple[Path, Outcome], exported: tuple[Path, Outcome]) -> None:
     output, outcome = exported
     report = good(outcome)

@@ -150,7 +150,7 @@ def test_one_object_may_be_a_row(tmp_path: Path) -> None:
         ("text,label\nfirst,1\n", "a table with the columns"),
         ("question\tanswer\n1+1\t2\n", "a table with the columns"),
         (b"caf\xe9", "not UTF-8"),
-        (gzip.compress(b"text"), "gzip"),
+        (gzip.compress(b"text", mtime=0), "gzip"),
         (b"PAR1\x15\x04", "Parquet"),
         (b"ARROW1\0\0", "Arrow"),
         (b"\xff\xff\xff\xff\x10\0\0\0", "Arrow stream"),
@@ -178,7 +178,7 @@ def test_what_is_no_text_is_refused_with_a_cure(
 @pytest.mark.parametrize(
     "content",
     [
-        gzip.compress(b'{"text": "caf\xc3\xa9"}\n'),
+        gzip.compress(b'{"text": "caf\xc3\xa9"}\n', mtime=0),
         b"{'text': 'caf\xc3\xa9'}\n",
         b"text,label\ncaf\xc3\xa9,1\n",
         "text\tlabel\ncafé\t1\n".encode(),
