@@ -102,7 +102,7 @@ def _row(checkpoint: Checkpoint, parameter: Parameter) -> TensorRow:
     rows, columns = parameter.shape
     tensors = stored_tensors(module_of(name), (rows, columns), scheme)
     size = sum(source.nbytes(tensor.name) for tensor in tensors)
-    return TensorRow(name, parameter.shape, scheme.description, size)
+    return TensorRow(name, parameter.shape, scheme.description, size, scheme.rounds_inputs)
 
 
 def _announced(config: Path) -> Description:

@@ -11,12 +11,16 @@ from .model_facts import Architecture, Origin, TextFacts
 
 @dataclass(frozen=True)
 class TensorRow:
-    """One parameter: how it is stored and in how many bytes (scales and zero points included)."""
+    """One parameter: how it is stored and in how many bytes (scales and zero points included).
+
+    rounds_inputs: the activations that meet it are rounded, too.
+    """
 
     name: str
     shape: tuple[int, ...]
     storage: str
     size_bytes: int
+    rounds_inputs: bool = False
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,7 @@ from pathlib import Path
 from dsconv.atomic import MANIFEST
 from dsconv.convert.files.hashes import FileHashes, artifact_files, combined
 from dsconv.convert.files.json_file import read_json_object
-from dsconv.convert.inspect.describe import describe
-from dsconv.convert.quantize.options import INT8_ACTIVATIONS
+from dsconv.convert.inspect.description import Description
 from dsconv.errors import InputError
 from dsconv.runtime.sessions.providers import FAMILY, PROVIDERS
 
@@ -58,14 +57,17 @@ def circumstances_of(
     )
 
 
-def narrowest_bits(path: str) -> float:
+def narrowest_bits(artifact: Description) -> float:
     """Bits per weight, scales included, of the artifact's matrix that is stored in the fewest."""
-    matrices = [row for row in describe(path).tensors if len(row.shape) == 2]
+    matrices = [row for row in artifact.tensors if len(row.shape) == 2]
     return min(8 * row.size_bytes / (row.shape[0] * row.shape[1]) for row in matrices)
 
 
-def method_of(path: str) -> str:
-    """How a checkpoint of dsconv was rounded; empty where no manifest says it."""
+def method_of(path: str, artifact: Description) -> str:
+    """How it was rounded: by the weights where inputs are rounded too, else by the manifest of a
+    checkpoint of dsconv; empty where that says nothing."""
+    if any(row.rounds_inputs for row in artifact.tensors):
+        return INT8_INPUTS
     try:
         recipe = read_json_object(Path(path).expanduser() / MANIFEST).get("recipe")
     except InputError:
@@ -73,8 +75,6 @@ def method_of(path: str) -> str:
     if not isinstance(recipe, dict):
         return ""
     method = recipe.get("method")
-    if recipe.get("activations") == INT8_ACTIVATIONS:
-        return INT8_INPUTS
     return method if isinstance(method, str) else ""
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from dsconv.convert.files.hashes import FileHashes
+from dsconv.convert.inspect.describe import describe
 from dsconv.runtime.console import progress, say
 from dsconv.runtime.sessions.load import load
 from dsconv.runtime.text.measured_text import MeasuredText, open_measured_text
@@ -86,10 +87,11 @@ def _verify(request: VerifyRequest, measured: MeasuredText | None) -> Verdict:
         request.artifact, artifact, reference, windows, request.dtype, request.threads
     )
     name = request.text.name if request.text else None
+    description = describe(request.artifact)
     circumstances = replace(
         circumstances_of(comparison, text, name, hashes),
-        bits=narrowest_bits(request.artifact),
-        method=method_of(request.artifact),
+        bits=narrowest_bits(description),
+        method=method_of(request.artifact, description),
     )
     with progress("verify", sum(map(len, windows)), "tokens") as advance:
         verdict = measure(comparison, predictions, circumstances, advance)

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import dsconv
 from outputs import quantized
 from small_models import write_checkpoint
 
+from dsconv.convert.inspect.describe import describe
 from dsconv.errors import InputError, UsageError
 from dsconv.runtime.verify.circumstances import narrowest_bits
 from dsconv.runtime.verify.thresholds import (
@@ -106,11 +108,25 @@ def test_a_file_that_makes_no_sense(tmp_path: Path, content: bytes, words: str) 
 @pytest.mark.parametrize(("bits", "low", "high"), [(4, 4.2, 5.5), (8, 8.2, 9.5)])
 def test_the_narrowest_matrix(tmp_path: Path, bits: int, low: float, high: float) -> None:
     model = write_checkpoint(tmp_path / "m")
-    assert narrowest_bits(str(model)) == 16
+    assert narrowest_bits(describe(str(model))) == 16
     quantized(model, tmp_path / "q", bits=bits)
-    assert low < narrowest_bits(str(tmp_path / "q")) < high
+    assert low < narrowest_bits(describe(str(tmp_path / "q"))) < high
 
 
 def test_int8_inputs_may_cost_more_than_int8_weights() -> None:
     assert limits(choose((), (), (), 8.0))["max_kl"] == (0.02, "default")
     assert limits(choose((), (), (), 8.0, rounds_inputs=True))["max_kl"] == (0.1, "default")
+
+
+def test_int8_inputs_are_known_by_the_weights_of_checkpoint_and_exports(tmp_path: Path) -> None:
+    model = write_checkpoint(tmp_path / "m")
+    quantized(model, tmp_path / "q", bits=8, activations="int8")
+    artifacts = [tmp_path / "q"]
+    for form in ("compressed-tensors", "ascend"):
+        artifacts.append(tmp_path / form)
+        assert dsconv("export", tmp_path / "q", "--format", form, "-o", artifacts[-1]).code == 0
+    for artifact in artifacts:
+        options = ("--max-tokens", 64, "--window", 32, "--no-layers", "--json")
+        report = dsconv("verify", artifact, "--reference", model, *options).json
+        limit = {check["name"]: check["limit"] for check in report["checks"]}
+        assert limit["max-kl"] == 0.1, artifact
