@@ -2,8 +2,10 @@
 
 sessions          a model loaded, one file per runtime
 native            the engine in C++
+batches           many sequences over the same weights, one file per runtime
 text              text to tokens and back
 generate          from a prompt to its answer
+scheduling        who of many requests is served next
 calibration       text to calibrate on
 verify            an artifact against its original
 report            a verdict shown
