@@ -1,11 +1,7 @@
 """ONNX artifacts: graphs over the checkpoint's own weight files.
 
 export         the folder
-dialect        what all dialects share; a dialect is a way to write the network in operators
-contrib        the dialect of ONNX Runtime's own operators
-standard       what dialects of standard operators share; std17, std17_nbits, std21, std24
-attention      attention by standard operators
-nbits, blocked quantized products: MatMulNBits, DequantizeLinear in blocks
+dialects       ways to write the network in operators
 graph          a builder of graphs
 weights        which bytes of which file a graph takes
 external_data  where a graph's weights lie, read and checked

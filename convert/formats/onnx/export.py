@@ -26,17 +26,17 @@ from dsconv.convert.formats.float_copy import (
 from dsconv.errors import UnsupportedError, UsageError
 from dsconv.progress import Advance
 
-from .contrib import Contrib, contrib_for
-from .dialect import Dialect, GraphOptions
+from .dialects.contrib import Contrib, contrib_for
+from .dialects.dialect import Dialect, GraphOptions
+from .dialects.std17 import Std17
+from .dialects.std17_nbits import Std17NBits
+from .dialects.std21 import Std21
+from .dialects.std24 import Std24
 from .facts import facts_of
 from .genai import genai_config
 from .genai_search import search_settings
 from .graph import GraphBuilder
 from .names import FIXED_SHAPES, GENAI_CONFIG, GRAPH_FILE, PREFILL_FILE
-from .std17 import Std17
-from .std17_nbits import Std17NBits
-from .std21 import Std21
-from .std24 import Std24
 from .weights import DataFile, GraphWeights
 
 DIALECTS: dict[str, type[Dialect]] = {d.name: d for d in (Contrib, Std24, Std21, Std17, Std17NBits)}

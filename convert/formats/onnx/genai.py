@@ -13,7 +13,7 @@ from dsconv.convert.checkpoint.checkpoint import (
 from dsconv.convert.families.base import DecoderConfig
 from dsconv.convert.files.json_file import ConfigReader
 
-from .dialect import Dialect, GraphOptions
+from .dialects.dialect import Dialect, GraphOptions
 from .genai_search import search_settings
 
 # Targets that onnxruntime-genai runs on a provider of the same name; else it takes the CPU's.

@@ -24,7 +24,7 @@ from dsconv.convert.files.json_file import ConfigReader, read_json_object
 from dsconv.convert.files.local_files import safe_join
 from dsconv.errors import DsconvError, InputError
 
-from .dialect import Dialect, GraphOptions
+from .dialects.dialect import Dialect, GraphOptions
 from .export import ExportOptions, build_graph, dialect_for, fixed_lengths
 from .external_data import read_model
 from .genai import genai_config

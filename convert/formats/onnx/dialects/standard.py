@@ -16,11 +16,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from dsconv.convert.families.base import Attention, Linear, Norm, Table
+from dsconv.convert.formats.onnx.graph import FLOAT, FLOAT16, Value
 from dsconv.errors import UnsupportedError
 from dsconv.quant.schemes import Scheme
 
 from .dialect import Dialect, cast
-from .graph import FLOAT, FLOAT16, Value
 
 
 class Standard(Dialect):

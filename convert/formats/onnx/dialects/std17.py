@@ -11,11 +11,11 @@ from typing import ClassVar
 import numpy as np
 
 from dsconv.convert.families.base import Attention
+from dsconv.convert.formats.onnx.graph import FLOAT, FLOAT16, Value
 from dsconv.quant.schemes import WHOLE_ROW, Scheme
 
 from .attention import rotary_waves, score_mask
 from .dialect import cast
-from .graph import FLOAT, FLOAT16, Value
 from .standard import Standard
 
 

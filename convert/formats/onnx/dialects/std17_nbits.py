@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import ClassVar
 
 from dsconv.convert.families.base import Linear
+from dsconv.convert.formats.onnx.graph import MICROSOFT, Value
 
-from .graph import MICROSOFT, Value
 from .nbits import matmul_nbits
 from .std17 import Std17
 

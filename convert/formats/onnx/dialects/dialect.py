@@ -17,9 +17,16 @@ import onnx_ir as ir
 
 from dsconv.convert.families.base import Attention, Decoder
 from dsconv.convert.families.rope import Rope
-
-from .graph import FLOAT, FLOAT16, INT32, INT64, Dimension, GraphBuilder, Value
-from .weights import GraphWeights
+from dsconv.convert.formats.onnx.graph import (
+    FLOAT,
+    FLOAT16,
+    INT32,
+    INT64,
+    Dimension,
+    GraphBuilder,
+    Value,
+)
+from dsconv.convert.formats.onnx.weights import GraphWeights
 
 T = TypeVar("T")
 

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from dsconv.convert.formats.onnx.graph import Value
 from dsconv.quant.schemes import WHOLE_ROW, Scheme
 
 from .blocked import dequantize_linear
-from .graph import Value
 from .std17 import Std17
 
 

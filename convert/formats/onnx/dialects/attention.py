@@ -7,9 +7,9 @@ from numpy.typing import NDArray
 
 from dsconv.convert.families.base import Attention
 from dsconv.convert.families.rope import Rope
+from dsconv.convert.formats.onnx.graph import FLOAT, Value
 
 from .dialect import Dialect, cast
-from .graph import FLOAT, Value
 
 # Added to the scores of keys that a query must not see; finite, since -inf makes 0 * inf = NaN
 # on rows that are masked whole.

@@ -7,11 +7,11 @@ from __future__ import annotations
 from typing import ClassVar
 
 from dsconv.convert.families.base import Attention
+from dsconv.convert.formats.onnx.graph import Value
 from dsconv.quant.schemes import Scheme
 
 from .attention import attention24
 from .blocked import dequantize_linear
-from .graph import Value
 from .standard import Standard
 
 

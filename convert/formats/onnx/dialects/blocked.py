@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dsconv.convert.formats.onnx.graph import Value
 from dsconv.quant.schemes import WHOLE_ROW, Scheme
 
 from .dialect import Dialect
-from .graph import Value
 
 
 def dequantize_linear(dialect: Dialect, name: str, scheme: Scheme) -> Value:

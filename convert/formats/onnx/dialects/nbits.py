@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dsconv.convert.families.base import Linear
+from dsconv.convert.formats.onnx.graph import MICROSOFT, Value
 from dsconv.quant.integer import GROUP_SIZES
 from dsconv.quant.schemes import Scheme
 
 from .dialect import Dialect
-from .graph import MICROSOFT, Value
 
 BLOCK_SIZES = (256, 128, 64, 32, 16)  # what MatMulNBits takes; 512 fails, see its source
 

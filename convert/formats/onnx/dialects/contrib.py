@@ -15,11 +15,11 @@ import numpy as np
 
 from dsconv.convert.families.base import Attention, Decoder, Linear, Norm, Table
 from dsconv.convert.families.rope import Rope
+from dsconv.convert.formats.onnx.graph import FLOAT, FLOAT16, INT32, MICROSOFT, Value
 from dsconv.errors import UnsupportedError
 
 from .attention import attention24
 from .dialect import Dialect, cast
-from .graph import FLOAT, FLOAT16, INT32, MICROSOFT, Value
 from .nbits import block_scales, blocks_of, matmul_nbits, packed_codes, packed_zeros
 
 
