@@ -58,7 +58,8 @@ def is_lone_config(folder: Path) -> bool:
         os.path.isdir(folder)
         and (folder / CONFIG).is_file()
         and not any(
-            path.suffix in (".safetensors", ".bin", ".pt", ".pth") for path in folder.iterdir()
+            path.suffix in (".safetensors", ".onnx", ".bin", ".pt", ".pth")
+            for path in folder.iterdir()
         )
         and not any(folder.glob("*.index.json"))
     )

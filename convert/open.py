@@ -25,6 +25,7 @@ from dsconv.convert.files.json_file import ConfigReader, read_json_object
 from dsconv.convert.formats.ascend.description import is_ascend_folder, read_description
 from dsconv.convert.formats.foreign.settings import with_quantization
 from dsconv.convert.formats.gguf.read import open_gguf
+from dsconv.convert.formats.onnx.graph_source import open_graph_weights
 from dsconv.convert.hub.model_name import likely_name, looks_like_hub_name
 from dsconv.convert.hub.pull import snapshot
 from dsconv.errors import InputError
@@ -52,6 +53,11 @@ def open_folder(folder: Path, attach: Attach | None = None) -> Checkpoint:
     config = with_portable_rope(config, str(folder / CONFIG))
     if config.get("architectures") != [decoder.architecture]:  # as outputs must name it
         config = {**config, "architectures": [decoder.architecture]}
+    in_graph = open_graph_weights(folder, config, decoder) if attach is None else None
+    if in_graph is not None:
+        files = open_side_files(folder)
+        opened_graph = Checkpoint(folder, config, decoder, in_graph, files, in_graph.quantization)
+        return checked(with_own_head(opened_graph))
     is_ascend = config.get(QUANTIZATION) is None and is_ascend_folder(folder)
     opened = open_safetensors_folder(
         folder, ASCEND_INDEX if is_ascend else None, has_data=attach is None

@@ -12,7 +12,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -138,20 +138,30 @@ def encode_manifest(content: Mapping[str, Any]) -> bytes:
     return text(hashlib.sha256(text(HASH_PLACEHOLDER)).hexdigest())
 
 
+@dataclass(frozen=True)
+class Digests:
+    """Of files by their names, and by those names of the tensors in files that are no
+    safetensors."""
+
+    files: Mapping[str, str]
+    tensors: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+
 def write_manifest(
     folder: Path,
     kind: str,
     source: Provenance,
     recipe: Mapping[str, Any],
     facts: Mapping[str, Any],
-    digests: Mapping[str, str] | None = None,
+    digests: Mapping[str, str] | Digests | None = None,
 ) -> None:
     """Write the manifest of a finished folder. No time, host or path: same input, same bytes.
 
     Args:
         digests: of the files that belong to the output; None for all that are there.
     """
-    digests = hash_files(folder) if digests is None else digests
+    if not isinstance(digests, Digests):
+        digests = Digests(hash_files(folder) if digests is None else digests)
     content = {
         "format_version": FORMAT_VERSION,
         "kind": kind,
@@ -159,11 +169,12 @@ def write_manifest(
         "recipe": dict(recipe),
         "facts": dict(facts),
         "versions": {"dsconv": __version__},
-        "sha256": dict(digests),
+        "sha256": dict(digests.files),
         "tensors": {
             name: hash_tensors(folder / name)
-            for name in digests
+            for name in digests.files
             if name.endswith(".safetensors") and "/" not in name
-        },
+        }
+        | {name: dict(found) for name, found in digests.tensors.items()},
     }
     (folder / MANIFEST).write_bytes(encode_manifest(content))

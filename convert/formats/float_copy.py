@@ -10,7 +10,9 @@ import numpy as np
 
 from dsconv.atomic import link_or_copy
 from dsconv.convert.checkpoint.checkpoint import CONFIG, Checkpoint
+from dsconv.convert.checkpoint.jobs import Job, tensors_of
 from dsconv.convert.checkpoint.tensors import SafetensorsSource
+from dsconv.convert.files.json_file import write_json
 from dsconv.convert.files.safetensors import (
     DTYPES,
     PlannedTensor,
@@ -21,6 +23,7 @@ from dsconv.progress import Advance
 
 WEIGHTS = "model.safetensors"
 CHUNK_WEIGHTS = 1 << 22
+CHUNK_BYTES = 1 << 24
 LINKED_SIDE_FILE_BYTES = 1 << 18  # tokenizer.json of a large vocabulary is linked like weights
 
 
@@ -54,6 +57,29 @@ def write_float_checkpoint(
         (folder / name).write_bytes(content)
     source = SafetensorsSource(read_tensor_infos(folder / WEIGHTS))
     return replace(checkpoint, origin=folder, config=config, source=source, quantization=None)
+
+
+def write_whole_checkpoint(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
+    """The same, of a source that is no safetensors folder, with codes as they are."""
+    source = checkpoint.source
+    jobs = [
+        Job(parameter, name, scheme, source.dtype(name) if scheme is None else "")
+        for name, parameter in checkpoint.parameters.items()
+        for scheme in [checkpoint.scheme(name)]
+    ]
+    planned = tensors_of(jobs)
+    with SafetensorsWriter(folder / WEIGHTS, planned) as writer:
+        for tensor in planned:
+            rows = tensor.shape[0]
+            step = max(1, CHUNK_BYTES * rows // max(1, tensor.nbytes))
+            for start in range(0, rows, step):
+                values = source.rows(tensor.name, start, min(rows, start + step))
+                writer.write(tensor.name, values)
+    write_json(folder / CONFIG, dict(checkpoint.config))
+    for name, content in checkpoint.side_files.items():
+        (folder / name).write_bytes(content)
+    whole = SafetensorsSource(read_tensor_infos(folder / WEIGHTS))
+    return replace(checkpoint, origin=folder, source=whole)
 
 
 def place_side_files(checkpoint: Checkpoint, folder: Path, copy: bool) -> int:

@@ -82,7 +82,8 @@ class Repacking:
         """
         if not isinstance(checkpoint.source, SafetensorsSource):
             raise UnsupportedError(
-                f"{checkpoint.origin}: no safetensors folder", "use the folder of dsconv quantize"
+                f"{checkpoint.origin}: its weights are in no safetensors files",
+                "use the folder of dsconv quantize",
             )
         self._checkpoint, self._source, self._jobs = checkpoint, checkpoint.source, jobs
         self.files = self._pieces_by_file()

@@ -13,6 +13,7 @@ from pathlib import Path
 from dsconv.atomic import MANIFEST
 from dsconv.convert.files.hashes import FileHashes, artifact_files, combined
 from dsconv.convert.files.json_file import read_json_object
+from dsconv.convert.formats.onnx.names import NARROWEST_BITS
 from dsconv.convert.inspect.description import Description
 from dsconv.errors import InputError
 from dsconv.runtime.sessions.providers import FAMILY, PROVIDERS
@@ -57,10 +58,13 @@ def circumstances_of(
     )
 
 
-def narrowest_bits(artifact: Description) -> float:
-    """Bits per weight, scales included, of the artifact's matrix that is stored in the fewest."""
+def narrowest_bits(path: str, artifact: Description) -> float:
+    """Bits per weight, scales included, of the artifact's matrix that is stored in the fewest, or
+    was before an export widened it."""
     matrices = [row for row in artifact.tensors if len(row.shape) == 2]
-    return min(8 * row.size_bytes / (row.shape[0] * row.shape[1]) for row in matrices)
+    stored = min(8 * row.size_bytes / (row.shape[0] * row.shape[1]) for row in matrices)
+    before = _manifest_part(path, "facts").get(NARROWEST_BITS)
+    return min(stored, before) if isinstance(before, float) and before > 0 else stored
 
 
 def method_of(path: str, artifact: Description) -> str:
@@ -68,14 +72,17 @@ def method_of(path: str, artifact: Description) -> str:
     checkpoint of dsconv; empty where that says nothing."""
     if any(row.rounds_inputs for row in artifact.tensors):
         return INT8_INPUTS
-    try:
-        recipe = read_json_object(Path(path).expanduser() / MANIFEST).get("recipe")
-    except InputError:
-        return ""
-    if not isinstance(recipe, dict):
-        return ""
-    method = recipe.get("method")
+    method = _manifest_part(path, "recipe").get("method")
     return method if isinstance(method, str) else ""
+
+
+def _manifest_part(path: str, key: str) -> Mapping[str, object]:
+    """Empty where there is no manifest that has it."""
+    try:
+        part = read_json_object(Path(path).expanduser() / MANIFEST).get(key)
+    except InputError:
+        return {}
+    return part if isinstance(part, dict) else {}
 
 
 def weight_hashes(reference: Reference, hashes: FileHashes) -> dict[str, str]:

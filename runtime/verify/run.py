@@ -90,7 +90,7 @@ def _verify(request: VerifyRequest, measured: MeasuredText | None) -> Verdict:
     description = describe(request.artifact)
     circumstances = replace(
         circumstances_of(comparison, text, name, hashes),
-        bits=narrowest_bits(description),
+        bits=narrowest_bits(request.artifact, description),
         method=method_of(request.artifact, description),
     )
     with progress("verify", sum(map(len, windows)), "tokens") as advance:

@@ -1,7 +1,8 @@
 """Export a checkpoint to a folder that ONNX Runtime and onnxruntime-genai load.
 
 The graph is kilobytes: its weights are byte ranges of the checkpoint's own safetensors files, which
-are hard-linked (or copied) beside it.
+are hard-linked (or copied) beside it. A dialect that wants them in another order has them in a file
+of its own, and then of the checkpoint's only what it reads.
 """
 
 from __future__ import annotations
@@ -10,18 +11,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dsconv.atomic import bytes_to_copy, link_or_copy, output_folder, require_space
-from dsconv.convert.checkpoint.checkpoint import CONFIG, Checkpoint, generation_config
-from dsconv.convert.checkpoint.manifest import hash_files, provenance_of, write_manifest
+from dsconv.atomic import bytes_to_copy, output_folder, require_space
+from dsconv.convert.checkpoint.checkpoint import Checkpoint, generation_config
+from dsconv.convert.checkpoint.manifest import Digests, hash_files, provenance_of, write_manifest
 from dsconv.convert.checkpoint.tensors import SafetensorsSource
-from dsconv.convert.checkpoint.weight_files import INDEX
 from dsconv.convert.families.rope import DynamicScaling, Rope
 from dsconv.convert.files.hashes import FileHashes
 from dsconv.convert.files.json_file import write_json
 from dsconv.convert.formats.float_copy import (
-    place_side_files,
     planned_floats,
     write_float_checkpoint,
+    write_whole_checkpoint,
 )
 from dsconv.errors import UnsupportedError, UsageError
 from dsconv.progress import Advance
@@ -36,7 +36,9 @@ from .facts import facts_of
 from .genai import genai_config
 from .genai_search import search_settings
 from .graph import GraphBuilder
-from .names import FIXED_SHAPES, GENAI_CONFIG, GRAPH_FILE, PREFILL_FILE
+from .graph_source import GraphSource, hash_initializers
+from .names import DATA_FILE, FIXED_SHAPES, GENAI_CONFIG, GRAPH_FILE, NARROWEST_BITS, PREFILL_FILE
+from .placing import narrowest_bits, place_weights
 from .weights import DataFile, GraphWeights
 
 DIALECTS: dict[str, type[Dialect]] = {d.name: d for d in (Contrib, Std24, Std21, Std17, Std17NBits)}
@@ -147,24 +149,38 @@ def export_onnx(
     """
     require_space(output, _bytes_of_weights(checkpoint, output, options.copy))
     with output_folder(output, overwrite) as folder:
-        local, linked = _place_weights(checkpoint, folder, options.copy, advance)
-        dialect = dialect_for(options.dialect, local)
-        graph_options = options.graph_options(local.decoder.config.max_position_embeddings)
-        _refuse_beyond(local.decoder.config.rope, graph_options.context_length)
+        weights = checkpoint
+        if isinstance(checkpoint.source, GraphSource):
+            weights = write_whole_checkpoint(checkpoint, folder)
+        elif not _can_be_linked(checkpoint):
+            weights = write_float_checkpoint(checkpoint, folder, advance)
+        dialect = dialect_for(options.dialect, weights)
+        graph_options = options.graph_options(weights.decoder.config.max_position_embeddings)
+        _refuse_beyond(weights.decoder.config.rope, graph_options.context_length)
+        wanted = _graphs(options, graph_options)
+        with DataFile(folder) as data:
+            graphs = {
+                name: build_graph(weights, dialect, each, data) for name, each in wanted.items()
+            }
+        local, linked = place_weights(weights, graphs.values(), data.names, folder, options.copy)
         graph_facts = facts_of(checkpoint, dialect.name)
+        for name, graph in graphs.items():
+            graph.save(folder / name, graph_facts)
         if options.prefill_length is None:
-            _write_graphs(local, dialect, {GRAPH_FILE: graph_options}, folder, graph_facts)
             content = genai_config(local, dialect, GRAPH_FILE, graph_options, options.target)
             write_json(folder / GENAI_CONFIG, content)
         else:
-            lengths = fixed_lengths(graph_options, options.prefill_length)
-            _write_fixed(local, dialect, graph_options, lengths, folder, graph_facts)
+            write_json(folder / FIXED_SHAPES, _fixed_shapes(graph_options.context_length, wanted))
         check(folder)
         hashes = FileHashes()
         source = provenance_of(checkpoint, hashes)
         recipe = {key: value for key, value in vars(options).items() if key != "copy"}
-        facts = {"parameters": local.parameter_count}
-        write_manifest(folder, "onnx", source, recipe, facts, hash_files(folder, hashes))
+        facts: dict[str, object] = {"parameters": local.parameter_count}
+        if local.quantization is None and checkpoint.quantization is not None:
+            facts[NARROWEST_BITS] = narrowest_bits(checkpoint)
+        own = {DATA_FILE: hash_initializers(folder)} if data.names else {}
+        digests = Digests(hash_files(folder, hashes), own)
+        write_manifest(folder, "onnx", source, recipe, facts, digests)
         files = sorted(path for path in folder.iterdir() if path.is_file())
         total = sum(path.stat().st_size for path in files)
         names = tuple(path.name for path in files)
@@ -188,6 +204,9 @@ def _bytes_of_weights(checkpoint: Checkpoint, output: Path, copy: bool) -> int:
     """That `_place_weights` will write."""
     if _can_be_linked(checkpoint):
         return bytes_to_copy(checkpoint.source.files(), output, copy)
+    source = checkpoint.source
+    if isinstance(source, GraphSource):
+        return sum(source.nbytes(name) for name in source.names())
     return sum(tensor.nbytes for tensor in planned_floats(checkpoint))
 
 
@@ -199,59 +218,27 @@ def _can_be_linked(checkpoint: Checkpoint) -> bool:
     )
 
 
-def _place_weights(
-    checkpoint: Checkpoint, folder: Path, copy: bool, advance: Advance
-) -> tuple[Checkpoint, int]:
-    """Put config, tokenizer and weights into `folder` -> the same there, bytes that are links."""
-    if not _can_be_linked(checkpoint):
-        return write_float_checkpoint(checkpoint, folder, advance), 0
-    source = checkpoint.source
-    assert isinstance(source, SafetensorsSource)
-    linked = place_side_files(checkpoint, folder, copy)
-    for path in source.files():
-        copied = link_or_copy(path, folder / path.name, copy)
-        linked += 0 if copied else path.stat().st_size
-    index = checkpoint.origin / INDEX
-    if index.exists():
-        (folder / INDEX).write_bytes(index.read_bytes())
-    write_json(folder / CONFIG, dict(checkpoint.config))
-    infos = {n: replace(info, path=folder / info.path.name) for n, info in source.infos.items()}
-    return replace(checkpoint, origin=folder, source=SafetensorsSource(infos)), linked
-
-
 def dialect_for(name: str, checkpoint: Checkpoint) -> type[Dialect]:
     return contrib_for(checkpoint.decoder) if name == Contrib.name else DIALECTS[name]
 
 
-def _write_graphs(
-    checkpoint: Checkpoint,
-    dialect: type[Dialect],
-    graphs: Mapping[str, GraphOptions],
-    folder: Path,
-    facts: Mapping[str, str],
-) -> None:
-    """Write graphs by file name; they share their weights."""
-    with DataFile(folder) as data:
-        for filename, options in graphs.items():
-            build_graph(checkpoint, dialect, options, data).save(folder / filename, facts)
+def _graphs(options: ExportOptions, of_graph: GraphOptions) -> dict[str, GraphOptions]:
+    """By file name: one graph, or with fixed shapes one per sequence length."""
+    if options.prefill_length is None:
+        return {GRAPH_FILE: of_graph}
+    lengths = fixed_lengths(of_graph, options.prefill_length)
+    return {name: replace(of_graph, sequence_length=n) for name, n in lengths.items()}
 
 
-def _write_fixed(
-    checkpoint: Checkpoint,
-    dialect: type[Dialect],
-    options: GraphOptions,
-    lengths: Mapping[str, int],
-    folder: Path,
-    facts: Mapping[str, str],
-) -> None:
-    """One graph per sequence length, and the file that names them for our session."""
-    graphs = {name: replace(options, sequence_length=n) for name, n in lengths.items()}
-    _write_graphs(checkpoint, dialect, graphs, folder, facts)
-    content = {
-        "context_length": options.context_length,
-        "graphs": [{"filename": n, "sequence_length": length} for n, length in lengths.items()],
+def _fixed_shapes(context_length: int, graphs: Mapping[str, GraphOptions]) -> dict[str, object]:
+    """The file that names graphs of fixed shapes for our session."""
+    return {
+        "context_length": context_length,
+        "graphs": [
+            {"filename": name, "sequence_length": each.sequence_length}
+            for name, each in graphs.items()
+        ],
     }
-    write_json(folder / FIXED_SHAPES, content)
 
 
 def fixed_lengths(options: GraphOptions, prefill_length: int) -> dict[str, int]:

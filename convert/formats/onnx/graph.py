@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +107,29 @@ class GraphBuilder:
             )
             self._references[name] = self._register(tensor)
         return self._references[name]
+
+    def places(self) -> Iterator[tuple[str, int, int]]:
+        """File, offset and bytes of every reference."""
+        for tensor in self._external():
+            yield str(tensor.location), tensor.offset or 0, tensor.length or 0
+
+    def relocate(self, location: str, moved: Mapping[tuple[str, int], int]) -> None:
+        """References to a place (file, offset) in `moved` now go to that offset of `location`."""
+        for value, tensor in zip(self._references.values(), self._external(), strict=True):
+            place = moved.get((str(tensor.location), tensor.offset or 0))
+            if place is not None:
+                value.const_value = ir.ExternalTensor(
+                    location,
+                    place,
+                    tensor.length,
+                    tensor.dtype,
+                    shape=ir.Shape(tensor.shape),
+                    name=tensor.name,
+                )
+
+    def _external(self) -> list[ir.ExternalTensor]:
+        found = [value.const_value for value in self._references.values()]
+        return [tensor for tensor in found if isinstance(tensor, ir.ExternalTensor)]
 
     def cast_between(self, value: Value, stored: str, wanted: str = "F32") -> Value:
         """Cast what is stored in another dtype; on initializers folded when the graph is loaded."""

@@ -29,6 +29,7 @@ from .export import ExportOptions, build_graph, dialect_for, fixed_lengths
 from .external_data import read_model
 from .genai import genai_config
 from .graph import MICROSOFT
+from .graph_source import GraphSource, hash_initializers
 from .names import DATA_FILE, FIXED_SHAPES, GENAI_CONFIG
 from .weights import DataFile
 
@@ -52,6 +53,27 @@ def check_graph(folder: Path, checkpoint: Checkpoint) -> list[Difference]:
         InputError: a graph cannot be read, or is in no dialect that is known here.
     """
     recorded = _recorded_options(folder)
+    return [*_check(folder, checkpoint, recorded), *_changed_tensors(folder, checkpoint)]
+
+
+def _changed_tensors(folder: Path, checkpoint: Checkpoint) -> Iterator[Difference]:
+    """Of a folder whose weights are the graph's own: only the manifest knows what they were."""
+    if not isinstance(checkpoint.source, GraphSource):
+        return
+    try:
+        written = read_json_object(folder / MANIFEST).get("tensors")
+    except DsconvError:
+        return
+    hashes = written.get(DATA_FILE) if isinstance(written, dict) else None
+    if isinstance(hashes, dict):
+        for name, digest in hash_initializers(folder).items():
+            if hashes.get(name) != digest:
+                yield Difference(name, f"its bytes in {DATA_FILE} are not what was written")
+
+
+def _check(
+    folder: Path, checkpoint: Checkpoint, recorded: ExportOptions | None
+) -> list[Difference]:
     if (folder / FIXED_SHAPES).is_file():
         return _check_fixed(folder, checkpoint, recorded or ExportOptions())
     reader = ConfigReader(read_json_object(folder / GENAI_CONFIG), GENAI_CONFIG)

@@ -21,6 +21,7 @@ from dsconv.quant.packing import pack_rows, unpack_rows
 from dsconv.quant.schemes import WHOLE_ROW, Scheme
 
 from .graph import GraphBuilder, Value
+from .graph_source import GraphSource
 from .names import DATA_FILE
 
 CHUNK_CODES = 1 << 24  # codes held unpacked at a time while reordering
@@ -43,6 +44,11 @@ class DataFile:
     def __exit__(self, *failure: object) -> None:
         if self._file is not None:
             self._file.close()
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Of all that was written."""
+        return frozenset(self._ranges)
 
     def append(self, name: str, pieces: Iterator[NDArray[Any]]) -> tuple[int, int]:
         """Write the pieces one after the other -> (offset, bytes).
@@ -71,7 +77,7 @@ class GraphWeights:
     """Turns parameters of a checkpoint into initializers of a graph."""
 
     def __init__(self, checkpoint: Checkpoint, graph: GraphBuilder, data: DataFile) -> None:
-        if not isinstance(checkpoint.source, SafetensorsSource):
+        if not isinstance(checkpoint.source, SafetensorsSource | GraphSource):
             raise TypeError("a graph refers to safetensors files only")
         self.checkpoint = checkpoint
         self._infos = checkpoint.source.infos
@@ -102,6 +108,11 @@ class GraphWeights:
 
     def stored(self, name: str) -> TensorInfo:
         return self._infos[name]
+
+    def is_in_graph(self, name: str) -> bool:
+        """Has a graph in the checkpoint's folder the only copy of this tensor?"""
+        source = self.checkpoint.source
+        return isinstance(source, GraphSource) and name not in self._infos
 
     def adjacent(self, names: list[str]) -> bool:
         """Do the tensors follow each other in one file, with the same dtype and width?"""

@@ -24,6 +24,8 @@ from dsconv.convert.formats.gguf.export import SUFFIX as GGUF_SUFFIX
 from dsconv.convert.formats.gguf.seal import is_sealed, seal_is_intact
 from dsconv.convert.formats.native.file import open_native_file
 from dsconv.convert.formats.native.format import SUFFIX
+from dsconv.convert.formats.onnx.graph_source import hash_initializers
+from dsconv.convert.formats.onnx.names import DATA_FILE
 from dsconv.errors import DsconvError, InputError
 from dsconv.runtime.verify.verdict import Finding
 
@@ -131,7 +133,7 @@ def _damage(path: Path, name: str, tensors: Mapping[str, str]) -> list[Finding]:
     if not tensors:
         return [whole]
     try:
-        present = hash_tensors(path)
+        present = hash_initializers(path.parent) if path.name == DATA_FILE else hash_tensors(path)
     except InputError as error:
         return [Finding(name, f"cannot be read: {error.message}", CURE)]
     damaged = [tensor for tensor, digest in tensors.items() if present.get(tensor) != digest]

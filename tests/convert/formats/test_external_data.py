@@ -280,8 +280,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("linked")
     source = open_checkpoint(str(write_checkpoint(folder / "model")))
     quantize_checkpoint(source, QuantizeOptions(method="rtn", symmetric=False), folder / "q")
-    options = ExportOptions(dialect="std17")
-    export_onnx(open_checkpoint(str(folder / "q")), options, folder / "onnx")
+    export_onnx(open_checkpoint(str(folder / "q")), ExportOptions(), folder / "onnx")
     return folder / "onnx"
 
 

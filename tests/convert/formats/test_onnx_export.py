@@ -72,6 +72,7 @@ WEIGHTS: dict[str, dict[str, Any] | None] = {
     "groups of 128, head 8, embedding 16": {"group_size": 128, "head_bits": 8},
 }
 EVERY_DIALECT = pytest.mark.parametrize("dialect", DIALECTS)
+OWN_ORDER = ("std17", "std21", "std24")  # matrices are transposed into a file of the graph
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -309,8 +310,11 @@ def test_copies_share_nothing_with_the_source(
     export_onnx(plain, ExportOptions(dialect, copy=True), tmp_path / "onnx")
     for path in (tmp_path / "onnx").iterdir():
         assert path.stat().st_nlink == 1
-    copied = (tmp_path / "onnx" / "model.safetensors").read_bytes()
-    assert copied == (tmp_path / "q" / "model.safetensors").read_bytes()
+    whole = (tmp_path / "q" / "model.safetensors").read_bytes()
+    if dialect in OWN_ORDER:
+        assert (tmp_path / "onnx" / "model.safetensors").stat().st_size < len(whole)
+    else:
+        assert (tmp_path / "onnx" / "model.safetensors").read_bytes() == whole
 
 
 @EVERY_DIALECT

@@ -108,9 +108,9 @@ def test_a_file_that_makes_no_sense(tmp_path: Path, content: bytes, words: str) 
 @pytest.mark.parametrize(("bits", "low", "high"), [(4, 4.2, 5.5), (8, 8.2, 9.5)])
 def test_the_narrowest_matrix(tmp_path: Path, bits: int, low: float, high: float) -> None:
     model = write_checkpoint(tmp_path / "m")
-    assert narrowest_bits(describe(str(model))) == 16
+    assert narrowest_bits(str(model), describe(str(model))) == 16
     quantized(model, tmp_path / "q", bits=bits)
-    assert low < narrowest_bits(describe(str(tmp_path / "q"))) < high
+    assert low < narrowest_bits(str(tmp_path / "q"), describe(str(tmp_path / "q"))) < high
 
 
 def test_int8_inputs_may_cost_more_than_int8_weights() -> None:

@@ -120,9 +120,11 @@ class Dialect:
 
     def rewrites_embedding(self, name: str) -> bool:
         """Must a float embedding be written as float16, since the target cannot take its bytes?"""
-        is_float = self.weights.scheme(name) is None
-        stored = self.weights.stored(name).dtype if is_float else ""
-        return stored == "BF16" and not self.options.bfloat16
+        if self.weights.scheme(name) is not None:
+            return False
+        if self.weights.is_in_graph(name):  # it was, and the graph has the only copy
+            return True
+        return self.weights.stored(name).dtype == "BF16" and not self.options.bfloat16
 
     def half_embedding(self, name: str) -> Value:
         """Rows of a float16 copy, in float16."""
