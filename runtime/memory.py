@@ -40,3 +40,16 @@ def machine_memory_bytes() -> int:
         except (OSError, ValueError):  # not there, or "max"
             continue
     return min(found)
+
+
+def free_memory_bytes() -> int:
+    """What processes could take now without swapping; a quarter of the machine's memory where the
+    system does not tell, 1 GiB where it tells nothing."""
+    machine = machine_memory_bytes()
+    try:
+        lines = Path("/proc/meminfo").read_text("ascii", errors="replace").splitlines()
+        found = {name: value for name, _, value in (line.partition(":") for line in lines)}
+        free = int(found["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, IndexError, ValueError):
+        return machine // 4 or 1 << 30
+    return min(free, machine) if machine else free

@@ -2,5 +2,6 @@
 
 batch       what every runtime offers
 open        the batch of whatever session is loaded
+native      .dsq files, on the engine in C++
 one_by_one  a session that holds one sequence at a time
 """

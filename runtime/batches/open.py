@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dsconv.errors import UsageError
+from dsconv.runtime.memory import free_memory_bytes
 from dsconv.runtime.sessions.load import Loaded
+from dsconv.runtime.sessions.native import NativeSession
 
 from .batch import Batch
+from .native import NativeBatch
 from .one_by_one import OneByOne
+
+INDEPENDENT = ("int8", "int16")  # roundings of a token that no other one has a part in
+ACTIVATIONS = "int8"
 
 
 @dataclass(frozen=True)
@@ -15,11 +22,22 @@ class BatchOptions:
     """What a batch may take.
 
     sequences: at once, at most; 0 leaves the choice to the runtime. cache_bytes: memory for keys
-    and values; 0 is a share of what is free.
+    and values; 0 is half of what is free. activations: how a native file's are rounded in every
+    pass, int8 or int16.
     """
 
     sequences: int = 0
     cache_bytes: int = 0
+    activations: str = ACTIVATIONS
+
+    def __post_init__(self) -> None:
+        if self.sequences < 0 or self.cache_bytes < 0:
+            raise UsageError("sequences and memory of a batch are not negative", "0 is a default")
+        if self.activations not in INDEPENDENT:
+            raise UsageError(
+                f"activations: {self.activations!r} is not known",
+                f"choose {' or '.join(INDEPENDENT)}",
+            )
 
 
 def open_batch(loaded: Loaded, options: BatchOptions | None = None) -> Batch:
@@ -27,4 +45,8 @@ def open_batch(loaded: Loaded, options: BatchOptions | None = None) -> Batch:
 
     Its sequences and those of `loaded.session` may share the cache: use one of the two at a time.
     """
+    options = options or BatchOptions()
+    if isinstance(loaded.session, NativeSession):
+        cache_bytes = options.cache_bytes or free_memory_bytes() // 2
+        return NativeBatch(loaded.session, options.activations, cache_bytes, options.sequences)
     return OneByOne(loaded.session)

@@ -10,46 +10,23 @@ namespace {
 // Key biases above this never enter the cache: half precision rounds a key of 158 by up to 0.06,
 // which queries of the same size turn into wrong scores.
 constexpr float large_bias = 4.0f;
-constexpr int64_t few_tokens = 8;    // up to here the positions are split over threads
-constexpr int64_t tile_tokens = 8;   // beyond, tokens are
-constexpr int64_t largest_tile = 256;
-constexpr int64_t most_splits = 64;
+constexpr int64_t tile_tokens = 8;
+constexpr int64_t largest_tile = 256;    // rows
+constexpr int64_t items_per_member = 8;  // enough to even out long and short sequences
 constexpr float start_maximum = -1e30f;
 
-int64_t divided(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 }  // namespace
-
-// How the work of a pass is cut; depends on sizes only, never on the number of threads.
-struct Attention::Split {
-    int64_t group;     // query heads per key-value head
-    int64_t tile;      // tokens per item
-    int64_t tiles;
-    int64_t segments;  // of all positions
-    int64_t per_split; // segments per item
-    int64_t splits;
-    int64_t padded;    // padded head_dim
-
-    int64_t items(int64_t kv_heads) const { return kv_heads * tiles * splits; }
-    int64_t rows() const { return tile * group; }
-    // Maximum, sum and output of one row.
-    int64_t row_floats() const { return padded + 2; }
-};
 
 // What a member of the team knows about a pass.
 struct Attention::Pass {
     const AttentionRows& rows;
-    const Split split;
     KeyValueCache& cache;
     const VectorKernels& kernels;
     const AttentionWorkspace& workspace;
     float* scratch;  // the member's own
 
     float* queries() const { return workspace.queries.as<float>(); }
-    // Where an item of a split pass leaves maxima, sums and outputs.
-    float* partial(int64_t item) const {
-        return workspace.partials.as<float>() + item * split.rows() * split.row_floats();
-    }
+    float* partials() const { return workspace.partials.as<float>(); }
 };
 
 void AttentionWorkspace::reserve(size_t floats_of_queries, size_t floats_of_partials,
@@ -64,7 +41,10 @@ void AttentionWorkspace::reserve(size_t floats_of_queries, size_t floats_of_part
 }
 
 Attention::Attention(const AttentionStep& step, RotaryTable& rotary)
-    : step_(step), rotary_(rotary) {
+    : step_(step),
+      rotary_(rotary),
+      group_(step.heads / step.kv_heads),
+      padded_(padded_to_lanes(step.head_dim)) {
     if (!step.key_bias) return;
     const int64_t size = step.kv_heads * step.head_dim, half = step.head_dim / 2;
     cached_bias_.assign(step.key_bias, step.key_bias + size);
@@ -90,38 +70,73 @@ Attention::Attention(const AttentionStep& step, RotaryTable& rotary)
     if (pairs) apart_bias_ = std::move(apart);
 }
 
-Attention::Split Attention::split(int64_t tokens, int64_t position) const {
-    Split s;
-    s.group = step_.heads / step_.kv_heads;
-    s.tile = std::max<int64_t>(1, std::min({tokens, tile_tokens, largest_tile / s.group}));
-    s.tiles = divided(tokens, s.tile);
-    s.segments = divided(position + tokens, segment_positions);
-    s.per_split = tokens <= few_tokens ? divided(s.segments, most_splits) : s.segments;
-    s.splits = divided(s.segments, s.per_split);
-    s.padded = padded_to_lanes(step_.head_dim);
-    return s;
+// Which tiles there are and who does what. Only the split into items depends on the members.
+void Attention::plan(const std::vector<AttentionPiece>& pieces, int members) {
+    tiles_.clear();
+    items_.clear();
+    joined_.clear();
+    piece_of_row_.clear();
+    const int64_t most = std::max<int64_t>(1, std::min(tile_tokens, largest_tile / group_));
+    int64_t work = 0;
+    for (const AttentionPiece& piece : pieces) {
+        piece_of_row_.insert(piece_of_row_.end(), static_cast<size_t>(piece.tokens), &piece);
+        for (int64_t first = 0; first < piece.tokens; first += most) {
+            const int64_t tokens = std::min(most, piece.tokens - first);
+            const int64_t segments = CachedSequence::blocks_for(piece.position + first + tokens);
+            for (int64_t kv = 0; kv < step_.kv_heads; ++kv) {
+                tiles_.push_back({&piece, first, tokens, kv, segments, -1});
+                work += segments;
+            }
+        }
+    }
+    const int64_t most_segments = std::max<int64_t>(1, work / (members * items_per_member));
+    int64_t partials = 0;
+    for (size_t i = 0; i < tiles_.size(); ++i) {
+        Tile& tile = tiles_[i];
+        const auto index = static_cast<int64_t>(i);
+        if (members == 1 || tile.segments <= most_segments) {
+            items_.push_back({index, 0, tile.segments});
+            continue;
+        }
+        tile.partial = partials;
+        partials += tile.segments * state_floats(rows_of(tile));
+        joined_.push_back(index);
+        for (int64_t begin = 0; begin < tile.segments; begin += most_segments) {
+            items_.push_back({index, begin, std::min(begin + most_segments, tile.segments)});
+        }
+    }
+    std::stable_sort(items_.begin(), items_.end(), [](const Item& a, const Item& b) {
+        return a.end - a.begin > b.end - b.begin;
+    });
 }
 
-void Attention::prepare(int64_t tokens, int64_t position, int members,
+void Attention::prepare(const std::vector<AttentionPiece>& pieces, int members,
                         AttentionWorkspace& workspace) {
-    rotary_.reserve(position + tokens);
-    const Split s = split(tokens, position);
+    plan(pieces, members);
+    int64_t rows = 0, partials = 0, largest = 0;
+    for (const AttentionPiece& piece : pieces) {
+        rotary_.reserve(piece.position + piece.tokens);
+        rows += piece.tokens;
+    }
+    for (const Tile& tile : tiles_) {
+        largest = std::max(largest, rows_of(tile));
+        if (tile.partial >= 0) partials += tile.segments * state_floats(rows_of(tile));
+    }
     const auto query_width = step_.head_dim + static_cast<int64_t>(bias_rows_.size());
-    const int64_t partials =
-        s.splits > 1 ? s.items(step_.kv_heads) * s.rows() * s.row_floats() : 0;
-    const int64_t scores = s.rows() * segment_positions;
-    // Also: cosines, sines, a key, and halves of it.
-    const int64_t member = std::max(s.rows() * s.row_floats() + scores, 4 * step_.head_dim);
-    workspace.reserve(static_cast<size_t>(tokens * step_.heads * query_width),
+    // Two states and scores; or cosines, sines, a key, and halves of it.
+    const int64_t member = std::max(2 * state_floats(largest) + largest * segment_positions,
+                                    4 * step_.head_dim);
+    workspace.reserve(static_cast<size_t>(rows * step_.heads * query_width),
                       static_cast<size_t>(partials), static_cast<size_t>(member), members);
 }
 
-// Rotates a token's queries into the workspace [kv_head][token][head of the group][query_width],
+// Rotates a row's queries into the workspace [kv_head][row][head of the group][query_width],
 // its keys and values into the cache.
-void Attention::store(const Pass& pass, int64_t token) const {
-    const int64_t dim = step_.head_dim, half = dim / 2, group = pass.split.group;
+void Attention::store(const Pass& pass, const AttentionPiece& piece, int64_t token) const {
+    const int64_t dim = step_.head_dim, half = dim / 2, group = group_;
+    const auto all = static_cast<int64_t>(piece_of_row_.size());
     const auto pairs = static_cast<int64_t>(bias_rows_.size() / 2);
-    const int64_t query_width = dim + 2 * pairs, position = pass.rows.position + token;
+    const int64_t query_width = dim + 2 * pairs, position = piece.position + token - piece.row;
     const float scale = 1.44269504088896341f / std::sqrt(static_cast<float>(dim));
     float *cosine = pass.scratch, *sine = cosine + half, *rotated = cosine + dim;
     auto* halves = reinterpret_cast<Half*>(cosine + 2 * dim);
@@ -130,9 +145,11 @@ void Attention::store(const Pass& pass, int64_t token) const {
     float* key = pass.rows.key + token * step_.kv_heads * dim;
     const float* value = pass.rows.value + token * step_.kv_heads * dim;
     const VectorKernels& kernels = pass.kernels;
+    const auto block = piece.sequence->blocks[static_cast<size_t>(position / segment_positions)];
+    const int64_t index = position % segment_positions;
     if (!cached_bias_.empty()) kernels.add(key, cached_bias_.data(), step_.kv_heads * dim);
     for (int64_t kv = 0; kv < step_.kv_heads; ++kv) {
-        float* rows = pass.queries() + (kv * pass.rows.tokens + token) * group * query_width;
+        float* rows = pass.queries() + (kv * all + token) * group * query_width;
         for (int64_t g = 0; g < group; ++g) {
             float* row = rows + g * query_width;
             kernels.rotate(query + (kv * group + g) * dim, cosine, sine, half, scale, row);
@@ -146,112 +163,114 @@ void Attention::store(const Pass& pass, int64_t token) const {
             }
         }
         kernels.rotate(key + kv * dim, cosine, sine, half, 1.0f, rotated);
-        pass.cache.store(step_.layer, kv, position, rotated, value + kv * dim, kernels, halves);
+        pass.cache.store(step_.layer, kv, block, index, rotated, value + kv * dim, kernels,
+                         halves);
     }
 }
 
 void Attention::run(const AttentionRows& rows, ThreadTeam::Member& member, KeyValueCache& cache,
                     const VectorKernels& kernels, AttentionWorkspace& workspace) const {
-    const Pass pass{rows, split(rows.tokens, rows.position), cache, kernels, workspace,
+    const Pass pass{rows, cache, kernels, workspace,
                     workspace.members[static_cast<size_t>(member.index())].as<float>()};
-    member.share(rows.tokens, 4, [&](int64_t begin, int64_t end) {
-        for (int64_t token = begin; token < end; ++token) store(pass, token);
+    member.share(static_cast<int64_t>(piece_of_row_.size()), 4, [&](int64_t begin, int64_t end) {
+        for (int64_t row = begin; row < end; ++row) {
+            store(pass, *piece_of_row_[static_cast<size_t>(row)], row);
+        }
     });
-    const int64_t items = pass.split.items(step_.kv_heads);
-    member.share(items, 1, [&](int64_t begin, int64_t end) {
-        // The last tiles see the most positions: they come first, so that the end is even.
-        for (int64_t item = begin; item < end; ++item) attend(pass, items - 1 - item);
+    member.share(static_cast<int64_t>(items_.size()), 1, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) run(pass, items_[static_cast<size_t>(i)]);
     });
-    if (pass.split.splits == 1) return;
-    member.share(step_.kv_heads * pass.split.tiles, 1, [&](int64_t begin, int64_t end) {
-        for (int64_t tile = begin; tile < end; ++tile) join(pass, tile);
+    if (joined_.empty()) return;
+    member.share(static_cast<int64_t>(joined_.size()), 1, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) {
+            join(pass, tiles_[static_cast<size_t>(joined_[static_cast<size_t>(i)])]);
+        }
     });
 }
 
-// Some query rows from a token on, before they have seen anything. state: maxima, sums, outputs.
-AttentionTile Attention::tile_at(const Pass& pass, int64_t kv, int64_t first, int64_t rows,
-                                 float* state) const {
-    const Split& s = pass.split;
-    AttentionTile tile;
-    tile.query_stride = step_.head_dim + static_cast<int64_t>(bias_rows_.size());
-    tile.queries = pass.queries() + (kv * pass.rows.tokens + first) * s.group * tile.query_stride;
-    tile.rows = rows;
-    tile.rows_per_position = s.group;
-    tile.first_position = pass.rows.position + first;
-    tile.head_dim = step_.head_dim;
-    tile.bias_rows = bias_rows_.data();
-    tile.bias_row_count = static_cast<int64_t>(bias_rows_.size());
-    tile.maximum = state;
-    tile.sum = state + s.rows();
-    tile.output = state + 2 * s.rows();
-    tile.scores = pass.scratch;
-    std::fill_n(tile.maximum, rows, start_maximum);
-    std::fill_n(tile.sum, rows, 0.0f);
-    std::fill_n(tile.output, rows * s.padded, 0.0f);
-    return tile;
-}
-
-// One item: a tile of tokens over a part of the positions.
-void Attention::attend(const Pass& pass, int64_t item) const {
-    const Split& s = pass.split;
-    const int64_t kv = item % step_.kv_heads;
-    const int64_t part = item / step_.kv_heads % s.splits;
-    const int64_t first = item / step_.kv_heads / s.splits * s.tile;
-    const int64_t last = std::min(first + s.tile, pass.rows.tokens);
-    float* state = s.splits > 1 ? pass.partial(item) : pass.scratch + s.rows() * segment_positions;
-    const AttentionTile tile = tile_at(pass, kv, first, (last - first) * s.group, state);
+// One segment of a tile, from nothing. state: maxima, sums, outputs [row][padded].
+void Attention::attend(const Pass& pass, const Tile& tile, int64_t segment, float* state) const {
+    const AttentionPiece& piece = *tile.piece;
+    const int64_t rows = rows_of(tile), start = segment * segment_positions;
+    const auto all = static_cast<int64_t>(piece_of_row_.size());
+    AttentionTile of_kernel;
+    of_kernel.query_stride = step_.head_dim + static_cast<int64_t>(bias_rows_.size());
+    of_kernel.queries = pass.queries() + (tile.kv * all + piece.row + tile.first) * group_ *
+                                             of_kernel.query_stride;
+    of_kernel.rows = rows;
+    of_kernel.rows_per_position = group_;
+    of_kernel.first_position = piece.position + tile.first;
+    of_kernel.head_dim = step_.head_dim;
+    of_kernel.bias_rows = bias_rows_.data();
+    of_kernel.bias_row_count = static_cast<int64_t>(bias_rows_.size());
+    of_kernel.maximum = state;
+    of_kernel.sum = state + rows;
+    of_kernel.output = state + 2 * rows;
+    of_kernel.scores = pass.scratch;
+    std::fill_n(of_kernel.maximum, rows, start_maximum);
+    std::fill_n(of_kernel.sum, rows, 0.0f);
+    std::fill_n(of_kernel.output, rows * padded_, 0.0f);
+    const int64_t visible =
+        std::min(piece.position + tile.first + tile.tokens - start, segment_positions);
     const auto attend_segment = pass.cache.type() == CacheType::half ? pass.kernels.attend_half
                                                                      : pass.kernels.attend_int8;
-    const int64_t end = std::min((part + 1) * s.per_split, s.segments);
-    for (int64_t segment = part * s.per_split; segment < end; ++segment) {
-        const int64_t start = segment * segment_positions;
-        const int64_t visible =
-            std::min(pass.rows.position + last - start, segment_positions);
-        if (visible <= 0) break;
-        attend_segment(tile, pass.cache.view(step_.layer, kv, segment), rotary_.segment(segment),
-                       rotary_.rows(), start, visible);
-    }
-    if (s.splits == 1) finish(pass, tile.sum, tile.output, kv, first, tile.rows);
+    const auto block = piece.sequence->blocks[static_cast<size_t>(segment)];
+    attend_segment(of_kernel, pass.cache.view(step_.layer, tile.kv, block),
+                   rotary_.segment(segment), rotary_.rows(), start, visible);
 }
 
-// Joins the parts of every row of a tile, in the order of their positions.
-void Attention::join(const Pass& pass, int64_t tile) const {
-    const Split& s = pass.split;
-    const int64_t kv = tile % step_.kv_heads, first_item = tile / step_.kv_heads * s.splits;
-    const int64_t first = tile / step_.kv_heads * s.tile;
-    const int64_t rows = (std::min(first + s.tile, pass.rows.tokens) - first) * s.group;
-    auto state = [&](int64_t part) {
-        return pass.partial((first_item + part) * step_.kv_heads + kv);
-    };
-    float *sums = pass.scratch, *outputs = sums + s.rows();
+// Adds a segment's state to that of those before it, in the rows that see the segment.
+void Attention::merge(const Tile& tile, int64_t segment, const float* part, float* total) const {
+    const int64_t rows = rows_of(tile);
     for (int64_t r = 0; r < rows; ++r) {
-        float maximum = start_maximum;
-        for (int64_t part = 0; part < s.splits; ++part) {
-            maximum = std::max(maximum, state(part)[r]);
-        }
-        float* out = outputs + r * s.padded;
-        std::fill_n(out, s.padded, 0.0f);
-        sums[r] = 0;
-        for (int64_t part = 0; part < s.splits; ++part) {
-            const float* from = state(part);
-            const float factor = std::exp2(from[r] - maximum);
-            sums[r] += factor * from[s.rows() + r];
-            const float* values = from + 2 * s.rows() + r * s.padded;
-            for (int64_t i = 0; i < s.padded; ++i) out[i] += factor * values[i];
-        }
+        const int64_t position = tile.piece->position + tile.first + r / group_;
+        if (position < segment * segment_positions) continue;
+        const float maximum = std::max(total[r], part[r]);
+        const float before = std::exp2(total[r] - maximum), now = std::exp2(part[r] - maximum);
+        total[r] = maximum;
+        total[rows + r] = before * total[rows + r] + now * part[rows + r];
+        float* sums = total + 2 * rows + r * padded_;
+        const float* added = part + 2 * rows + r * padded_;
+        for (int64_t i = 0; i < padded_; ++i) sums[i] = before * sums[i] + now * added[i];
     }
-    finish(pass, sums, outputs, kv, first, rows);
 }
 
-// Divides rows from a token on by the sum of their weights -> the output's own place.
-void Attention::finish(const Pass& pass, const float* sums, const float* outputs, int64_t kv,
-                       int64_t first, int64_t rows) const {
-    const Split& s = pass.split;
-    const int64_t dim = step_.head_dim;
+void Attention::run(const Pass& pass, const Item& item) const {
+    const Tile& tile = tiles_[static_cast<size_t>(item.tile)];
+    const int64_t floats = state_floats(rows_of(tile));
+    if (tile.partial >= 0) {
+        for (int64_t segment = item.begin; segment < item.end; ++segment) {
+            attend(pass, tile, segment, pass.partials() + tile.partial + segment * floats);
+        }
+        return;
+    }
+    float* total = pass.scratch + rows_of(tile) * segment_positions;
+    attend(pass, tile, 0, total);
+    for (int64_t segment = 1; segment < tile.segments; ++segment) {
+        attend(pass, tile, segment, total + floats);
+        merge(tile, segment, total + floats, total);
+    }
+    finish(pass, tile, total);
+}
+
+// The same of a tile whose segments were computed apart.
+void Attention::join(const Pass& pass, const Tile& tile) const {
+    const int64_t floats = state_floats(rows_of(tile));
+    float* total = pass.partials() + tile.partial;
+    for (int64_t segment = 1; segment < tile.segments; ++segment) {
+        merge(tile, segment, total + segment * floats, total);
+    }
+    finish(pass, tile, total);
+}
+
+// Divides the rows of a tile by the sum of their weights -> the output's own place.
+void Attention::finish(const Pass& pass, const Tile& tile, const float* state) const {
+    const int64_t dim = step_.head_dim, rows = rows_of(tile);
+    const float *sums = state + rows, *outputs = state + 2 * rows;
     for (int64_t r = 0; r < rows; ++r) {
-        const int64_t token = first + r / s.group, g = r % s.group;
-        float* out = pass.rows.output + (token * step_.heads + kv * s.group + g) * dim;
-        for (int64_t i = 0; i < dim; ++i) out[i] = outputs[r * s.padded + i] / sums[r];
+        const int64_t row = tile.piece->row + tile.first + r / group_, g = r % group_;
+        float* out = pass.rows.output + (row * step_.heads + tile.kv * group_ + g) * dim;
+        for (int64_t i = 0; i < dim; ++i) out[i] = outputs[r * padded_ + i] / sums[r];
     }
 }
 

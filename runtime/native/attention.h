@@ -1,4 +1,9 @@
-// Grouped-query attention over the key-value cache, split into items that threads share.
+// Grouped-query attention of many sequences over the key-value cache, split into items that threads
+// share.
+//
+// Positions are taken in segments: each has a softmax of its own, and these are merged in order. So
+// what a token gets does not depend on the tokens beside it, of its own sequence or of others, nor
+// on how the work was split.
 #pragma once
 
 #include <cstdint>
@@ -13,7 +18,15 @@
 
 namespace dsconv {
 
-// Scratch memory of all layers, for a pass of so many tokens.
+// Tokens of one sequence in a pass: rows [row, row + tokens), at `position` and those after it.
+struct AttentionPiece {
+    const CachedSequence* sequence;
+    int64_t row;
+    int64_t tokens;
+    int64_t position;
+};
+
+// Scratch memory of all layers.
 class AttentionWorkspace {
    public:
     void reserve(size_t floats_of_queries, size_t floats_of_partials, size_t floats_per_member,
@@ -23,15 +36,13 @@ class AttentionWorkspace {
     std::vector<Memory> members;
 };
 
-// The rows of a pass in one layer: query [tokens][heads * head_dim], key and value
-// [tokens][kv_heads * head_dim] -> output like query. Changes key.
+// The rows of a pass in one layer: query [rows][heads * head_dim], key and value
+// [rows][kv_heads * head_dim] -> output like query. Changes key.
 struct AttentionRows {
     const float* query;
     float* key;
     const float* value;
     float* output;
-    int64_t tokens;
-    int64_t position;  // of the first token
 };
 
 // One layer's attention.
@@ -40,30 +51,53 @@ class Attention {
     // The part of the key bias that is too large for the cache is taken out of the keys.
     Attention(const AttentionStep& step, RotaryTable& rotary);
 
-    // Before a pass: makes room for `tokens` at `position`. Not thread-safe.
-    void prepare(int64_t tokens, int64_t position, int members, AttentionWorkspace& workspace);
+    // Before a pass: plans it and makes room. The pieces lie side by side from row 0 on, and must
+    // stay where they are during the pass. Not thread-safe.
+    void prepare(const std::vector<AttentionPiece>& pieces, int members,
+                 AttentionWorkspace& workspace);
 
     // In a pass, on every member.
     void run(const AttentionRows& rows, ThreadTeam::Member& member, KeyValueCache& cache,
              const VectorKernels& kernels, AttentionWorkspace& workspace) const;
 
    private:
-    struct Split;
+    // Some tokens of a piece and one key-value head.
+    struct Tile {
+        const AttentionPiece* piece;
+        int64_t first, tokens;  // in the piece
+        int64_t kv;
+        int64_t segments;       // that the last of its tokens sees
+        int64_t partial;        // where its segments' states are, in floats; -1: merged at once
+    };
+    // Some segments of a tile.
+    struct Item {
+        int64_t tile, begin, end;
+    };
     struct Pass;
-    Split split(int64_t tokens, int64_t position) const;
-    void store(const Pass& pass, int64_t token) const;
-    AttentionTile tile_at(const Pass& pass, int64_t kv, int64_t first, int64_t rows,
-                          float* state) const;
-    void attend(const Pass& pass, int64_t item) const;
-    void join(const Pass& pass, int64_t tile) const;
-    void finish(const Pass& pass, const float* sums, const float* outputs, int64_t kv,
-                int64_t first, int64_t rows) const;
+
+    int64_t rows_of(const Tile& tile) const { return tile.tokens * group_; }
+    // Maximum, sum and output of so many rows.
+    int64_t state_floats(int64_t rows) const { return rows * (padded_ + 2); }
+    void plan(const std::vector<AttentionPiece>& pieces, int members);
+    void store(const Pass& pass, const AttentionPiece& piece, int64_t token) const;
+    void attend(const Pass& pass, const Tile& tile, int64_t segment, float* state) const;
+    void merge(const Tile& tile, int64_t segment, const float* part, float* total) const;
+    void run(const Pass& pass, const Item& item) const;
+    void join(const Pass& pass, const Tile& tile) const;
+    void finish(const Pass& pass, const Tile& tile, const float* state) const;
 
     AttentionStep step_;
     RotaryTable& rotary_;
+    int64_t group_;   // query heads per key-value head
+    int64_t padded_;  // padded head_dim
     std::vector<float> cached_bias_;  // [kv_heads * head_dim]: what is added to the cached keys
     std::vector<float> apart_bias_;   // the rest; empty if nothing is large
     std::vector<int32_t> bias_rows_;  // rows of the rotary table that it meets
+    // Of the pass.
+    std::vector<Tile> tiles_;
+    std::vector<Item> items_;      // the longest first
+    std::vector<int64_t> joined_;  // tiles that were split
+    std::vector<const AttentionPiece*> piece_of_row_;
 };
 
 }  // namespace dsconv

@@ -5,48 +5,17 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
-#include <atomic>
 #include <cstdint>
 #include <memory>
-#include <new>
-#include <stdexcept>
 #include <string>
 #include <vector>
 
-#include "engine.h"
+#include "engine_object.h"
 #include "linear/binding.h"
-#include "memory.h"
-#include "program_reader.h"
+#include "sequences_binding.h"
 
 namespace dsconv {
 namespace {
-
-// What a Python `Engine` owns.
-struct Session {
-    std::unique_ptr<MappedFile> file;
-    std::unique_ptr<Engine> engine;
-    std::atomic<bool> busy{false};
-};
-
-struct EngineObject {
-    PyObject_HEAD
-    Session* session;
-};
-
-// Runs `work`, turning C++ exceptions into Python ones; false if there was one.
-template <class Work>
-bool guarded(Work&& work) {
-    try {
-        work();
-        return true;
-    } catch (const PythonError&) {
-    } catch (const std::bad_alloc&) {
-        PyErr_NoMemory();
-    } catch (const std::exception& error) {
-        PyErr_SetString(PyExc_ValueError, error.what());
-    }
-    return false;
-}
 
 const LinearKernels* kernels_named(const std::string& name) {
     if (name.empty()) return &best_linear_kernels();
@@ -70,9 +39,10 @@ int engine_init(PyObject* object, PyObject* arguments, PyObject*) {
     unsigned long long size;
     PyObject *buffers, *steps;
     int threads;
-    if (!PyArg_ParseTuple(arguments, "yKO!O!isssss", &path, &size, &PyList_Type, &buffers,
+    long long cache_bytes = 0;
+    if (!PyArg_ParseTuple(arguments, "yKO!O!isssss|L", &path, &size, &PyList_Type, &buffers,
                           &PyList_Type, &steps, &threads, &cache, &kernels, &decode, &prefill,
-                          &score)) {
+                          &score, &cache_bytes)) {
         return -1;
     }
     const bool done = guarded([&] {
@@ -83,6 +53,8 @@ int engine_init(PyObject* object, PyObject* arguments, PyObject*) {
         options.threads = threads;
         options.cache = std::string(cache) == "int8" ? CacheType::int8 : CacheType::half;
         options.kernels = kernels_named(kernels);
+        if (cache_bytes < 0) throw std::invalid_argument("the cache has a negative size");
+        options.cache_bytes = cache_bytes;
         options.precisions = {precision_named(decode), precision_named(prefill),
                               precision_named(score)};
         session->engine = std::make_unique<Engine>(read_program(buffers, steps, *session->file),
@@ -99,32 +71,6 @@ void engine_dealloc(PyObject* object) {
     auto free = reinterpret_cast<freefunc>(PyType_GetSlot(type, Py_tp_free));
     free(object);
     Py_DECREF(type);
-}
-
-Session& session_of(PyObject* object) {
-    Session* session = reinterpret_cast<EngineObject*>(object)->session;
-    if (!session) throw std::invalid_argument("the engine was not initialised");
-    return *session;
-}
-
-std::vector<int64_t> read_tokens(PyObject* list, int64_t vocabulary) {
-    const Py_ssize_t count = PyList_Size(list);
-    if (count < 0) throw PythonError();
-    if (count < 1 || count > Engine::chunk_tokens) {
-        throw std::invalid_argument("a pass takes 1 to " + std::to_string(Engine::chunk_tokens) +
-                                    " tokens");
-    }
-    std::vector<int64_t> tokens;
-    for (Py_ssize_t i = 0; i < count; ++i) {
-        const long long token = PyLong_AsLongLong(PyList_GetItem(list, i));
-        if (token == -1 && PyErr_Occurred()) throw PythonError();
-        if (token < 0 || token >= vocabulary) {
-            throw std::invalid_argument("token " + std::to_string(token) +
-                                        " is not in the vocabulary");
-        }
-        tokens.push_back(token);
-    }
-    return tokens;
 }
 
 // forward(tokens: list[int], logits: bytearray | None, offset: int, all: bool): float32 logits are
@@ -146,48 +92,27 @@ PyObject* engine_forward(PyObject* object, PyObject* arguments) {
         const std::vector<int64_t> tokens = read_tokens(list, engine.vocabulary());
         float* out = nullptr;
         if (logits != Py_None) {
-            const Py_ssize_t size = PyByteArray_Size(logits);
             const auto rows = all ? static_cast<int64_t>(tokens.size()) : 1;
-            const int64_t needed = rows * engine.vocabulary() * static_cast<int64_t>(sizeof(float));
-            if (offset < 0 || offset % 4 || offset > size || needed > size - offset) {
-                throw std::invalid_argument("the logits do not fit");
-            }
-            out = reinterpret_cast<float*>(PyByteArray_AsString(logits) + offset);
+            out = logits_place(logits, offset, rows, engine.vocabulary());
         }
-        if (session.busy.exchange(true)) throw std::invalid_argument("the engine is busy");
-        bool enough_memory = true;
-        // References keep the arguments alive while others run Python.
-        Py_BEGIN_ALLOW_THREADS
-        try {
-            engine.forward(tokens, out, all != 0);
-        } catch (const std::bad_alloc&) {
-            enough_memory = false;
-        }
-        Py_END_ALLOW_THREADS
-        session.busy = false;
-        if (!enough_memory) throw std::bad_alloc();
+        run_alone(session, [&] { engine.forward(tokens, out, all != 0); });
     });
     if (!done) return nullptr;
     Py_RETURN_NONE;
 }
 
 PyObject* engine_reset(PyObject* object, PyObject*) {
-    const bool done = guarded([&] {
-        Session& session = session_of(object);
-        if (session.busy) throw std::invalid_argument("the engine is busy");
-        session.engine->reset();
-    });
+    const bool done = guarded([&] { idle_engine(object).reset(); });
     if (!done) return nullptr;
     Py_RETURN_NONE;
 }
 
 PyObject* engine_truncate(PyObject* object, PyObject* argument) {
     const bool done = guarded([&] {
-        Session& session = session_of(object);
-        if (session.busy) throw std::invalid_argument("the engine is busy");
+        Engine& engine = idle_engine(object);
         const long long length = PyLong_AsLongLong(argument);
         if (length < 0) throw std::invalid_argument("the length is no count of tokens");
-        session.engine->truncate(length);
+        engine.truncate(length);
     });
     if (!done) return nullptr;
     Py_RETURN_NONE;
@@ -205,6 +130,15 @@ PyObject* get_position(PyObject* object, void*) {
 }
 PyObject* get_threads(PyObject* object, void*) {
     return getter(object, [](Engine& e) { return PyLong_FromLong(e.threads()); });
+}
+PyObject* get_block_bytes(PyObject* object, void*) {
+    return getter(object, [](Engine& e) { return PyLong_FromLongLong(e.block_bytes()); });
+}
+PyObject* get_limit_blocks(PyObject* object, void*) {
+    return getter(object, [](Engine& e) { return PyLong_FromLongLong(e.limit_blocks()); });
+}
+PyObject* get_used_blocks(PyObject* object, void*) {
+    return getter(object, [](Engine& e) { return PyLong_FromLongLong(e.used_blocks()); });
 }
 PyObject* get_kernels(PyObject* object, void*) {
     return getter(object, [](Engine& e) { return PyUnicode_FromString(e.kernels()); });
@@ -232,12 +166,22 @@ PyMethodDef engine_methods[] = {
     {"forward", engine_forward, METH_VARARGS, "Append tokens; write logits into a bytearray."},
     {"reset", engine_reset, METH_NOARGS, "Forget the sequence."},
     {"truncate", engine_truncate, METH_O, "Keep the first tokens."},
+    {"add", engine_add, METH_NOARGS, "A new sequence -> its number."},
+    {"fork", engine_fork, METH_VARARGS, "A sequence that begins like another one."},
+    {"drop", engine_drop, METH_O, "Forget a sequence."},
+    {"truncate_sequence", engine_truncate_sequence, METH_VARARGS, "Keep a sequence's first tokens."},
+    {"length", engine_length, METH_O, "Tokens of a sequence in the cache."},
+    {"missing_blocks", engine_missing_blocks, METH_O, "Blocks that a pass would take."},
+    {"step", engine_step, METH_VARARGS, "A pass over pieces of many sequences."},
     {nullptr, nullptr, 0, nullptr},
 };
 
 PyGetSetDef engine_properties[] = {
     {"position", get_position, nullptr, "Tokens in the cache.", nullptr},
     {"threads", get_threads, nullptr, "Threads that work.", nullptr},
+    {"block_bytes", get_block_bytes, nullptr, "Bytes of a block of the cache.", nullptr},
+    {"limit_blocks", get_limit_blocks, nullptr, "Blocks of the cache at most, or 0.", nullptr},
+    {"used_blocks", get_used_blocks, nullptr, "Blocks that sequences have.", nullptr},
     {"kernels", get_kernels, nullptr, "The instruction set in use.", nullptr},
     {nullptr, nullptr, nullptr, nullptr, nullptr},
 };
@@ -273,7 +217,8 @@ PyMODINIT_FUNC PyInit__native() {
     PyObject* type = PyType_FromSpec(&dsconv::engine_spec);
     if (!type || PyModule_AddFunctions(module, dsconv::linear_methods) < 0 ||
         PyModule_AddObject(module, "Engine", type) < 0 ||
-        PyModule_AddIntConstant(module, "CHUNK_TOKENS", dsconv::Engine::chunk_tokens) < 0) {
+        PyModule_AddIntConstant(module, "CHUNK_TOKENS", dsconv::Engine::chunk_tokens) < 0 ||
+        PyModule_AddIntConstant(module, "BLOCK_POSITIONS", dsconv::segment_positions) < 0) {
         Py_XDECREF(type);
         Py_DECREF(module);
         return nullptr;

@@ -57,12 +57,14 @@ std::vector<LinearView> views_of(const LinearStep& step) {
 }  // namespace
 
 struct Engine::Pass {
-    const std::vector<int64_t>& ids;
-    int64_t tokens;
-    int64_t position;
+    std::vector<int64_t> ids;
+    std::vector<AttentionPiece> pieces;
+    std::vector<int64_t> wanted;  // rows whose logits are
     float* logits;
-    bool all;
     Precision precision;
+    Precision of_head;
+
+    int64_t tokens() const { return static_cast<int64_t>(ids.size()); }
 };
 
 Engine::Engine(Program program, const EngineOptions& options)
@@ -71,7 +73,7 @@ Engine::Engine(Program program, const EngineOptions& options)
       vector_(*vector_kernels(linear_.isa)),
       precisions_(options.precisions),
       team_(options.threads > 0 ? options.threads : default_threads()),
-      cache_({}, options.cache),
+      cache_({}, options.cache, 0),
       buffers_(program_.buffer_widths.size()) {
     std::vector<CacheShape> shapes;
     std::vector<std::pair<const float*, float>> tables;
@@ -96,24 +98,61 @@ Engine::Engine(Program program, const EngineOptions& options)
         shapes[layer] = {attention->kv_heads, attention->head_dim};
         attentions_[layer] = std::make_unique<Attention>(*attention, *rotary_[index]);
     }
-    cache_ = KeyValueCache(std::move(shapes), options.cache);
+    cache_ = KeyValueCache(std::move(shapes), options.cache, options.cache_bytes);
+    place({});
     for (int i = 0; i < team_.size(); ++i) scratch_.emplace_back(linear_.scratch_bytes);
 }
 
 void Engine::reset() {
-    position_ = 0;
-    cache_.clear();
+    of(0).truncate(cache_, 0);
+    cache_.trim();
 }
 
-void Engine::truncate(int64_t length) {
-    position_ = std::clamp<int64_t>(length, 0, position_);
-}
+void Engine::truncate(int64_t length) { of(0).truncate(cache_, length); }
 
-void Engine::reserve(int64_t tokens) {
-    cache_.reserve(position_ + tokens);
-    for (auto& attention : attentions_) {
-        attention->prepare(tokens, position_, team_.size(), attention_workspace_);
+int64_t Engine::place(CachedSequence sequence) {
+    if (unused_.empty()) {
+        sequences_.push_back(std::move(sequence));
+        there_.push_back(true);
+        unused_.reserve(sequences_.size());  // so that drop() allocates nothing
+        return static_cast<int64_t>(sequences_.size()) - 1;
     }
+    const int64_t number = unused_.back();
+    unused_.pop_back();
+    of(number) = std::move(sequence);
+    there_[static_cast<size_t>(number)] = true;
+    return number;
+}
+
+int64_t Engine::add() { return place({}); }
+
+int64_t Engine::fork(int64_t sequence, int64_t length) {
+    return place(of(sequence).fork(cache_, length));
+}
+
+void Engine::drop(int64_t sequence) {
+    of(sequence).truncate(cache_, 0);
+    there_[static_cast<size_t>(sequence)] = false;
+    unused_.push_back(sequence);
+}
+
+void Engine::truncate(int64_t sequence, int64_t length) { of(sequence).truncate(cache_, length); }
+
+bool Engine::has(int64_t sequence) const {
+    return sequence > 0 && sequence < static_cast<int64_t>(sequences_.size()) &&
+           there_[static_cast<size_t>(sequence)];
+}
+
+int64_t Engine::missing_blocks(const std::vector<Piece>& pieces) const {
+    int64_t blocks = 0;
+    for (const Piece& piece : pieces) {
+        const auto tokens = static_cast<int64_t>(piece.tokens.size());
+        blocks += of(piece.sequence).missing_blocks(cache_, tokens);
+    }
+    return blocks;
+}
+
+void Engine::reserve_buffers(int64_t tokens) {
     if (tokens <= room_) return;
     for (size_t i = 0; i < buffers_.size(); ++i) {
         buffers_[i] = Memory(static_cast<size_t>(tokens * program_.buffer_widths[i]) * sizeof(float));
@@ -135,17 +174,47 @@ void Engine::reserve(int64_t tokens) {
 
 void Engine::forward(const std::vector<int64_t>& tokens, float* logits, bool all) {
     const auto count = static_cast<int64_t>(tokens.size());
-    reserve(count);
-    const Precision precision = all                    ? precisions_.score
-                                : count <= few_tokens ? precisions_.decode
-                                                       : precisions_.prefill;
-    const Pass pass{tokens, count, position_, logits, all, precision};
+    Pass pass;
+    pass.logits = logits;
+    pass.precision = all                    ? precisions_.score
+                     : count <= few_tokens ? precisions_.decode
+                                            : precisions_.prefill;
+    // One row costs nothing beside the matrix: it is always computed in the precision of decoding.
+    pass.of_head = all ? precisions_.score : precisions_.decode;
+    run({{0, tokens, !logits ? Want::none : all ? Want::every : Want::last}}, pass);
+}
+
+void Engine::step(const std::vector<Piece>& pieces, float* logits) {
+    Pass pass;
+    pass.logits = logits;
+    pass.precision = pass.of_head = precisions_.decode;
+    run(pieces, pass);
+}
+
+void Engine::run(const std::vector<Piece>& pieces, Pass& pass) {
+    for (const Piece& piece : pieces) {
+        CachedSequence& sequence = of(piece.sequence);
+        const auto row = pass.tokens(), count = static_cast<int64_t>(piece.tokens.size());
+        sequence.reserve(cache_, count);
+        pass.pieces.push_back({&sequence, row, count, sequence.length});
+        pass.ids.insert(pass.ids.end(), piece.tokens.begin(), piece.tokens.end());
+        const int64_t first = piece.want == Want::every  ? 0
+                              : piece.want == Want::last ? count - 1
+                                                         : count;
+        for (int64_t i = first; i < count; ++i) pass.wanted.push_back(row + i);
+    }
+    for (auto& attention : attentions_) {
+        attention->prepare(pass.pieces, team_.size(), attention_workspace_);
+    }
+    reserve_buffers(pass.tokens());
     team_.run([&](ThreadTeam::Member& member) {
         for (const Step& step : program_.steps) {
             std::visit([&](const auto& of_kind) { run(of_kind, pass, member); }, step);
         }
     });
-    position_ += count;
+    for (const Piece& piece : pieces) {
+        of(piece.sequence).length += static_cast<int64_t>(piece.tokens.size());
+    }
 }
 
 void Engine::norm_row(const Norm& norm, const float* x, float* out) const {
@@ -157,7 +226,7 @@ void Engine::norm_row(const Norm& norm, const float* x, float* out) const {
 
 void Engine::run(const EmbeddingStep& step, const Pass& pass, Member& member) {
     float* output = buffer(step.output);
-    member.share(pass.tokens, 1, [&](int64_t begin, int64_t end) {
+    member.share(pass.tokens(), 1, [&](int64_t begin, int64_t end) {
         for (int64_t token = begin; token < end; ++token) {
             dequantize_row(step.table, pass.ids[static_cast<size_t>(token)],
                            output + token * width(step.output));
@@ -168,17 +237,18 @@ void Engine::run(const EmbeddingStep& step, const Pass& pass, Member& member) {
 void Engine::run(const NormStep& step, const Pass& pass, Member& member) {
     float* rows = buffer(step.buffer);
     const int64_t row_width = width(step.buffer);
-    member.share(pass.tokens, 4, [&](int64_t begin, int64_t end) {
+    member.share(pass.tokens(), 4, [&](int64_t begin, int64_t end) {
         for (int64_t token = begin; token < end; ++token) {
             norm_row(step.norm, rows + token * row_width, rows + token * row_width);
         }
     });
 }
 
-// Quantizes the activations of a linear step, normalised before if `norm` is given.
+// Quantizes the activations of a linear step, normalised before if `norm` is given. rows: which
+// ones of the input (then there is a norm); nullptr: the first ones.
 std::vector<Activations> Engine::quantize(const std::vector<ActivationShape>& shapes,
                                           const float* input, int64_t row_width, const Norm* norm,
-                                          float* normed, Member& member) {
+                                          float* normed, const int64_t* rows, Member& member) {
     uint8_t* place = workspace_.as<uint8_t>();
     std::vector<Activations> placed;
     for (const ActivationShape& shape : shapes) {
@@ -192,7 +262,8 @@ std::vector<Activations> Engine::quantize(const std::vector<ActivationShape>& sh
             values = normed;
             const int64_t last = std::min(end * tile_tokens, tokens);
             for (int64_t token = begin * tile_tokens; token < last; ++token) {
-                norm_row(*norm, input + token * row_width, normed + token * row_width);
+                const int64_t row = rows ? rows[token] : token;
+                norm_row(*norm, input + row * row_width, normed + token * row_width);
             }
         }
         for (const Activations& activations : placed) {
@@ -203,11 +274,11 @@ std::vector<Activations> Engine::quantize(const std::vector<ActivationShape>& sh
 }
 
 void Engine::run(const LinearStep& step, const Pass& pass, Member& member) {
-    const ActivationSet set = activation_set(linear_, views_of(step), pass.tokens, pass.precision);
+    const ActivationSet set = activation_set(linear_, views_of(step), pass.tokens(), pass.precision);
     const std::vector<Activations> activations =
         quantize(set.shapes, buffer(step.input), width(step.input),
                  step.has_norm ? &step.norm : nullptr,
-                 step.has_norm ? buffer(step.normed) : nullptr, member);
+                 step.has_norm ? buffer(step.normed) : nullptr, nullptr, member);
     auto multiply = [&](size_t index, int64_t first, int64_t last) {
         const Matrix& matrix = step.matrices[index];
         const Epilogue epilogue{matrix.bias, step.combine == Combine::add};
@@ -220,11 +291,11 @@ void Engine::run(const LinearStep& step, const Pass& pass, Member& member) {
         const int64_t gate_width = width(step.matrices[0].output);
         const int64_t up_width = width(step.matrices[1].output);
         float *gate = buffer(step.matrices[0].output), *up = buffer(step.matrices[1].output);
-        member.share(blocks, grain(blocks, pass.tokens), [&](int64_t begin, int64_t end) {
+        member.share(blocks, grain(blocks, pass.tokens()), [&](int64_t begin, int64_t end) {
             multiply(0, begin, end);
             multiply(1, begin, end);
             const int64_t first = begin * block_rows, last = std::min(end * block_rows, rows);
-            for (int64_t token = 0; token < pass.tokens; ++token) {
+            for (int64_t token = 0; token < pass.tokens(); ++token) {
                 vector_.silu_multiply(gate + token * gate_width + first,
                                       up + token * up_width + first, last - first);
             }
@@ -233,7 +304,7 @@ void Engine::run(const LinearStep& step, const Pass& pass, Member& member) {
     }
     int64_t blocks = 0;
     for (const Matrix& matrix : step.matrices) blocks += linear_blocks_of(matrix.view);
-    member.share(blocks, grain(blocks, pass.tokens), [&](int64_t begin, int64_t end) {
+    member.share(blocks, grain(blocks, pass.tokens()), [&](int64_t begin, int64_t end) {
         int64_t start = 0;  // of the matrix in the row of all blocks
         for (size_t index = 0; index < step.matrices.size(); ++index) {
             const int64_t count = linear_blocks_of(step.matrices[index].view);
@@ -245,22 +316,20 @@ void Engine::run(const LinearStep& step, const Pass& pass, Member& member) {
     });
 }
 
-void Engine::run(const AttentionStep& step, const Pass& pass, Member& member) {
+void Engine::run(const AttentionStep& step, const Pass&, Member& member) {
     const AttentionRows rows{buffer(step.query), buffer(step.key), buffer(step.value),
-                             buffer(step.output), pass.tokens, pass.position};
+                             buffer(step.output)};
     attentions_[static_cast<size_t>(step.layer)]->run(rows, member, cache_, vector_,
                                                       attention_workspace_);
 }
 
 void Engine::run(const HeadStep& step, const Pass& pass, Member& member) {
-    if (!pass.logits) return;
-    const int64_t tokens = pass.all ? pass.tokens : 1, row_width = width(step.input);
-    const float* input = buffer(step.input) + (pass.tokens - tokens) * row_width;
-    // One row costs nothing beside the matrix: it is always computed in the precision of decoding.
-    const Precision precision = pass.all ? precisions_.score : precisions_.decode;
-    const ActivationShape shape = activation_shape(linear_, step.matrix, tokens, precision);
+    if (pass.wanted.empty()) return;
+    const auto tokens = static_cast<int64_t>(pass.wanted.size());
+    const ActivationShape shape = activation_shape(linear_, step.matrix, tokens, pass.of_head);
     const std::vector<Activations> activations =
-        quantize({shape}, input, row_width, &step.norm, buffer(step.normed), member);
+        quantize({shape}, buffer(step.input), width(step.input), &step.norm, buffer(step.normed),
+                 pass.wanted.data(), member);
     const int64_t blocks = linear_blocks_of(step.matrix);
     member.share(blocks, grain(blocks, tokens), [&](int64_t begin, int64_t end) {
         linear_.linear(step.matrix, activations[0], pass.logits, step.matrix.rows, begin, end, {},

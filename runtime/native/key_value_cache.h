@@ -1,4 +1,4 @@
-// Keys and values of the positions so far, in segments that are allocated as they are needed.
+// Keys and values of many sequences, in blocks that sequences with the same beginning share.
 #pragma once
 
 #include <cstdint>
@@ -16,20 +16,36 @@ struct CacheShape {
     int64_t head_dim = 0;
 };
 
+// A block holds segment_positions positions of all layers. Blocks are counted: who shares one must
+// not write into it.
 class KeyValueCache {
    public:
-    KeyValueCache(std::vector<CacheShape> layers, CacheType type);
+    using Block = int64_t;
+
+    // bytes: of blocks at most, but one at least; 0 is as many as there is memory for.
+    KeyValueCache(std::vector<CacheShape> layers, CacheType type, int64_t bytes);
 
     CacheType type() const { return type_; }
-    // Makes room for positions [0, count).
-    void reserve(int64_t count);
-    // Gives back all memory.
-    void clear() { segments_.clear(); }
+    int64_t block_bytes() const { return static_cast<int64_t>(block_bytes_); }
+    // Blocks at most, or 0.
+    int64_t limit() const { return limit_; }
+    int64_t used() const { return used_; }
 
-    CacheView view(int64_t layer, int64_t head, int64_t segment) const;
-    // key, value: [head_dim]; scratch: as many halves.
-    void store(int64_t layer, int64_t head, int64_t position, const float* key, const float* value,
-               const VectorKernels& kernels, Half* scratch);
+    // A block that nobody else has. Throws std::bad_alloc.
+    Block take();
+    void share(Block block) { ++owners_[static_cast<size_t>(block)]; }
+    // Its memory is kept for whoever takes one next.
+    void release(Block block);
+    bool is_shared(Block block) const { return owners_[static_cast<size_t>(block)] > 1; }
+    // A copy that nobody else has. Throws std::bad_alloc.
+    Block copy(Block block);
+    // Gives back the memory of blocks that nobody has.
+    void trim();
+
+    CacheView view(int64_t layer, int64_t head, Block block) const;
+    // key, value: [head_dim]; scratch: as many halves; index: of the position in the block.
+    void store(int64_t layer, int64_t head, Block block, int64_t index, const float* key,
+               const float* value, const VectorKernels& kernels, Half* scratch);
 
    private:
     // Bytes from the start of a head to each of its arrays, and to the next head.
@@ -37,13 +53,34 @@ class KeyValueCache {
         size_t values, key_scales, value_scales, end;
     };
     Offsets offsets(const CacheShape& shape) const;
-    uint8_t* head_start(int64_t layer, int64_t head, int64_t segment) const;
+    uint8_t* head_start(int64_t layer, int64_t head, Block block) const;
 
     std::vector<CacheShape> layers_;
     std::vector<size_t> layer_starts_;
-    size_t segment_bytes_ = 0;
+    size_t block_bytes_ = 0;
     CacheType type_;
-    std::vector<Memory> segments_;
+    int64_t limit_ = 0;
+    int64_t used_ = 0;
+    std::vector<Memory> blocks_;
+    std::vector<int64_t> owners_;
+    std::vector<Block> free_;  // with memory
+};
+
+// What one sequence has in the cache.
+struct CachedSequence {
+    std::vector<KeyValueCache::Block> blocks;
+    int64_t length = 0;  // positions
+
+    static int64_t blocks_for(int64_t positions) {
+        return (positions + segment_positions - 1) / segment_positions;
+    }
+    // Blocks that `tokens` more positions will take, copies of shared ones included.
+    int64_t missing_blocks(const KeyValueCache& cache, int64_t tokens) const;
+    // Makes room for them. Throws std::bad_alloc; then nothing is lost.
+    void reserve(KeyValueCache& cache, int64_t tokens);
+    void truncate(KeyValueCache& cache, int64_t count);
+    // Another one that begins with the first `count` positions; whole blocks are shared.
+    CachedSequence fork(KeyValueCache& cache, int64_t count) const;
 };
 
 }  // namespace dsconv

@@ -80,35 +80,50 @@ def available_kernels() -> list[str]:
     return names
 
 
+def open_engine(file: NativeFile, options: NativeOptions, cache_bytes: int = 0) -> Any:
+    """The engine over a file.
+
+    Args:
+        cache_bytes: of keys and values at most; 0 is as much as there is.
+
+    Raises:
+        UsageError: kernels that this machine does not have.
+        InputError: the engine refuses the file.
+    """
+    module = load_engine_module()
+    program = file.metadata.program
+    try:
+        return module.Engine(
+            os.fsencode(file.path),
+            file.size,
+            list(program.buffers),
+            [_encode(step, file) for step in program.steps],
+            options.threads,
+            options.cache,
+            options.kernels,
+            options.decode,
+            options.prefill,
+            options.score,
+            cache_bytes,
+        )
+    except ValueError as error:
+        if options.kernels and options.kernels not in module.available_kernels():
+            raise UsageError(
+                str(error), f"choose {', '.join(module.available_kernels())}"
+            ) from error
+        raise InputError(
+            f"{file.path}: the engine refuses it: {error}", "export the model again"
+        ) from error
+
+
 class NativeSession:
     """One sequence on one file. The array that `decode` returns is reused by the next call."""
 
     def __init__(self, file: NativeFile, options: NativeOptions | None = None) -> None:
-        module = load_engine_module()
-        options = options or NativeOptions()
+        self.file, self.options = file, options or NativeOptions()
+        self._engine = open_engine(file, self.options)
         program = file.metadata.program
-        try:
-            self._engine = module.Engine(
-                os.fsencode(file.path),
-                file.size,
-                list(program.buffers),
-                [_encode(step, file) for step in program.steps],
-                options.threads,
-                options.cache,
-                options.kernels,
-                options.decode,
-                options.prefill,
-                options.score,
-            )
-        except ValueError as error:
-            if options.kernels and options.kernels not in module.available_kernels():
-                raise UsageError(
-                    str(error), f"choose {', '.join(module.available_kernels())}"
-                ) from error
-            raise InputError(
-                f"{file.path}: the engine refuses it: {error}", "export the model again"
-            ) from error
-        self._chunk: int = module.CHUNK_TOKENS
+        self._chunk: int = load_engine_module().CHUNK_TOKENS
         self._context_length = file.metadata.context_length
         self._vocabulary = file.metadata.matrices[program.steps[0].weight].rows  # type: ignore[union-attr]
         self._bytes = bytearray(FLOAT_BYTES * self._vocabulary)
