@@ -6,8 +6,8 @@
 #include <memory>
 #include <vector>
 
-#include "attention.h"
-#include "key_value_cache.h"
+#include "attention/attention.h"
+#include "attention/key_value_cache.h"
 #include "linear/linear.h"
 #include "memory.h"
 #include "program.h"

@@ -1,4 +1,4 @@
-#include "key_value_cache.h"
+#include "attention/key_value_cache.h"
 
 #include <algorithm>
 #include <cstring>

@@ -9,10 +9,10 @@
 #include <cstdint>
 #include <vector>
 
-#include "key_value_cache.h"
+#include "attention/key_value_cache.h"
 #include "memory.h"
 #include "program.h"
-#include "rotary.h"
+#include "attention/rotary.h"
 #include "thread_team.h"
 #include "vector/kernels.h"
 
