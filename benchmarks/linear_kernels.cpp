@@ -1,11 +1,12 @@
 // Speed of the matrix kernels beside what the machine can do, measured in the same rounds.
 //
 //   decode:  bytes of weights per second against a plain read loop over the same memory
-//   prefill: multiply-adds (as 2 operations) per second against multiply-adds in registers alone
+//   rows:    the same for 1, 2, 4, … 32 tokens at once, and the arithmetic against that of bare tiles
+//   prefill: multiply-adds (as 2 operations) per second
 //
 // Build and run from the repository root:
 //   g++ -std=c++17 -O3 -ffp-contract=off -pthread -iquote runtime/native benchmarks/linear_kernels.cpp
-//       $(find runtime/native/linear -name '*.cpp') -o build/linear_kernels && build/linear_kernels
+//       $(find runtime/native/linear -name '*.cpp' ! -name binding.cpp) -o build/linear_kernels && build/linear_kernels
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -116,6 +117,8 @@ double read_seconds(Team& team, const Memory& memory) {
     return now() - start;
 }
 
+constexpr Precision precisions[] = {Precision::int8, Precision::mixed, Precision::own, Precision::int16};
+
 struct Case {
     std::string name;
     LinearView view;
@@ -225,17 +228,96 @@ void decode(Team& team, const LinearKernels& kernels, const Memory& memory, int6
     }
 }
 
+const char* label_of(Precision precision) {
+    switch (precision) {
+        case Precision::int8: return " x int8 ";
+        case Precision::mixed: return " x mixed ";
+        case Precision::own: return " x own ";
+        default: return " x int16 ";
+    }
+}
+
+// Operations per second of a thread's tiles alone, 0 where there are none.
+double bare_tiles(Team& team) {
+#if defined(__x86_64__) && defined(__linux__)
+    if (!linear_kernels(Isa::amx_int8)) return 0;
+    struct alignas(64) {
+        uint8_t palette = 1, rest[15] = {};
+        uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+        uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+    } tiles;
+    constexpr int64_t loops = 400000;
+    double start = now();
+    team.run([&](int) {
+        asm volatile("ldtilecfg %0" : : "m"(tiles));
+        for (int64_t i = 0; i < loops; i++) {
+            asm volatile(
+                "tdpbssd %tmm4, %tmm6, %tmm0\n tdpbssd %tmm5, %tmm6, %tmm1\n"
+                "tdpbssd %tmm4, %tmm7, %tmm2\n tdpbssd %tmm5, %tmm7, %tmm3\n");
+        }
+        asm volatile("tilerelease");
+    });
+    return 4 * loops * 2.0 * 16 * 16 * 64 * team.size() / (now() - start);
+#else
+    (void)team;
+    return 0;
+#endif
+}
+
+void some_rows(Team& team, const LinearKernels& kernels, const Memory& memory, int rounds,
+               const std::string& only) {
+    std::vector<Case> cases;
+    for (auto [rows, cols] : {std::pair<int64_t, int64_t>{8960, 1536}, {1536, 8960}}) {
+        for (auto& [name, view] : kinds(rows, cols)) {
+            if (name.find(only) == std::string::npos || view.kind == LinearKind::bfloat16) continue;
+            for (Precision precision : precisions) {
+                for (int64_t tokens : {1, 2, 4, 8, 12, 16, 24, 32, 48}) {
+                    std::string full = name + label_of(precision) + std::to_string(rows) + "x" +
+                                       std::to_string(cols);
+                    cases.push_back({full, view, precision, tokens});
+                }
+            }
+        }
+    }
+    std::vector<Run> runs;
+    for (auto& c : cases) runs.emplace_back(kernels, c, team.size());
+    std::vector<double> reads, peaks;
+    std::vector<std::vector<double>> speeds(cases.size()), ratios(cases.size());
+    for (int round = 0; round < rounds; round++) {
+        peaks.push_back(bare_tiles(team));
+        for (size_t i = 0; i < cases.size(); i++) {
+            double read = static_cast<double>(memory.size) / read_seconds(team, memory);
+            auto [bytes, seconds] = walk(team, kernels, memory, cases[i], runs[i], 1 << 20);
+            reads.push_back(read);
+            speeds[i].push_back(bytes / seconds);
+            ratios[i].push_back(bytes / seconds / read);
+        }
+    }
+    double peak = median(peaks);
+    std::printf("plain read %.1f GB/s, bare tiles %.1f TOP/s\n", median(reads) / 1e9, peak / 1e12);
+    for (size_t i = 0; i < cases.size(); i++) {
+        const Case& c = cases[i];
+        if (c.tokens == 1) std::printf("%s\n", c.name.c_str());
+        double weights = static_cast<double>(c.view.rows) * c.view.cols;
+        double operations = median(speeds[i]) / linear_bytes(c.view) * 2 * c.tokens * weights;
+        std::printf("  %2d rows %6.1f GB/s, best %5.1f, %5.1f %% of the read; %5.2f TOP/s",
+                    static_cast<int>(c.tokens), median(speeds[i]) / 1e9,
+                    *std::max_element(speeds[i].begin(), speeds[i].end()) / 1e9,
+                    100 * median(ratios[i]), operations / 1e12);
+        if (peak > 0) std::printf(", %4.1f %% of the tiles", 100 * operations / peak);
+        std::printf("\n");
+    }
+}
+
 void prefill(Team& team, const LinearKernels& kernels, const Memory& memory, int64_t tokens,
              int rounds, const std::string& only) {
     std::vector<Case> cases;
     for (auto [rows, cols] : {std::pair<int64_t, int64_t>{8960, 1536}, {1536, 8960}}) {
         for (auto& [name, view] : kinds(rows, cols)) {
             if (name.find(only) == std::string::npos) continue;
-            for (Precision precision : {Precision::int8, Precision::mixed, Precision::int16}) {
+            for (Precision precision : precisions) {
                 if (view.kind == LinearKind::bfloat16 && precision != Precision::int8) continue;
-                const char* label = precision == Precision::int8 ? " x int8 "
-                    : precision == Precision::mixed ? " x mixed " : " x int16 ";
-                cases.push_back({name + label + std::to_string(rows) + "x" + std::to_string(cols),
+                cases.push_back({name + label_of(precision) + std::to_string(rows) + "x" + std::to_string(cols),
                                  view, precision, tokens});
             }
         }
@@ -272,5 +354,6 @@ int main(int count, char** arguments) {
     std::printf("%s, %d threads\n", kernels->name, threads);
     if (what == "all" || what == "decode") decode(team, *kernels, memory, 1, 7, only);
     if (what == "all" || what == "decode8") decode(team, *kernels, memory, 8, 5, only);
+    if (what == "rows") some_rows(team, *kernels, memory, 5, only);
     if (what == "all" || what == "prefill") prefill(team, *kernels, memory, 512, 5, only);
 }

@@ -30,6 +30,7 @@ Precision precision_named(const std::string& name) {
     if (name == "int8") return Precision::int8;
     if (name == "mixed") return Precision::mixed;
     if (name == "int16") return Precision::int16;
+    if (name == "own") return Precision::own;
     throw std::invalid_argument("precision '" + name + "' is not known");
 }
 

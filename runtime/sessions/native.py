@@ -27,7 +27,7 @@ from dsconv.errors import InputError, ProviderError, UsageError
 from .session import refuse_unknown_tokens
 
 CACHE_TYPES = ("fp16", "int8")
-PRECISIONS = ("int8", "mixed", "int16")
+PRECISIONS = ("int8", "mixed", "own", "int16")
 FLOAT_BYTES = 4
 
 

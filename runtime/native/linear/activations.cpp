@@ -44,8 +44,10 @@ ActivationShape activation_shape(const LinearKernels& kernels, const LinearView&
     if (holds_floats(view.kind)) return {tokens, view.cols, 32, Precision::float32};
     bool integer = view.kind == LinearKind::int4 || view.kind == LinearKind::int8;
     if (integer && view.group_size % unit_inputs != 0) return {tokens, view.cols, 16, precision};
-    bool wide = precision == Precision::mixed && integer && view.group_size % wide_group == 0;
-    ActivationLayout layout = tokens > tile_tokens ? kernels.layout : ActivationLayout::quads;
+    bool mixed = precision == Precision::mixed || precision == Precision::own;
+    bool wide = mixed && integer && view.group_size % wide_group == 0;
+    int64_t from = wide ? kernels.wide_from : kernels.small_from;
+    ActivationLayout layout = tokens >= from ? kernels.layout : ActivationLayout::quads;
     return {tokens, view.cols, wide ? wide_group : unit_inputs, precision, layout};
 }
 

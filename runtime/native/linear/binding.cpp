@@ -85,7 +85,7 @@ PyObject* py_dequantize_row(PyObject*, PyObject* arguments) {
 
 // linear(kernels, kind, rows, cols, group_size, zero_points, data, precision, tokens, x, bias, out,
 //        accumulate, first_block, last_block): x bytes, bias bytes (or empty), out a bytearray, all
-// of float32. precision: 0 int8, 1 mixed, 2 int16.
+// of float32. precision: 0 int8, 1 mixed, 2 int16, 4 own.
 PyObject* py_linear(PyObject*, PyObject* arguments) {
     Matrix matrix;
     const char *name, *data, *x, *bias;
@@ -107,7 +107,7 @@ PyObject* py_linear(PyObject*, PyObject* arguments) {
     if (!weights) return nullptr;
     view.data = weights.get();
     if (x_size != tokens * view.cols * 4 || PyByteArray_Size(out) != tokens * view.rows * 4 ||
-        (bias_size != 0 && bias_size != view.rows * 4) || precision > 2 || first < 0 ||
+        (bias_size != 0 && bias_size != view.rows * 4) || precision == 3 || precision > 4 || first < 0 ||
         last > linear_blocks_of(view)) {
         PyErr_SetString(PyExc_ValueError, "arguments of sizes that do not fit the matrix");
         return nullptr;

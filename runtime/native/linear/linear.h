@@ -55,13 +55,14 @@ uint64_t linear_block_bytes(const LinearView& view);
 int64_t linear_blocks_of(const LinearView& view);
 
 // How activations are rounded before they meet integer weights: in groups of inputs, each with a
-// float scale, largest magnitude / 127 (or / 32512). Simulated on a model of 135M parameters int8
-// costs a KL divergence of 3.7e-3, mixed less than 1e-3, int16 1e-7.
+// float scale, largest magnitude / 127 (or / 32512). On a model of 135M parameters with weights in
+// groups of 128 int8 costs a KL divergence of 3.7e-3, mixed and own 1.3e-3, int16 1e-6.
 enum class Precision : uint32_t {
     int8,     // one int8 per value, groups of 32
     mixed,    // groups of 128, and int16 in the few 32 of them that would cause most of the error
     int16,    // two int8 per value, groups of 32: twice the arithmetic
     float32,  // no rounding; for float16 and bfloat16 weights
+    own,      // as mixed, but every token has its own choice of int16
 };
 
 // The order of activations in memory; kernels name the one that they want.
@@ -114,8 +115,10 @@ enum class Isa : uint32_t { scalar, avx2, avx_vnni, avx512_vnni, neon_dotprod, a
 struct LinearKernels {
     Isa isa;
     const char* name;
-    // Of the activations of more than 8 tokens, for integer weights in groups of 32 and more.
+    // Of activations for integer weights in groups of 32 and more: from so many tokens on, in
+    // groups of 128 and in smaller ones.
     ActivationLayout layout;
+    int64_t wide_from, small_from;
     // Memory that each thread has to bring, 64-byte aligned; its content means nothing.
     size_t scratch_bytes;
     // Rounds the tokens of tiles [first_tile, last_tile): x [tokens, cols], rows ld_x apart.

@@ -25,7 +25,8 @@ from dsconv.quant.schemes import WHOLE_ROW, Floats
 
 native = pytest.importorskip("dsconv.runtime._native", reason="the native engine is not built")
 
-PRECISIONS = {"int8": 0, "mixed": 1, "int16": 2}
+PRECISIONS = {"int8": 0, "mixed": 1, "int16": 2, "own": 4}
+INDEPENDENT = ("int8", "int16", "own")  # of the tokens beside one
 KERNELS = native.available_kernels()
 MANY = 19  # tokens of a prompt: some kernels treat more than 8 in another way
 SCHEMES = [
@@ -110,7 +111,7 @@ def error_bound(matrix: Packed, x: Floats, precision: str) -> NDArray[np.float64
     weights = np.abs(matrix.weights)
     columns = x.shape[1]
     size = 32 if matrix.layout.group_size % 32 == 0 else 16
-    if precision == "mixed" and matrix.layout.group_size % 128 == 0:
+    if precision in ("mixed", "own") and matrix.layout.group_size % 128 == 0:
         size = 128
     padding = -columns % size
     largest = np.abs(np.pad(x, ((0, 0), (0, padding)))).reshape(len(x), -1, size).max(-1)
@@ -118,7 +119,10 @@ def error_bound(matrix: Packed, x: Floats, precision: str) -> NDArray[np.float64
     if matrix.layout.kind in ("float16", "bfloat16"):
         steps *= 0
     # Half a step, and with two terms one more where the lower one of -128 becomes -127.
-    steps *= {"int8": 0.5 / 127, "mixed": 1.5 / 127, "int16": 1.5 / 32512}[precision] * 1.0001
+    steps *= {"int8": 0.5 / 127, "mixed": 1.5 / 127, "own": 1.5 / 127, "int16": 1.5 / 32512}[
+        precision
+    ]
+    steps *= 1.0001
     # Beside x * w sums hold x * scale * zero, or x * minimum, of the same order as the codes allow.
     magnitude = 2.0**-22 * (columns / 32 + 4) * 40
     return steps @ weights.T + magnitude * (np.abs(x).astype(np.float64) @ weights.T + 1e-30)
@@ -170,15 +174,25 @@ def test_numbers_of_tokens(kernels: str, scheme: object) -> None:
             check(kernels, matrix, x, precision)
 
 
-@pytest.mark.parametrize("precision", ["int8", "int16"])
+@pytest.mark.parametrize("precision", INDEPENDENT)
+@pytest.mark.parametrize("scheme", [*SCHEMES, *DTYPES], ids=NAMES)
 @pytest.mark.parametrize("kernels", KERNELS)
-def test_a_token_does_not_depend_on_its_neighbours(kernels: str, precision: str) -> None:
-    matrix = made(IntegerScheme(4, 32), 48, 320)
+def test_a_token_does_not_depend_on_its_neighbours(
+    kernels: str, scheme: object, precision: str
+) -> None:
+    """Whatever number of them there is, wherever it stands, and however loud the others are."""
     random = np.random.default_rng(3)
-    x = (random.standard_t(2, (21, 320))).astype(np.float32)
-    together = multiply(kernels, matrix, x, precision)
-    alone = np.concatenate([multiply(kernels, matrix, x[t : t + 1], precision) for t in range(21)])
-    np.testing.assert_array_equal(together.view(np.int32), alone.view(np.int32))
+    rows, columns = 40, 456
+    matrix = made(scheme, rows, columns)
+    x = random.standard_t(2, (67, columns)).astype(np.float32)
+    x[::5, random.choice(columns, 3)] *= 50
+    x[7] = 0
+    portable = [multiply("scalar", matrix, x[t : t + 1], precision) for t in range(len(x))]
+    alone = np.concatenate(portable).view(np.int32)
+    for tokens in (*range(1, 11), 12, 15, 16, 17, 20, 24, 25, 31, 32, 33, 48, 67):
+        first = int(random.integers(0, len(x) - tokens + 1))
+        together = multiply(kernels, matrix, x[first : first + tokens], precision)
+        np.testing.assert_array_equal(together.view(np.int32), alone[first : first + tokens])
 
 
 @pytest.mark.parametrize("kernels", KERNELS)
@@ -296,7 +310,8 @@ def test_two_terms_where_they_matter_lower_the_error(group_size: int) -> None:
         for precision in PRECISIONS
     }
     assert errors["mixed"] < errors["int8"] / 10
-    assert errors["int16"] < errors["mixed"]
+    assert errors["own"] < errors["int8"] / 10
+    assert errors["int16"] < min(errors["mixed"], errors["own"])
 
 
 @pytest.mark.parametrize("scheme", [*SCHEMES, *DTYPES], ids=NAMES)

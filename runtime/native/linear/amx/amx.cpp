@@ -12,6 +12,7 @@
 
 DSCONV_COMPILE_FOR(DSCONV_AVX512_VNNI)
 
+#include "linear/amx/few_rows.h"
 #include "linear/amx/sums.h"
 #include "linear/amx/tiles.h"
 #include "linear/amx/weights.h"
@@ -31,6 +32,7 @@ struct Scratch {
     Products products[2];  // one is added up while the other one is made
     float totals[span_tokens][span_blocks][block_rows];
     float parts[span_tokens][span_blocks][block_rows];  // of a group of weights
+    FewScratch few;
 };
 
 // A product, as LinearKernels::linear is given it.
@@ -208,6 +210,10 @@ void run(const LinearView& view, const Activations& x, float* out, int64_t ld_ou
     LinearGeometry geometry;
     if (!linear_geometry(view, geometry)) return;
     ActivationGeometry activations(x.shape);
+    if (x.shape.tokens <= few_tokens) {
+        return multiply_few_rows(view, geometry, x, activations, {view.rows, out, ld_out, epilogue},
+                                 static_cast<Scratch*>(scratch)->few, first_block, last_block);
+    }
     Then then = geometry.scale_min                           ? Then::scale_min
                 : geometry.group_width > x.shape.group_size ? Then::parts
                                                             : Then::scaled;
@@ -233,7 +239,7 @@ void run(const LinearView& view, const Activations& x, float* out, int64_t ld_ou
 }  // namespace amx
 
 constexpr LinearKernels amx_linear_kernels{Isa::amx_int8, "amx_int8", ActivationLayout::rows,
-                                           sizeof(amx::Scratch), &Quantizer<Avx512Vnni>::run,
+                                           5, 9, sizeof(amx::Scratch), &Quantizer<Avx512Vnni>::run,
                                            &amx::run};
 
 }  // namespace dsconv

@@ -88,5 +88,52 @@ class Tiles {
     static constexpr int64_t row_bytes = 64;
 };
 
+// The same registers for few tokens: 0 to 3 sums, 4 and 5 activations, 5 to 7 codes.
+class FewTiles {
+  public:
+    // halves: tiles of tokens. With two, sums 2 and 3 and activations 5 are those of
+    // the second.
+    FewTiles(int64_t inputs, int64_t tokens, int64_t halves) {
+        TileConfiguration configuration;
+        const auto rows = static_cast<uint8_t>(tokens < tile_rows ? tokens : tile_rows);
+        const auto second = static_cast<uint8_t>(tokens - rows);
+        const auto bytes = static_cast<uint16_t>(inputs);
+        for (int i = 0; i < 8; i++) {
+            configuration.row_bytes[i] = i == 4 || (i == 5 && halves == 2) ? bytes : 64;
+            configuration.rows[i] = i < 5 ? rows : static_cast<uint8_t>(inputs / 4);
+        }
+        if (halves == 2) {
+            configuration.rows[2] = configuration.rows[3] = configuration.rows[5] = second;
+        }
+        asm volatile("ldtilecfg %0" : : "m"(configuration));
+    }
+    ~FewTiles() { asm volatile("tilerelease"); }
+    FewTiles(const FewTiles&) = delete;
+    FewTiles& operator=(const FewTiles&) = delete;
+
+    template <int count> [[gnu::always_inline]] static inline void clear() {
+        asm volatile("tilezero %%tmm%c0" : : "i"(count - 1));
+        if constexpr (count > 1) clear<count - 1>();
+    }
+    template <int tile> [[gnu::always_inline]] static inline void load(const int8_t* from) {
+        asm volatile("tileloadd (%[from], %[row], 1), %%tmm%c[tile]"
+                     :
+                     : [from] "r"(from), [row] "r"(int64_t{64}), [tile] "i"(tile)
+                     : "memory");
+    }
+    template <int sum, int activations, int codes>
+    [[gnu::always_inline]] static inline void multiply() {
+        asm volatile("tdpbssd %%tmm%c[codes], %%tmm%c[activations], %%tmm%c[sum]"
+                     :
+                     : [sum] "i"(sum), [activations] "i"(activations), [codes] "i"(codes));
+    }
+    template <int tile> [[gnu::always_inline]] static inline void store(int32_t* to) {
+        asm volatile("tilestored %%tmm%c[tile], (%[to], %[row], 1)"
+                     :
+                     : [to] "r"(to), [row] "r"(int64_t{64}), [tile] "i"(tile)
+                     : "memory");
+    }
+};
+
 }  // namespace amx
 }  // namespace dsconv

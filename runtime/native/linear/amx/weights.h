@@ -27,6 +27,12 @@ struct Span {
     bool ends[span_groups];  // does a group of weights end here
 };
 
+// Unpacks inputs (a unit, or fewer: a multiple of 8) of a block, less what `offset` has in each byte.
+using Unpack = void (*)(const uint8_t* codes, int64_t inputs, L::Codes offset, int8_t* to);
+
+// The same for one or two whole units, and fetches what lies `ahead` bytes after their codes.
+using UnpackAhead = void (*)(const uint8_t* codes, int64_t ahead, L::Codes offset, int8_t* to);
+
 // Where the groups of a block lie.
 class BlockReader {
   public:
@@ -49,34 +55,73 @@ class BlockReader {
         return group_start(group) + geometry_.code_bytes(input - group * geometry_.group_width);
     }
 
+    // Where an input of a block is, and what goes with it.
+    struct Place {
+        int64_t group;
+        int64_t offset;  // of the input in its group
+        int64_t left;    // inputs of the group from there on
+        int64_t codes;   // in the block
+        int64_t parameters;
+    };
+
+    Place find(int64_t input) const {
+        // Sizes are below 2^31, and such a division is faster.
+        auto group = static_cast<int64_t>(static_cast<uint32_t>(input) /
+                                          static_cast<uint32_t>(geometry_.group_width));
+        int64_t offset = input - group * geometry_.group_width, start = group_start(group);
+        return {group, offset, width(group) - offset, start + geometry_.code_bytes(offset),
+                start + geometry_.code_bytes(width(group))};
+    }
+
+    // Scales and, where there are any, minima and zero points (less 128) of a block's rows.
+    void read_parameters(const uint8_t* block, const Place& place, float* scales, float* minima,
+                         int32_t* zeros) const {
+        const uint8_t* parameters = block + place.parameters;
+        if (geometry_.scale_min) return read_steps(block, place.group, parameters, scales, minima);
+        L::store_floats(scales, L::load_float16(parameters));
+        if (geometry_.bits == 8 && stored_zeros_) {
+            L::Ints stored = L::load_bytes(parameters + 2 * block_rows);
+            _mm512_storeu_si512(zeros, L::subtract(stored, L::set_ints(128)));
+        }
+    }
+
+    Unpack unpacking() const {
+        switch (geometry_.bits) {
+            case 3: return unpack_units<3>;
+            case 4: return stored_zeros_ || geometry_.scale_min ? unpack_units<4> : unpack_middle4;
+            case 5: return unpack_units<5>;
+            case 6: return unpack_units<6>;
+            default: return unpack_units<8>;
+        }
+    }
+
+    UnpackAhead unpacking_ahead(bool two_units) const {
+        switch (geometry_.bits) {
+            case 3: return unpack_ahead<3, unpack_units<3>>(two_units);
+            case 4:
+                return stored_zeros_ || geometry_.scale_min
+                           ? unpack_ahead<4, unpack_units<4>>(two_units)
+                           : unpack_ahead<4, unpack_middle4>(two_units);
+            case 5: return unpack_ahead<5, unpack_units<5>>(two_units);
+            case 6: return unpack_ahead<6, unpack_units<6>>(two_units);
+            default: return unpack_ahead<8, unpack_units<8>>(two_units);
+        }
+    }
+
     // Codes of inputs [input, input + size), with zeros after the end of their group (where the
     // activations may hold anything), and what belongs to the group.
     void read(const uint8_t* block, int64_t input, int64_t size, Span& span, int64_t at,
               int64_t index) const {
-        int64_t group = input / geometry_.group_width;
-        int64_t offset = input - group * geometry_.group_width;
-        int64_t left = width(group) - offset;
-        const uint8_t* start = block + group_start(group);
-        const uint8_t* parameters = start + geometry_.code_bytes(width(group));
-        int64_t inputs = left < size ? left : size;
+        const Place place = find(input);
+        int64_t inputs = place.left < size ? place.left : size;
         int8_t* to = span.codes[index] + at * size * block_rows;
-        unpack(start + geometry_.code_bytes(offset), inputs, offset_of(parameters), to);
+        unpacking()(block + place.codes, inputs, offset_of(block + place.parameters), to);
         __builtin_memset(to + inputs * block_rows, 0,
                          static_cast<size_t>((size - inputs) * block_rows));
-        span.ends[at] = left <= size;
-        if (geometry_.scale_min) {
-            read_steps(block, group, parameters, span.scales[at][index], span.minima[at][index]);
-            return;
-        }
-        L::store_floats(span.scales[at][index], L::load_float16(parameters));
-        if (geometry_.bits == 8 && stored_zeros_) {
-            L::Ints zeros = L::load_bytes(parameters + 2 * block_rows);
-            _mm512_storeu_si512(span.zeros[at][index], L::subtract(zeros, L::set_ints(128)));
-        }
+        span.ends[at] = place.left <= size;
+        read_parameters(block, place, span.scales[at][index], span.minima[at][index],
+                        span.zeros[at][index]);
     }
-
-  private:
-    static constexpr int64_t header_bytes = 4 * block_rows;
 
     // What is taken off the codes of each row, in every byte of its lane.
     L::Codes offset_of(const uint8_t* parameters) const {
@@ -86,18 +131,50 @@ class BlockReader {
         return L::multiply(L::load_nibbles(parameters + 2 * block_rows), L::set_ints(0x01010101));
     }
 
-    void unpack(const uint8_t* codes, int64_t inputs, L::Codes offset, int8_t* to) const {
-        switch (geometry_.bits) {
-            case 3: return unpack_units<3>(codes, inputs, offset, to);
-            case 4: return unpack_units<4>(codes, inputs, offset, to);
-            case 5: return unpack_units<5>(codes, inputs, offset, to);
-            case 6: return unpack_units<6>(codes, inputs, offset, to);
-            default: return unpack_units<8>(codes, inputs, offset, to);
+  private:
+    static constexpr int64_t header_bytes = 4 * block_rows;
+
+    // Signed bytes of nibbles less 8 in one instruction each: of a byte's bits 0 to 2 stay, 3 to 7
+    // become the inverse of bit 3. Every processor with AMX has it.
+    template <uint64_t rows> static L::Codes middle4(L::Codes v) {
+        L::Codes result;
+        asm("vgf2p8affineqb $0xf8, %2, %1, %0"
+            : "=v"(result)
+            : "v"(v), "v"(_mm512_set1_epi64(static_cast<int64_t>(rows))));
+        return result;
+    }
+
+    [[gnu::always_inline]] static inline void unpack_middle4(const uint8_t* codes, int64_t inputs, L::Codes, int8_t* to) {
+        for (; inputs >= unit_inputs; inputs -= unit_inputs, codes += 4 * vector_bytes) {
+#pragma GCC unroll 4
+            for (int i = 0; i < 4; i++) middle4_pair(codes + i * vector_bytes, to + 2 * i * vector_bytes);
+            to += 8 * vector_bytes;
+        }
+        for (; inputs > 0; inputs -= 8, codes += vector_bytes, to += 2 * vector_bytes) {
+            middle4_pair(codes, to);
         }
     }
 
+    [[gnu::always_inline]] static inline void middle4_pair(const uint8_t* codes, int8_t* to) {
+        const L::Codes v = L::load_codes(codes);
+        _mm512_storeu_si512(to, middle4<0x0102040808080808>(v));
+        _mm512_storeu_si512(to + vector_bytes, middle4<0x1020408080808080>(v));
+    }
+
+    template <int bits, Unpack unpack> static UnpackAhead unpack_ahead(bool two_units) {
+        return two_units ? unpack_and_fetch<bits, 2, unpack> : unpack_and_fetch<bits, 1, unpack>;
+    }
+
+    template <int bits, int units, Unpack unpack>
+    static void unpack_and_fetch(const uint8_t* codes, int64_t ahead, L::Codes offset, int8_t* to) {
+        for (int i = 0; i < units * bits; i++) {
+            _mm_prefetch(codes + ahead + i * vector_bytes, _MM_HINT_T0);
+        }
+        unpack(codes, units * unit_inputs, offset, to);
+    }
+
     template <int bits>
-    static void unpack_units(const uint8_t* codes, int64_t inputs, L::Codes offset, int8_t* to) {
+    [[gnu::always_inline]] static inline void unpack_units(const uint8_t* codes, int64_t inputs, L::Codes offset, int8_t* to) {
         constexpr int64_t unit_bytes = 64 * bits, pair_bytes = 16 * bits;
         for (; inputs >= unit_inputs; inputs -= unit_inputs, codes += unit_bytes) {
             pair<bits, 0>(codes, offset, to);

@@ -222,7 +222,7 @@ template <class L> struct Linear {
 };
 
 template <class L> constexpr LinearKernels kernels_on(Isa isa, const char* name) {
-    return {isa, name, ActivationLayout::quads, 0, &Quantizer<L>::run, &Linear<L>::run};
+    return {isa, name, ActivationLayout::quads, 0, 0, 0, &Quantizer<L>::run, &Linear<L>::run};
 }
 
 }  // namespace dsconv
