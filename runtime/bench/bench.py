@@ -18,7 +18,7 @@ from dsconv.progress import Advance
 
 from .machine import machine_time
 from .process import Worker
-from .report import Artifact, BenchReport, Decode, Figures
+from .report import Artifact, BatchDecode, BenchReport, Decode, Figures
 from .subject import BANDWIDTH, Opened, Subject, Timed
 from .weight_bytes import weight_bytes_per_token
 
@@ -32,6 +32,8 @@ T = TypeVar("T")
 class BenchOptions:
     """What is timed, in tokens; how often; `max_foreign`: share of the machine left to others.
 
+    batches: sequences at once, each after `batch_context` tokens.
+
     Raises:
         UsageError: a value outside its range.
     """
@@ -41,6 +43,8 @@ class BenchOptions:
     contexts: tuple[int, ...] = (0, 2048, 8192)
     rounds: int = 5
     max_foreign: float = 0.1
+    batches: tuple[int, ...] = ()
+    batch_context: int = 512
 
     def __post_init__(self) -> None:
         if min(self.prefill, self.decode, self.rounds) < 1:
@@ -51,6 +55,8 @@ class BenchOptions:
             )
         if not self.contexts or min(self.contexts) < 0:
             raise UsageError("a context below 0, or none", "use --context 0 or more")
+        if self.batches and (min(self.batches) < 1 or self.batch_context < 1):
+            raise UsageError("a batch of no sequences, or without context", "use --batch 1,4,16")
         if not 0 <= self.max_foreign <= 1:
             raise UsageError(
                 f"max foreign load {self.max_foreign} is outside 0..1", "use a share, e.g. 0.1"
@@ -151,7 +157,7 @@ def _started(subjects: Sequence[Subject], options: BenchOptions) -> Iterator[_Pr
 
 def planned_rounds(options: BenchOptions) -> int:
     """Rounds of a run without disturbance: startup, prefill, and decode at every context."""
-    return options.rounds * (2 + len(options.contexts))
+    return options.rounds * (2 + len(options.contexts) + len(options.batches))
 
 
 @dataclass(frozen=True)
@@ -162,6 +168,7 @@ class _Measured:
     startups: Sequence[Round[Startup]]
     prefills: Sequence[Round[Timed]]
     decodes: Sequence[Sequence[Decode]]
+    batches: Sequence[Sequence[BatchDecode]]
     weight_bytes: Sequence[int]
 
     def artifact(self, index: int, subject: Subject) -> Artifact:
@@ -184,6 +191,7 @@ class _Measured:
             peak_rss_bytes=max([*peaks, *(decode.peak_rss_bytes for decode in decodes)]),
             weight_bytes_per_token=self.weight_bytes[index],
             placement=tuple(starts[0].opened.placement),
+            batches=tuple(self.batches[index]),
         )
 
 
@@ -215,7 +223,8 @@ def bench(
                     decodes[index].append(
                         _decode(rounds, place, context, options.decode, weights[index])
                     )
-        measured = _Measured(options, startups, prefills, decodes, weights)
+        batches = _batches(processes, options, lengths, advance)
+        measured = _Measured(options, startups, prefills, decodes, batches, weights)
         return BenchReport(
             tuple(measured.artifact(index, subjects[index]) for index in everyone),
             Figures.of(entry.bandwidth for entry in processes.kept),
@@ -249,3 +258,33 @@ def _decode(
     ]
     peak = max(entry.turns[place].peak_rss_bytes for entry in rounds)
     return Decode(context, Figures.of(rates), Figures.of(fractions), peak)
+
+
+def _batches(
+    processes: _Processes, options: BenchOptions, lengths: Sequence[int], advance: Advance
+) -> list[list[BatchDecode]]:
+    """Of every subject, those that it can do."""
+    found: list[list[BatchDecode]] = [[] for _ in lengths]
+    context, count = options.batch_context, options.decode
+    if not options.batches:
+        return found
+    limits = [processes.worker(index).batch_limit() for index in range(len(lengths))]
+    for batch in sorted(set(options.batches)):
+        chosen = [
+            index
+            for index, length in enumerate(lengths)
+            if batch <= limits[index] and context + count < length
+        ]
+        if not chosen:
+            continue
+
+        def turn(index: int, batch: int = batch) -> Timed:
+            return processes.worker(index).decode_many(context, batch, count)
+
+        for index in chosen:  # untimed: fills the caches
+            processes.worker(index).decode_many(context, batch, 1)
+        rounds = processes.rounds(turn, chosen, advance)
+        for place, index in enumerate(chosen):
+            rates = Figures.of(batch * count / entry.turns[place].value for entry in rounds)
+            found[index].append(BatchDecode(batch, context, rates))
+    return found

@@ -49,6 +49,12 @@ class Worker:
     def decode(self, context: int, tokens: int) -> Timed:
         return self._ask("decode", context, tokens)
 
+    def batch_limit(self) -> int:
+        return int(self._ask("batch_limit").value)
+
+    def decode_many(self, context: int, batch: int, tokens: int) -> Timed:
+        return self._ask("decode_many", context, batch, tokens)
+
     def bandwidth(self) -> Timed:
         return self._ask("bandwidth")
 

@@ -64,10 +64,29 @@ class Decode:
 
 
 @dataclass(frozen=True)
+class BatchDecode:
+    """Decoding of many sequences at once, each after `context` tokens; the rate is of all of them
+    together."""
+
+    batch: int
+    context: int
+    rate: Figures
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "batch": self.batch,
+            "context": self.context,
+            "tokens_per_second": self.rate.median,
+            "spread": self.rate.to_json(),
+        }
+
+
+@dataclass(frozen=True)
 class Artifact:
     """One column of the comparison. Rates are tokens per second, times seconds.
 
-    placement: which nodes run where, as in JSON (see placement.py); empty on the CPU.
+    batches: what was asked for and this runtime can do. placement: which nodes run where, as in
+    JSON (see placement.py); empty on the CPU.
     """
 
     path: str
@@ -83,6 +102,7 @@ class Artifact:
     peak_rss_bytes: int
     weight_bytes_per_token: int
     placement: Sequence[Mapping[str, Any]] = ()
+    batches: tuple[BatchDecode, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         first = self.decodes[0] if self.decodes else None
@@ -108,6 +128,7 @@ class Artifact:
                 "prefill_tokens_per_second": self.prefill.to_json(),
             },
             "decode": [decode.to_json() for decode in self.decodes],
+            "batches": [batch.to_json() for batch in self.batches],
         }
 
 

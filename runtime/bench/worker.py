@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from dsconv.errors import DsconvError
-from dsconv.runtime.generate.timed import Runner, SessionRunner
+from dsconv.runtime.batches.open import open_batch
+from dsconv.runtime.generate.timed import BatchRunner, Runner, SessionRunner
 from dsconv.runtime.memory import peak_rss_bytes
 from dsconv.runtime.sessions.load import load
 
@@ -45,7 +46,7 @@ def open_subject(subject: Subject) -> tuple[Runner, Opened]:
     if subject.runtime == OURS:
         kv, allows = subject.kv, subject.allow_fallback
         loaded = load(subject.path, subject.provider, subject.threads, kv=kv, allow_fallback=allows)
-        runner = SessionRunner(loaded.session)
+        runner = SessionRunner(loaded.session, lambda: open_batch(loaded))
         placement = loaded.placement.to_json() if loaded.placement else []
         runtime, config = loaded.runtime, dict(loaded.config)
     else:
@@ -64,7 +65,18 @@ def _actions(subject: Subject, emit: Callable[[object], None]) -> dict[str, Call
     return {
         "prefill": lambda count: runner.prefill(tokens_of(count)),
         "decode": lambda context, count: runner.decode(tokens_of(context), count),
+        "batch_limit": lambda: _batch_limit(runner),
+        "decode_many": lambda *sizes: _decode_many(runner, *sizes),
     }
+
+
+def _batch_limit(runner: Runner) -> int:
+    return runner.batch_limit() if isinstance(runner, BatchRunner) else 1
+
+
+def _decode_many(runner: Runner, context: int, batch: int, count: int) -> float:
+    assert isinstance(runner, BatchRunner)
+    return runner.decode_many(tokens_of(context), batch, count)
 
 
 def serve(subject: Subject, requests: Sequence[str] | Any, emit: Callable[[object], None]) -> None:

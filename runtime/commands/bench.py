@@ -12,7 +12,7 @@ from dsconv.runtime.option_fields import thread_count
 from .options import AllowFallback, Json, Kv, Provider, Threads, print_json
 
 if TYPE_CHECKING:
-    from dsconv.runtime.bench.report import BenchReport, Figures
+    from dsconv.runtime.bench.report import Artifact, BatchDecode, BenchReport, Figures
 
 EXAMPLE = (
     "dsconv bench r1-onnx --against onnxruntime-genai --checkpoint "
@@ -27,6 +27,13 @@ def bench(
     context: Annotated[
         list[int] | None,
         typer.Option(help="Tokens before the burst; several (default: 0, 2048, 8192 that fit)"),
+    ] = None,
+    batch: Annotated[
+        str | None,
+        typer.Option(
+            help="Sequences at once, as in 1,4,16: tokens/s of all together",
+            metavar="N,N,…",
+        ),
     ] = None,
     rounds: Annotated[int, typer.Option(help="Rounds over all artifacts")] = 5,
     max_foreign_load: Annotated[
@@ -57,11 +64,20 @@ def bench(
     from dsconv.runtime.bench.against import Against, BenchRequest, bench_artifacts
     from dsconv.runtime.bench.bench import BenchOptions
 
-    contexts = {} if context is None else {"contexts": tuple(context)}
+    contexts: dict[str, Any] = {} if context is None else {"contexts": tuple(context)}
+    if context:
+        contexts["batch_context"] = max(1, context[0])
     request = BenchRequest(
         tuple(artifacts),
         thread_count(threads),
-        BenchOptions(prefill, decode, rounds=rounds, max_foreign=max_foreign_load, **contexts),
+        BenchOptions(
+            prefill,
+            decode,
+            rounds=rounds,
+            max_foreign=max_foreign_load,
+            batches=_sizes(batch),
+            **contexts,
+        ),
         Against(tuple(against or ()), checkpoint, bits, peers),
         provider=provider,
         allow_fallback=allow_fallback,
@@ -69,6 +85,16 @@ def bench(
     )
     report = bench_artifacts(request)
     print_json(report.to_json()) if as_json else show(report)
+
+
+def _sizes(text: str | None) -> tuple[int, ...]:
+    """`1,4,16` as numbers."""
+    from dsconv.errors import UsageError
+
+    words = text.split(",") if text else []
+    if not all(word.strip().isdigit() for word in words):
+        raise UsageError(f"--batch: {text!r} is no list of numbers", "write --batch 1,4,16")
+    return tuple(int(word) for word in words)
 
 
 def show(report: "BenchReport") -> None:
@@ -119,10 +145,27 @@ def _rows(report: "BenchReport") -> Iterator[tuple[str, list[str]]]:
             "  of the bandwidth",
             [f"{d.fraction.median:.0%}" if d else "-" for d in found],
         )
+    for size, context in sorted({(b.batch, b.context) for a in every for b in a.batches}):
+        pairs = [_batch_of(a, size, context) for a in every]
+        yield (
+            f"{size} at once at {context}, tokens/s",
+            [_cell(found.rate) if found else "-" for found in pairs],
+        )
+        yield "  times one alone", [_times_alone(a, size, context) for a in every]
     yield "weights per token", [size_text(a.weight_bytes_per_token) for a in every]
     yield "peak memory", [size_text(a.peak_rss_bytes) for a in every]
     if any(a.placement for a in every):
         yield "nodes (of the time)", ["\n".join(map(_share, a.placement)) for a in every]
+
+
+def _batch_of(artifact: "Artifact", size: int, context: int) -> "BatchDecode | None":
+    found = (b for b in artifact.batches if (b.batch, b.context) == (size, context))
+    return next(found, None)
+
+
+def _times_alone(artifact: "Artifact", size: int, context: int) -> str:
+    found, alone = (_batch_of(artifact, each, context) for each in (size, 1))
+    return f"{found.rate.median / alone.rate.median:.2f}" if found and alone else "-"
 
 
 def _share(share: Mapping[str, Any]) -> str:

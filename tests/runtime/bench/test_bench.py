@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from command_line import assert_refused, call_main
+from native_models import exported
 from numpy.typing import NDArray
 from places import ROOT
 from safetensors import safe_open
@@ -166,6 +167,12 @@ class FakeWorker:
     def decode(self, context: int, tokens: int) -> Timed:
         return self._work(f"decode at {context}", tokens * 0.01)
 
+    def batch_limit(self) -> int:
+        return 1 if self.subject.path == "short" else 64
+
+    def decode_many(self, context: int, batch: int, tokens: int) -> Timed:
+        return self._work(f"{batch} at {context}", tokens * 0.02)
+
     def bandwidth(self) -> Timed:
         return Timed(1e9, 0, self.used)
 
@@ -220,6 +227,16 @@ def test_rounds_are_interleaved_and_figures_follow(clock: Clock) -> None:
     assert long.decodes[1].fraction.median == pytest.approx(0.5)  # 100/s of 5 MB, of 1 GB/s
     assert long.decodes[0].peak_rss_bytes < long.decodes[1].peak_rss_bytes == long.peak_rss_bytes
     assert (report.discarded_rounds, report.is_disturbed) == (0, False)
+
+
+def test_batches_are_of_those_that_can(clock: Clock) -> None:
+    options = BenchOptions(10, 50, (0,), rounds=2, batches=(1, 4), batch_context=300)
+    report = bench.bench([Subject("long", 2), Subject("short", 1)], options)
+    long, short = report.artifacts
+    assert [(each.batch, each.context) for each in long.batches] == [(1, 300), (4, 300)]
+    assert [each.rate.median for each in long.batches] == pytest.approx([50, 200])
+    assert [each.batch for each in short.batches] == [1]
+    assert long.to_json()["batches"][1]["tokens_per_second"] == pytest.approx(200)
 
 
 def test_disturbed_rounds_are_repeated(clock: Clock) -> None:
@@ -380,7 +397,7 @@ KEYS = {
     *("path", "runtime", "provider", "threads", "prefill_tokens_per_second"),
     *("decode_tokens_per_second", "decode_context", "load_seconds", "first_token_seconds"),
     *("peak_rss_bytes", "weight_bytes_per_token", "bandwidth_fraction"),
-    *("prefill_tokens", "placement", "spread", "decode"),
+    *("prefill_tokens", "placement", "spread", "decode", "batches"),
 }
 
 
@@ -417,6 +434,22 @@ def test_the_command_measures(
             / outcome.json["read_bandwidth"]["rounds"][4]
         )
     )
+
+
+def test_many_sequences_of_a_native_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    exported(write_checkpoint(tmp_path / "m"), tmp_path / "m.dsq")
+    options = ["--rounds", 1, "--prefill", 20, "--decode", 4, "--threads", 1, "--context", 20]
+    native = tmp_path / "m.dsq"
+    outcome = call_main(monkeypatch, capsys, "bench", native, *options, "--batch", "1,3", "--json")
+    assert outcome.code == 0, outcome.err
+    found = outcome.json["artifacts"][0]["batches"]
+    assert [(each["batch"], each["context"]) for each in found] == [(1, 20), (3, 20)]
+    assert all(each["tokens_per_second"] > 0 for each in found)
+    outcome = call_main(monkeypatch, capsys, "bench", native, *options, "--batch", "1,3")
+    assert "3 at once at 20" in outcome.out
+    assert "times one alone" in outcome.out
 
 
 def test_the_table(
@@ -462,6 +495,8 @@ def test_refused_on_the_command_line(
 
     refused(3, "nowhere", arguments=[tmp_path / "nowhere"])
     refused(2, "context", arguments=[artifact, "--context", "-1"])
+    refused(2, "--batch", "1,4,16", arguments=[artifact, "--batch", "4,x"])
+    refused(2, "--batch", arguments=[artifact, "--batch", "0"])
     refused(2, "'vllm'", "llama.cpp", arguments=[artifact, "--against", "vllm"])
     genai = ["--against", "onnxruntime-genai"]
     refused(2, "--checkpoint", arguments=[artifact, *genai])
