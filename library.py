@@ -261,6 +261,7 @@ def bench(
     prefill: int = 512,
     decode: int = 64,
     context: Sequence[int] | None = None,
+    batch: Sequence[int] | None = None,
     rounds: int = 5,
     max_foreign_load: float = 0.1,
     against: Sequence[str] | None = None,
@@ -274,14 +275,13 @@ def bench(
 ) -> BenchReport:
     """Measure speed, memory and load time of artifacts side by side, each in its own process."""
     from dsconv.runtime.bench.against import Against, BenchRequest, bench_artifacts
-    from dsconv.runtime.bench.bench import BenchOptions
+    from dsconv.runtime.bench.bench import options_of
 
-    contexts = {} if context is None else {"contexts": tuple(context)}
     model = None if checkpoint is None else os.fspath(checkpoint)
     request = BenchRequest(
         tuple(os.fspath(artifact) for artifact in artifacts),
         thread_count(threads),
-        BenchOptions(prefill, decode, rounds=rounds, max_foreign=max_foreign_load, **contexts),
+        options_of((prefill, decode), context, rounds, max_foreign_load, batch),
         Against(tuple(against or ()), model, bits, _path(peers)),
         provider=provider,
         allow_fallback=allow_fallback,

@@ -63,6 +63,26 @@ class BenchOptions:
             )
 
 
+def options_of(
+    sizes: tuple[int, int],
+    contexts: Sequence[int] | None,
+    rounds: int,
+    max_foreign: float,
+    batches: Sequence[int] | None,
+) -> BenchOptions:
+    """What a user asks for; sizes: tokens of the prompt and of a burst of decoding. The first
+    context is that of the batches too."""
+    default = BenchOptions()
+    return BenchOptions(
+        *sizes,
+        default.contexts if contexts is None else tuple(contexts),
+        rounds,
+        max_foreign,
+        tuple(batches or ()),
+        max(1, contexts[0]) if contexts else default.batch_context,
+    )
+
+
 @dataclass(frozen=True)
 class Round(Generic[T]):
     """One turn of every artifact, and the machine meanwhile; foreign None: nobody could tell."""

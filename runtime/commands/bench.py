@@ -62,22 +62,12 @@ def bench(
 ) -> None:
     """Measure speed, memory and load time of artifacts side by side, each in its own process."""
     from dsconv.runtime.bench.against import Against, BenchRequest, bench_artifacts
-    from dsconv.runtime.bench.bench import BenchOptions
+    from dsconv.runtime.bench.bench import options_of
 
-    contexts: dict[str, Any] = {} if context is None else {"contexts": tuple(context)}
-    if context:
-        contexts["batch_context"] = max(1, context[0])
     request = BenchRequest(
         tuple(artifacts),
         thread_count(threads),
-        BenchOptions(
-            prefill,
-            decode,
-            rounds=rounds,
-            max_foreign=max_foreign_load,
-            batches=_sizes(batch),
-            **contexts,
-        ),
+        options_of((prefill, decode), context, rounds, max_foreign_load, _sizes(batch)),
         Against(tuple(against or ()), checkpoint, bits, peers),
         provider=provider,
         allow_fallback=allow_fallback,
