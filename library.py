@@ -209,7 +209,7 @@ def verify(
     layers: bool | None = None,
     integrity: bool = False,
     free_running: int = 0,
-    task: StrPath | None = None,
+    task: StrPath | Sequence[StrPath] | None = None,
     provider: str = "cpu",
     allow_fallback: bool = False,
     dtype: str = "float32",
@@ -222,7 +222,8 @@ def verify(
     A verdict that failed is a result, not an exception: see `passed`.
 
     Args:
-        limits: max_kl, max_kl_p99, min_top1, max_ppl_ratio, max_probability_shift, min_speedup.
+        limits: max_kl, max_kl_p99, min_top1, max_ppl_ratio, max_probability_shift, min_accuracy,
+            max_accuracy_drop, min_speedup.
             Where there is none, the command's defaults for the artifact's bits.
     """
     from dsconv.runtime.verify.checks import WantedChecks
@@ -231,6 +232,8 @@ def verify(
     from dsconv.runtime.verify.run import VerifyRequest, run_verify
     from dsconv.runtime.verify.thresholds import from_options
 
+    named = () if task is None else (task,) if isinstance(task, str | os.PathLike) else task
+    tasks = tuple(Path(each) for each in named)
     request = VerifyRequest(
         os.fspath(artifact),
         os.fspath(reference),
@@ -244,7 +247,7 @@ def verify(
         dtype=dtype,
         threads=threads,
         kv=kv,
-        checks=WantedChecks(layers, integrity, free_running, _path(task)),
+        checks=WantedChecks(layers, integrity, free_running, tasks),
     )
     return run_verify(request)
 

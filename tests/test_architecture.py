@@ -68,6 +68,7 @@ IMPORTED_LATE = {
     "gguf": "a fifth of a second; only GGUF files need it",
     "huggingface_hub": "a fifth of a second; only downloads need it",
     "llama_cpp": "a peer of bench, an extra",
+    "math_verify": "an extra",
     "model_signing": "an extra",
     "onnx": "a third of a second; sessions start without it",
     "onnxruntime": "a tenth of a second; other runtimes do without",

@@ -53,6 +53,12 @@ def verify(
     max_ppl_ratio: Annotated[
         float | None, typer.Option(help="Perplexity over that of the reference")
     ] = None,
+    min_accuracy: Annotated[
+        float | None, typer.Option(help="Share of a task's questions answered rightly")
+    ] = None,
+    max_accuracy_drop: Annotated[
+        float | None, typer.Option(help="Accuracy below that of the reference")
+    ] = None,
     min_speedup: Annotated[
         float | None, typer.Option(help="Decoding speed over that of the reference")
     ] = None,
@@ -86,11 +92,21 @@ def verify(
         int, typer.Option(help="Prompts that both models answer freely, greedily", min=0)
     ] = 0,
     task: Annotated[
-        Path | None, typer.Option(help="Questions with answers (rows as GSM8K): exact match")
+        list[Path] | None,
+        typer.Option(help="Questions with answers (as GSM8K, MATH, MMLU, C-Eval); repeatable"),
     ] = None,
     task_questions: Annotated[int, typer.Option(help="Questions of the task to ask")] = 50,
     task_seeds: Annotated[int, typer.Option(help="Answers per question")] = 3,
     task_tokens: Annotated[int, typer.Option(help="Tokens of an answer at most")] = 4096,
+    task_shots: Annotated[
+        int, typer.Option(help="Worked examples before each question", min=0)
+    ] = 0,
+    task_shots_from: Annotated[
+        Path | None, typer.Option(help="File of the examples (default: the task's first rows)")
+    ] = None,
+    parallel: Annotated[
+        int, typer.Option(help="Answers at once (default: as the runtime takes)", min=0)
+    ] = 0,
     report: Annotated[Path | None, typer.Option(help="Write a page (HTML) to this file")] = None,
     junit: Annotated[Path | None, typer.Option(help="Write JUnit XML to this file")] = None,
     github: Annotated[
@@ -117,7 +133,7 @@ def verify(
     from dsconv.runtime.verify.measure import VerifyOptions
     from dsconv.runtime.verify.reference_cache import chosen_folder
     from dsconv.runtime.verify.run import VerifyRequest
-    from dsconv.runtime.verify.task import TaskOptions
+    from dsconv.runtime.verify.tasks.ask import TaskOptions
     from dsconv.runtime.verify.thresholds import from_options
 
     _refuse_unwritable(report, junit)
@@ -127,10 +143,13 @@ def verify(
         "min_top1": min_top1,
         "max_ppl_ratio": max_ppl_ratio,
         "max_probability_shift": max_probability_shift,
+        "min_accuracy": min_accuracy,
+        "max_accuracy_drop": max_accuracy_drop,
         "min_speedup": min_speedup,
     }
     thresholds = from_options(limits)
-    asked = TaskOptions(task_questions, task_seeds, task_tokens)
+    asked = TaskOptions(task_questions, task_seeds, task_tokens, parallel, task_shots)
+    tasks = tuple(task or ())
     request = VerifyRequest(
         artifact,
         reference,
@@ -145,7 +164,9 @@ def verify(
         threads=threads,
         kv=kv,
         settings=Path(),
-        checks=WantedChecks(layers, integrity, free_running, task, asked, signature=signed),
+        checks=WantedChecks(
+            layers, integrity, free_running, tasks, task_shots_from, asked, signature=signed
+        ),
     )
     compare(request, Publication(report, junit, github), as_json)
 

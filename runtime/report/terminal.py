@@ -182,6 +182,15 @@ def _behaviour(verdict: Verdict) -> Iterator[str]:
             f"{short(last_part(task.file), 60)}: {number(task.artifact_accuracy, True)} "
             f"{error(task.artifact_stderr, True)} right{other}"
         )
+        if task.paired is not None:
+            low, high = (number(100 * value) for value in task.paired.interval)
+            yield (
+                f"  difference {number(100 * task.paired.difference)} points ({low} to {high}), "
+                f"{task.paired.worse} questions worse, {task.paired.better} better, "
+                f"p = {task.paired.p_value:.2g}; so many questions show a drop of "
+                f"{number(100 * task.paired.visible_drop)} points, a drop of 1 point takes "
+                f"{task.paired.questions_for_one_point:,}"
+            )
 
 
 def _speeds(verdict: Verdict, console: Console) -> Table:

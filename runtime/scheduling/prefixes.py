@@ -49,7 +49,8 @@ class Prefixes:
                 found, length = kept, same
         return (found, length) if length >= LEAST_TOKENS else (None, 0)
 
-    def touch(self, kept: Kept) -> None:
+    def use(self, kept: Kept) -> None:
+        """It goes to the end."""
         self._kept.remove(kept)
         self._kept.append(kept)
 

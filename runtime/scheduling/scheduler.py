@@ -131,7 +131,7 @@ class Scheduler:
             return False
         rest = len(job.text) - length
         if kept is not None:
-            self.prefixes.touch(kept)
+            self.prefixes.use(kept)
         while self.batch.free_positions < rest and len(self.prefixes) > (kept is not None):
             self.prefixes.drop_oldest()
         if self._running and self.batch.free_positions < rest:

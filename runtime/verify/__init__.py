@@ -11,7 +11,7 @@ reference_cache  that part on the disk, so that a second run needs no reference
 checks           what is looked at beside the figures, an object each
 weights          the check of the weights; what it finds is kept
 free_running     what both write by themselves
-task             questions with one right answer
+tasks            questions with one right answer
 circumstances    where the figures come from: hashes, versions, machine
 thresholds       what may have a limit, and who sets it
 grade            how good: faithful, good, degraded, broken; where the limits lie

@@ -20,7 +20,8 @@ from .findings.integrity import BESIDE, integrity_findings
 from .findings.signature import Signature, signature_findings
 from .findings.tokenizer import tokenizer_findings
 from .free_running import built_in_prompts, compare_texts, write_texts
-from .task import TaskOptions, run_task
+from .tasks.ask import TaskOptions
+from .tasks.run import questions_of, run_task
 from .verdict import Speed, Verdict, VerdictPart
 from .weights import WeightsCheck
 
@@ -43,13 +44,15 @@ class WantedChecks:
 
     layers: compare weights layer by layer; None: where the artifact can be read, and say so where
     it cannot. integrity: recompute every hash; else those of artifacts that have all of them, once
-    while nothing changes. free_running: number of prompts. speed: time both models.
+    while nothing changes. shots_from: file of worked examples for the tasks. free_running: number
+    of prompts. speed: time both models.
     """
 
     layers: bool | None = None
     integrity: bool = False
     free_running: int = 0
-    task: Path | None = None
+    tasks: tuple[Path, ...] = ()
+    shots_from: Path | None = None
     task_options: TaskOptions = field(default_factory=TaskOptions)
     speed: bool = False
     signature: Signature | None = None
@@ -69,8 +72,8 @@ def checks_of(wanted: WantedChecks, measured: Verdict, cache: Path | None) -> It
     yield WeightsCheck(wanted.layers, wanted.integrity, measured.circumstances, cache)
     if wanted.free_running:
         yield FreeTextsCheck(wanted.free_running)
-    if wanted.task:
-        yield TaskCheck(wanted.task, wanted.task_options)
+    for task in wanted.tasks:
+        yield TaskCheck(task, wanted.task_options, wanted.shots_from)
     if wanted.speed:
         yield SpeedCheck(measured.summary.kl_mean)
 
@@ -133,12 +136,14 @@ class FreeTextsCheck:
 class TaskCheck:
     file: Path
     options: TaskOptions
+    shots_from: Path | None = None
 
     def run(self, comparison: Comparison) -> VerdictPart:
         artifact, reference = comparison.artifact, comparison.running_reference
-        total = 2 * self.options.questions * self.options.seeds
-        with progress("task", total, "answers") as advance:
-            score = run_task(self.file, artifact, reference, self.options, advance)
+        questions, _ = questions_of(self.file, self.options, self.shots_from)
+        total = 2 * sum(len(q.choice.texts) if q.choice else self.options.seeds for q in questions)
+        with progress(self.file.name, total, "answers") as advance:
+            score = run_task(self.file, artifact, reference, self.options, advance, self.shots_from)
         return VerdictPart(tasks=(score,))
 
 

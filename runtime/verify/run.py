@@ -7,6 +7,7 @@ from pathlib import Path
 
 from dsconv.convert.files.hashes import FileHashes
 from dsconv.convert.inspect.describe import describe
+from dsconv.errors import UsageError
 from dsconv.runtime.console import progress, say
 from dsconv.runtime.sessions.load import load
 from dsconv.runtime.text.measured_text import MeasuredText, open_measured_text
@@ -18,8 +19,8 @@ from .judge import judge, read_baseline
 from .measure import VerifyOptions, built_in_text, measure, plan_windows
 from .reference import LivePredictions, Reference, Tokens, open_reference
 from .reference_cache import ReferenceCache, cache_key
-from .task import read_task
-from .thresholds import Threshold, choose, from_file
+from .tasks.run import questions_of
+from .thresholds import OF_TASKS, Threshold, choose, from_file
 from .verdict import Verdict
 
 
@@ -59,8 +60,8 @@ def run_verify(request: VerifyRequest) -> Verdict:
 
 
 def _verify(request: VerifyRequest, measured: MeasuredText | None) -> Verdict:
-    if request.checks.task:
-        read_task(request.checks.task, 1)
+    for task in request.checks.tasks:  # before anything is loaded
+        questions_of(task, request.checks.task_options, request.checks.shots_from)
     file = from_file(request.settings) if request.settings else ()
     baseline = read_baseline(request.baseline) if request.baseline else None
     artifact = load(
@@ -100,6 +101,8 @@ def _verify(request: VerifyRequest, measured: MeasuredText | None) -> Verdict:
     thresholds = choose(
         request.thresholds, request.recipe, file, circumstances.bits, circumstances.rounds_inputs
     )
+    if not request.checks.tasks and any(each.figure.key in OF_TASKS for each in thresholds):
+        raise UsageError("a limit of accuracy, and no task", "add --task FILE")
     times = any(threshold.figure.key == "min_speedup" for threshold in thresholds)
     wanted = replace(request.checks, speed=times or request.checks.speed)
     checks = checks_of(wanted, verdict, request.cache)

@@ -61,6 +61,18 @@ def speedup(verdict: Verdict) -> float:
     return rates[0] / rates[1]
 
 
+def accuracy(verdict: Verdict) -> float:
+    """The least of all tasks; NaN without any."""
+    return min((task.artifact_accuracy for task in verdict.tasks), default=float("nan"))
+
+
+def accuracy_drop(verdict: Verdict) -> float:
+    """The largest of all tasks; NaN where nothing was compared."""
+    drops = (-task.paired.difference for task in verdict.tasks if task.paired is not None)
+    return max(drops, default=float("nan"))
+
+
+OF_TASKS = ("min_accuracy", "max_accuracy_drop")
 FIGURES = (
     Figure("max_kl", "mean KL, nats per token", lambda v: v.summary.kl_mean, True),
     Figure("max_kl_p99", "p99 of the KL, nats", lambda v: v.summary.kl_p99, True, example="0.5"),
@@ -80,6 +92,16 @@ FIGURES = (
         0,
         1,
         "0.05",
+    ),
+    Figure("min_accuracy", "accuracy of a task", accuracy, False, 0, 1, "0.6"),
+    Figure(
+        "max_accuracy_drop",
+        "accuracy of a task below the reference's",
+        accuracy_drop,
+        True,
+        0,
+        1,
+        "0.01",
     ),
     Figure("min_speedup", "decoding speed over the reference's", speedup, False, example="2"),
 )

@@ -14,6 +14,7 @@ from typing import Literal
 
 from .grade import Grade, grade_of
 from .metrics import Summary, TokenScores
+from .tasks.statistics import Paired
 
 INT8_INPUTS = "int8 activations"
 
@@ -84,7 +85,11 @@ class FreeRunning:
 
 @dataclass(frozen=True)
 class TaskScore:
-    """Exact match on questions with one right answer; shares, and the standard error of each."""
+    """Questions with one right answer: shares of right ones, and the standard error of each.
+
+    seeds: answers per question. paired: both models on the same questions. subjects: accuracy of
+    the artifact by subject, where there are several.
+    """
 
     file: str
     questions: int
@@ -93,6 +98,8 @@ class TaskScore:
     artifact_stderr: float
     reference_accuracy: float | None
     reference_stderr: float | None
+    paired: Paired | None = None
+    subjects: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -23,18 +23,25 @@ class Script:
         self._texts = iter(texts)
         self.position = 0
         self.prompts: list[list[int]] = []
+        self._prompt: list[int] = []
+        self._is_new = True  # the next tokens are (the rest of) a prompt
 
     def reset(self) -> None:
-        self.position = 0
-        self._rest = iter(next(self._texts))
+        self.truncate(0)
+
+    def truncate(self, length: int) -> None:
+        self.position, self._is_new = length, True
 
     def prefill(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        assert self.position == 0
-        self.prompts.append(list(tokens))
-        self.position = len(tokens)
+        self._prompt = [*self._prompt[: self.position], *tokens]
+        self.prompts.append(self._prompt)
+        self.position, self._is_new = len(self._prompt), False
+        self._rest = iter(next(self._texts))
         return self._next()
 
     def decode(self, token: int) -> NDArray[np.float32]:
+        if self._is_new:
+            return self.prefill([token])
         self.position += 1
         return self._next()
 

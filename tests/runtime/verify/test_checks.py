@@ -47,7 +47,7 @@ def test_what_is_wanted_is_checked_and_nothing_else() -> None:
     everything = WantedChecks(
         integrity=True,
         free_running=2,
-        task=Path("task.jsonl"),
+        tasks=(Path("task.jsonl"),),
         speed=True,
         signature=Signature(Path("a.sig"), Path("key.pub")),
     )

@@ -1,0 +1,9 @@
+"""Tasks: questions with one right answer.
+
+run         a task of an artifact and its reference
+questions   the rows of a file
+choices     questions with answers to choose from
+answers     the answer that a text ends up with, and is it right
+ask         every question, many at a time
+statistics  shares, differences, and how sure they are
+"""

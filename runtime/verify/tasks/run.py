@@ -1,0 +1,103 @@
+"""Questions with one right answer: what share of them a model gets right, beside the reference.
+
+Written answers are sampled as the R1 distills' model card asks: temperature 0.6, top-p 0.95, no
+system prompt, `<think>` opened, several seeds. Choices are compared by their likelihood, once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from dsconv.errors import InputError
+from dsconv.progress import Advance
+from dsconv.runtime.console import say
+from dsconv.runtime.sessions.load import Loaded
+from dsconv.runtime.verify.verdict import TaskScore
+
+from .answers import can_compare_values
+from .ask import TaskOptions, ask_all
+from .questions import Question, read_task
+from .statistics import Right, compare, share_right
+
+
+def run_task(
+    file: Path,
+    artifact: Loaded,
+    reference: Loaded | None,
+    options: TaskOptions,
+    advance: Advance = lambda answers: None,
+    shots_from: Path | None = None,
+) -> TaskScore:
+    """Ask everything of the artifact, and of the reference where one is given.
+
+    Args:
+        advance: told of every answer.
+        shots_from: where worked examples come from; None is the file itself, whose examples are
+            not asked.
+    """
+    questions, examples = questions_of(file, options, shots_from)
+    if any(q.choice is None for q in questions) and not can_compare_values():
+        say("answers are compared as they are written: pip install math-verify compares values")
+    mine = ask_all(artifact, questions, examples, options, advance)
+    theirs = ask_all(reference, questions, examples, options, advance) if reference else None
+    accuracy, stderr = share_right(mine)
+    other = share_right(theirs) if theirs else None
+    return TaskScore(
+        file.name,
+        len(questions),
+        max(map(len, mine)),
+        accuracy,
+        stderr,
+        other[0] if other else None,
+        other[1] if other else None,
+        compare(mine, theirs) if theirs else None,
+        by_subject(questions, mine),
+    )
+
+
+def questions_of(
+    file: Path, options: TaskOptions, shots_from: Path | None = None
+) -> tuple[tuple[Question, ...], list[Sequence[Question]]]:
+    """-> (what is asked, the examples of each).
+
+    Raises:
+        InputError: too few questions for so many examples.
+    """
+    if not options.shots:
+        questions = read_task(file, options.questions)
+        return questions, [()] * len(questions)
+    if shots_from is not None:
+        questions = read_task(file, options.questions)
+        found = read_task(shots_from, options.shots)
+    else:
+        both = read_task(file, options.questions + options.shots)
+        found, questions = both[: options.shots], both[options.shots :]
+    if len(found) < options.shots or not questions:
+        place = shots_from or file
+        raise InputError(
+            f"{place}: {len(found)} questions, {options.shots} are wanted as examples",
+            "use fewer with --task-shots, or a file of examples with --task-shots-from",
+        )
+    return questions, [found] * len(questions)
+
+
+def by_subject(questions: Sequence[Question], right: Right) -> Mapping[str, float]:
+    """Accuracy of each subject; empty where there is but one."""
+    subjects = sorted({question.subject for question in questions})
+    if len(subjects) < 2:
+        return {}
+    return {
+        subject: float(
+            np.mean(
+                [
+                    np.mean(answers)
+                    for question, answers in zip(questions, right, strict=True)
+                    if question.subject == subject
+                ]
+            )
+        )
+        for subject in subjects
+    }
