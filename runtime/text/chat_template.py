@@ -56,7 +56,7 @@ def _default_of(templates: list[Any], where: str) -> str:
 def render_chat(
     template: str,
     messages: Sequence[Message],
-    special_tokens: Mapping[str, str],
+    special_tokens: Mapping[str, Any],
     add_generation_prompt: bool = True,
 ) -> str:
     """The conversation as the text the model was trained on, ready for its next turn.
@@ -70,7 +70,7 @@ def render_chat(
 def render_chats(
     template: str,
     conversations: Sequence[Sequence[Message]],
-    special_tokens: Mapping[str, str],
+    special_tokens: Mapping[str, Any],
     add_generation_prompt: bool = True,
 ) -> list[str]:
     """Several conversations, in one process and within the limits of one.

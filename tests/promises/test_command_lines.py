@@ -17,12 +17,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from functools import cache
+from importlib.metadata import packages_distributions
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from command_line import dsconv, fresh_dsconv
 from foreign_models import Awq, write_foreign
+from harness_tasks import write_choices
 from hub_server import HubServer, serving
 from outcome import Outcome
 from places import ROOT
@@ -65,12 +67,16 @@ STANDS_FOR = {
     "…": "hi",
     "out.html": "out.html",
 }
+HARNESS = "dsconv.lm_eval"
 NETWORK = "sets up an environment from a package index"
 WITH_TORCH = 'TORCH="torch==2.13.0 --index-url https://your.index/cpu" python scripts/setup.py demo'
 NOT_RUN = {
     "python scripts/setup.py demo": NETWORK,
     "python scripts/setup.py test": NETWORK,
     WITH_TORCH: NETWORK,
+    f"python -m {HARNESS} run --model dsconv --model_args path=r1.dsq --tasks gsm8k": (
+        "asks the hub for its questions"
+    ),
     "dsconv demo": "minutes on the real model; tests/promises/test_real_models.py runs it",
     "dsconv --install-completion": "writes into the settings of a shell",
     "dsconv --show-completion": "asks which shell called it",
@@ -88,7 +94,7 @@ CHANGED = {
 # A verdict on random weights may fail; the graph of another target has findings; what is not
 # installed here is said by name.
 CODES = {"verify": (0, 1), "build": (0, 1), "lint": (0, 1), "doctor": (0, 1, 7), "bench": (0, 7)}
-NEEDS = {"llama.cpp": "xllamacpp", "onnxruntime-genai": "onnxruntime_genai"}
+NEEDS = {"llama.cpp": "xllamacpp", "onnxruntime-genai": "onnxruntime_genai", HARNESS: "lm_eval"}
 
 
 def joined(text: str) -> list[str]:
@@ -167,6 +173,8 @@ def prepared(hub: HubServer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "wiki.txt").write_text(prose, encoding="utf-8")
     rows = [json.dumps({"question": text, "answer": text}) for text in prose.splitlines() if text]
     (folder / "traces.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    (folder / "tasks").mkdir()
+    write_choices(folder / "tasks", [line for line in prose.splitlines() if line][:8], 4)
     question = {"question": "1 + 1?", "answer": "2"}
     (folder / "questions.jsonl").write_text(json.dumps(question), encoding="utf-8")
     recipe = (
@@ -181,6 +189,12 @@ def prepared(hub: HubServer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     if importlib.util.find_spec("model_signing"):
         done(dsconv("sign", "r1-onnx", "--private-key", "key.pem", cwd=folder))
     return folder
+
+
+def is_installed(module: str) -> bool:
+    if module == "lm_eval":  # also a file in this folder, which Python may find first
+        return "lm_eval" in packages_distributions()
+    return importlib.util.find_spec(module) is not None
 
 
 def done(outcome: Outcome) -> None:
@@ -227,7 +241,7 @@ def test_every_printed_line_runs(line: str, hub: HubServer, prepared: Path, tmp_
     shutil.copytree(prepared, folder)
     words = arguments(line)
     for peer, module in NEEDS.items():
-        if peer in words and not importlib.util.find_spec(module):
+        if peer in words and not is_installed(module):
             pytest.skip(f"{place}: needs {module}")
     if words[:1] == ["sign"] and not importlib.util.find_spec("model_signing"):
         pytest.skip(f"{place}: needs model_signing")
