@@ -169,6 +169,7 @@ def generate(
     seed: int = 0,
     stop: Sequence[str] = (),
     speculate: int = 0,
+    draft: StrPath | None = None,
     emit: Callable[[Kind, str], None] = lambda kind, text: None,
 ) -> Answer:
     """Answer a prompt, by the model's chat template and sampling settings unless told otherwise.
@@ -176,6 +177,7 @@ def generate(
     Args:
         max_tokens: without it the model's max_new_tokens, or 1024.
         stop: texts that end the answer, besides the model's own.
+        draft: a smaller model of the same tokens, which guesses.
         emit: told every piece of text as it comes, as "think" or "answer".
     """
     from dsconv.runtime.generate.answer import UserPrompt, answer
@@ -192,8 +194,15 @@ def generate(
         "seed": seed,
     }
     wanted = wanted_answer(session, given, stop, speculate)
+    guesser = None
+    if draft is not None:
+        from dsconv.runtime.generate.draft import draft_for
+        from dsconv.runtime.sessions.load import load
+
+        name = os.fspath(draft)
+        guesser = draft_for(session, load(name), name)
     session.session.reset()
-    return answer(session, UserPrompt(prompt, system, raw), wanted, emit)
+    return answer(session, UserPrompt(prompt, system, raw), wanted, emit, guesser)
 
 
 def verify(

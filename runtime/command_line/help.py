@@ -58,6 +58,7 @@ COMMANDS: Mapping[str, Groups] = {
             "no_repeat_ngram_size",
             "seed",
             "speculate",
+            "draft",
         ),
         **MACHINE,
     },

@@ -10,8 +10,9 @@ import typer
 from .options import AllowFallback, Json, Kv, Provider, Threads, print_json
 
 if TYPE_CHECKING:
-    from dsconv.runtime.generate.answer import Answer, Wanted
+    from dsconv.runtime.generate.answer import Answer
     from dsconv.runtime.generate.chat import Chat
+    from dsconv.runtime.generate.draft import Draft
     from dsconv.runtime.sessions.load import Loaded
     from dsconv.runtime.text.thinking import Kind
 
@@ -63,6 +64,10 @@ def run(
         int,
         typer.Option(help="Tokens to guess ahead from the text so far; 0 is off", min=0, max=64),
     ] = 0,
+    draft: Annotated[
+        str | None,
+        typer.Option(help="A smaller model of the same tokens guesses, the artifact decides"),
+    ] = None,
     provider: Provider = "cpu",
     allow_fallback: AllowFallback = False,
     dtype: Annotated[str, typer.Option(help="Torch reference: float32 or bfloat16")] = "float32",
@@ -72,8 +77,10 @@ def run(
 ) -> None:
     """Generate text; thoughts go to stderr, the answer to stdout. Without --prompt, what comes
     through standard input is asked."""
+    from dsconv.errors import UsageError
     from dsconv.runtime.console import say, working
     from dsconv.runtime.generate.answer import UserPrompt, answer
+    from dsconv.runtime.generate.chat import Chat
     from dsconv.runtime.generate.model_settings import wanted_answer
     from dsconv.runtime.generate.settings import Sampling
     from dsconv.runtime.sessions.load import load
@@ -88,19 +95,23 @@ def run(
         "seed": seed,
     }
     Sampling().with_overrides(**given)  # a wrong one is told before the model is loaded
+    if draft is not None and speculate:
+        raise UsageError("--draft and --speculate both guess", "leave one of them out")
     asked = _first_prompt(prompt, prompt_file, chat, raw)
     loaded = load(artifact, provider, threads, dtype, kv, allow_fallback)
     wanted = wanted_answer(loaded, {**given, "max_tokens": max_tokens}, stop or (), speculate)
     for remark in wanted.not_applied:
         say(f"warning: {remark}")
+    guesser = _draft(loaded, draft, threads) if draft is not None else None
     emit = _ignore if as_json else _emit
     if chat:
-        turns = _talk(loaded, system, wanted, asked, emit)
+        conversation = Chat(loaded, system, wanted, guesser)
+        turns = _talk(conversation, asked, emit)
         if as_json:
             print_json({"turns": turns})
         return
     with working("answer") if as_json else nullcontext():  # else the answer itself is seen
-        reply = answer(loaded, UserPrompt(asked or "", system, raw), wanted, emit)
+        reply = answer(loaded, UserPrompt(asked or "", system, raw), wanted, emit, guesser)
     print_json(reply.to_json()) if as_json else show(reply)
 
 
@@ -118,14 +129,18 @@ def _first_prompt(prompt: str | None, file: Path | None, chat: bool, raw: bool) 
     return read_prompt(prompt, file)
 
 
-def _talk(
-    loaded: "Loaded", system: str | None, wanted: "Wanted", first: str | None, emit: Any
-) -> list[dict[str, Any]]:
+def _draft(loaded: "Loaded", path: str, threads: int) -> "Draft":
+    from dsconv.runtime.generate.draft import draft_for
+    from dsconv.runtime.sessions.load import load
+
+    return draft_for(loaded, load(path, threads=threads), path)
+
+
+def _talk(conversation: "Chat", first: str | None, emit: Any) -> list[dict[str, Any]]:
     """Turns until the input ends. On a terminal Ctrl-C ends an answer, at the mark the chat."""
-    from dsconv.runtime.generate.chat import Chat
     from dsconv.runtime.text.prompt_source import lines_of_stdin
 
-    conversation, turns = Chat(loaded, system, wanted), []
+    turns: list[dict[str, Any]] = []
     terminal = sys.stdin is not None and sys.stdin.isatty()
     if first is not None:
         turns.append(_turn(conversation, first, emit, terminal))

@@ -9,6 +9,8 @@ generation_keys  every key of that file, and what becomes of it
 sampling         which token comes next
 past             what the text so far does to that
 filters          which tokens stay in before one is drawn
+draft            tokens guessed by a smaller model
+draft_length     how many of them pay
 speculation      tokens guessed ahead from the text so far
 timed            what `bench` times
 """

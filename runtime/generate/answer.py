@@ -14,6 +14,7 @@ from dsconv.runtime.text.thinking import OPEN, Kind, ThinkSplitter, opens_thinki
 from dsconv.runtime.text.token_range import refuse_tokens_beyond
 from dsconv.runtime.text.tokenizer import StreamDecoder, TextTokenizer
 
+from .draft import Draft, DraftedSession
 from .generate import Generation, StopReason, complete
 from .sampling import Sampler, Sampling
 from .speculation import SpeculativeSession
@@ -53,10 +54,14 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Speculation:
-    """How many tokens were guessed, and how many of them were right."""
+    """How many tokens were guessed, and how many of them were right.
+
+    draft: name of the model that guessed; None where the text itself did.
+    """
 
     proposed: int
     accepted: int
+    draft: str | None = None
 
 
 @dataclass(frozen=True)
@@ -130,15 +135,17 @@ def answer(
     prompt: UserPrompt,
     wanted: Wanted,
     emit: Emit = lambda kind, text: None,
+    draft: Draft | None = None,
 ) -> Answer:
     """Generate until an end token, a stop text, `max_tokens`, or the end of the context.
 
     Args:
         emit: told every piece of text as it comes, as "think" or "answer".
+        draft: guesses what comes next.
     """
     tokenizer = TextTokenizer(loaded.side_files, loaded.config)
     tokens, inside = prepare(tokenizer, loaded, prompt)
-    return Writer(loaded, tokenizer, wanted, emit).write(tokens, inside)
+    return Writer(loaded, tokenizer, wanted, emit, draft=draft).write(tokens, inside)
 
 
 @dataclass(frozen=True)
@@ -153,6 +160,7 @@ class Writer:
     wanted: Wanted
     emit: Emit
     interrupted: Callable[[], bool] = lambda: False
+    draft: Draft | None = None
 
     def write(self, tokens: Sequence[int], inside: bool, kept: int = 0) -> Answer:
         """The answer to a prompt, of which the session has seen the first `kept` tokens.
@@ -170,7 +178,11 @@ class Writer:
             return "interrupted" if self.interrupted() else None
 
         session = self.loaded.session
-        guessing = SpeculativeSession(session, wanted.speculate) if wanted.speculate else None
+        guessing: SpeculativeSession | DraftedSession | None = None
+        if self.draft is not None:
+            guessing = self.draft.guessing(session)
+        elif wanted.speculate:
+            guessing = SpeculativeSession(session, wanted.speculate)
         generation = complete(
             guessing or session,
             tokens[kept:],
@@ -189,9 +201,17 @@ class Writer:
             generation,
             wanted,
             self.loaded,
-            Speculation(guessing.proposed, guessing.accepted) if guessing else None,
+            self._speculation(guessing),
             stops.found,
         )
+
+    def _speculation(
+        self, guessing: SpeculativeSession | DraftedSession | None
+    ) -> Speculation | None:
+        if guessing is None:
+            return None
+        name = self.draft.name if self.draft is not None else None
+        return Speculation(guessing.proposed, guessing.accepted, name)
 
 
 class _Text:

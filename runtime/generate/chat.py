@@ -11,6 +11,7 @@ from dsconv.runtime.text.thinking import CLOSE, opens_thinking
 from dsconv.runtime.text.tokenizer import TextTokenizer
 
 from .answer import Answer, Emit, Wanted, Writer
+from .draft import Draft
 
 
 class Chat:
@@ -20,7 +21,9 @@ class Chat:
         UsageError: the model has no chat template.
     """
 
-    def __init__(self, loaded: Loaded, system: str | None, wanted: Wanted) -> None:
+    def __init__(
+        self, loaded: Loaded, system: str | None, wanted: Wanted, draft: Draft | None = None
+    ) -> None:
         template = chat_template(loaded.side_files)
         if template is None:
             raise UsageError(
@@ -28,6 +31,7 @@ class Chat:
                 "leave out --chat, or use the instruction-tuned model",
             )
         self._loaded, self._wanted, self._template = loaded, wanted, template
+        self._draft = draft
         self._tokenizer = TextTokenizer(loaded.side_files, loaded.config)
         self._messages = [] if system is None else [Message("system", system)]
         self._held: list[int] = []  # tokens in the session
@@ -50,7 +54,7 @@ class Chat:
         kept = min(_common_length(self._held, tokens), len(tokens) - 1)
         session.truncate(kept)
         self._held = tokens[:kept]
-        writer = Writer(self._loaded, self._tokenizer, self._wanted, emit, interrupted)
+        writer = Writer(self._loaded, self._tokenizer, self._wanted, emit, interrupted, self._draft)
         answer = writer.write(tokens, opens_thinking(rendered), kept)
         self._held = [*tokens, *answer.generation.tokens][: session.position]
         self._messages = [*messages, Message("assistant", self._remembered(answer))]

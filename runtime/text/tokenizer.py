@@ -144,6 +144,11 @@ class TextTokenizer:
             text: str = self._tokenizer.decode(shown, skip_special_tokens=False)
             return text
 
+    def tokens(self) -> dict[str, int]:
+        """Every token, added ones too, and its number."""
+        found: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
+        return found
+
     def to_json(self) -> str:
         """As tokenizer.json, with the tokens that the other files add."""
         with library_failures("cannot write"):
