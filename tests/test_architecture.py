@@ -40,6 +40,7 @@ FOLDERS = (
     ("runtime.text",),
     ("runtime.generate",),
     ("runtime.scheduling",),
+    ("runtime.prompts",),
     ("runtime.harness",),
     ("runtime.calibration",),
     ("runtime.doctor",),

@@ -13,8 +13,8 @@ from .batch import Batch
 from .native import NativeBatch
 from .one_by_one import OneByOne
 
-INDEPENDENT = ("int8", "int16")  # roundings of a token that no other one has a part in
-ACTIVATIONS = "int8"
+INDEPENDENT = ("int8", "own", "int16")  # roundings of a token that no other one has a part in
+ACTIVATIONS = "own"
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class BatchOptions:
 
     sequences: at once, at most; 0 leaves the choice to the runtime. cache_bytes: memory for keys
     and values; 0 is half of what is free. activations: how a native file's are rounded in every
-    pass, int8 or int16.
+    pass: int8, own (8 bits, 16 where they matter) or int16.
     """
 
     sequences: int = 0

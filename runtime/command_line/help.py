@@ -47,6 +47,7 @@ COMMANDS: Mapping[str, Groups] = {
     },
     "run": {
         "The prompt": ("prompt", "prompt_file", "system", "chat", "raw"),
+        "A file of prompts": ("prompts", "output", "overwrite", "parallel"),
         "Sampling": (
             "max_tokens",
             "stop",

@@ -1,5 +1,6 @@
 """`dsconv run`."""
 
+import json
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -7,12 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import AllowFallback, Json, Kv, Provider, Threads, print_json
+from .options import AllowFallback, Json, Kv, Overwrite, Provider, Threads, print_json
 
 if TYPE_CHECKING:
     from dsconv.runtime.generate.answer import Answer
     from dsconv.runtime.generate.chat import Chat
     from dsconv.runtime.generate.draft import Draft
+    from dsconv.runtime.prompts.answer import Asking
+    from dsconv.runtime.prompts.run import PromptsRequest
     from dsconv.runtime.sessions.load import Loaded
     from dsconv.runtime.text.thinking import Kind
 
@@ -31,6 +34,25 @@ def run(
     ] = None,
     prompt_file: Annotated[
         Path | None, typer.Option(help="A text file with what to ask; - is standard input")
+    ] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(help="A file of prompts (JSON lines, …), answered many at a time"),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="File of the answers to --prompts; resumes"),
+    ] = None,
+    overwrite: Overwrite = False,
+    parallel: Annotated[
+        int, typer.Option(help="Of --prompts at once (default: as the runtime takes)", min=0)
+    ] = 0,
+    activations: Annotated[
+        str | None,
+        typer.Option(
+            help="Native file: how activations are rounded, in every pass alike",
+            metavar="int8|own|int16",
+        ),
     ] = None,
     chat: Annotated[
         bool, typer.Option("--chat", help="Several turns: each line of standard input is one")
@@ -78,12 +100,15 @@ def run(
     """Generate text; thoughts go to stderr, the answer to stdout. Without --prompt, what comes
     through standard input is asked."""
     from dsconv.errors import UsageError
+    from dsconv.runtime.batches.open import ACTIVATIONS, BatchOptions
     from dsconv.runtime.console import say, working
     from dsconv.runtime.generate.answer import UserPrompt, answer
     from dsconv.runtime.generate.chat import Chat
     from dsconv.runtime.generate.model_settings import wanted_answer
     from dsconv.runtime.generate.settings import Sampling
-    from dsconv.runtime.sessions.load import load
+    from dsconv.runtime.prompts.answer import Asking
+    from dsconv.runtime.prompts.run import PromptsRequest
+    from dsconv.runtime.sessions.load import load, load_rounding
 
     given = {
         "temperature": temperature,
@@ -95,10 +120,22 @@ def run(
         "seed": seed,
     }
     Sampling().with_overrides(**given)  # a wrong one is told before the model is loaded
+    if prompts is not None:
+        _refuse_with_prompts(prompt, prompt_file, chat, draft, speculate)
+        loaded = load(artifact, provider, threads, dtype, kv, allow_fallback)
+        asking = Asking(loaded, {**given, "max_tokens": max_tokens}, tuple(stop or ()), system, raw)
+        batch = BatchOptions(parallel, activations=activations or ACTIVATIONS)
+        _answer_file(PromptsRequest(prompts, artifact, output, overwrite, batch), asking, as_json)
+        return
+    if output is not None or parallel:
+        raise UsageError("--output and --parallel belong to --prompts", "add --prompts FILE")
     if draft is not None and speculate:
         raise UsageError("--draft and --speculate both guess", "leave one of them out")
     asked = _first_prompt(prompt, prompt_file, chat, raw)
-    loaded = load(artifact, provider, threads, dtype, kv, allow_fallback)
+    if activations is None:
+        loaded = load(artifact, provider, threads, dtype, kv, allow_fallback)
+    else:
+        loaded = load_rounding(artifact, threads, kv, activations)
     wanted = wanted_answer(loaded, {**given, "max_tokens": max_tokens}, stop or (), speculate)
     for remark in wanted.not_applied:
         say(f"warning: {remark}")
@@ -127,6 +164,43 @@ def _first_prompt(prompt: str | None, file: Path | None, chat: bool, raw: bool) 
     if chat and prompt is None and file is None:
         return None
     return read_prompt(prompt, file)
+
+
+def _refuse_with_prompts(
+    prompt: str | None, file: Path | None, chat: bool, draft: str | None, speculate: int
+) -> None:
+    from dsconv.errors import UsageError
+
+    others = {
+        "--prompt": prompt is not None,
+        "--prompt-file": file is not None,
+        "--chat": chat,
+        "--draft": draft is not None,
+        "--speculate": bool(speculate),
+    }
+    for option, given in others.items():
+        if given:
+            raise UsageError(f"{option} and --prompts exclude each other", "use one of them")
+
+
+def _answer_file(request: "PromptsRequest", asking: "Asking", as_json: bool) -> None:
+    """To a file, or line by line to standard output as answers are done."""
+    from dsconv.errors import UsageError
+    from dsconv.runtime.console import progress, say
+    from dsconv.runtime.prompts.run import load_rows, run_prompts
+
+    if as_json and request.output is None:
+        raise UsageError("--json with --prompts needs a file for the answers", "add -o OUT.jsonl")
+    rows = load_rows(request.prompts)
+    with progress("answers", len(rows), "prompts") as advance:
+        report = run_prompts(
+            request,
+            asking,
+            rows,
+            lambda answer: print(json.dumps(answer, ensure_ascii=False), flush=True),
+            advance,
+        )
+    print_json(report.to_json()) if as_json else say(report.show())
 
 
 def _draft(loaded: "Loaded", path: str, threads: int) -> "Draft":

@@ -12,5 +12,6 @@ filters          which tokens stay in before one is drawn
 draft            tokens guessed by a smaller model
 draft_length     how many of them pay
 speculation      tokens guessed ahead from the text so far
+written_text     the text so far: thoughts and answer apart, stop texts
 timed            what `bench` times
 """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dsconv.convert.formats.onnx.names import FIXED_SHAPES, GENAI_CONFIG
@@ -85,6 +85,21 @@ def load(
         return _load(path, provider, threads, dtype, kv, allow_fallback)
 
 
+def load_rounding(path: str, threads: int, kv: str, activations: str) -> Loaded:
+    """Open a native file whose activations are rounded alike in every pass, as in a batch.
+
+    Raises:
+        UsageError, InputError, ProviderError: with the cure.
+    """
+    file = Path(path).expanduser()
+    if not is_native_file(file):
+        raise UsageError(
+            f"--activations {activations}: {path} is no native file", "leave out --activations"
+        )
+    with working(f"load {file.name}"):
+        return _load_native(file, "cpu", threads, kv, activations)
+
+
 def _load(
     path: str, provider: str, threads: int, dtype: str, kv: str, allow_fallback: bool
 ) -> Loaded:
@@ -140,7 +155,9 @@ def _load_checkpoint(path: str, provider: str, threads: int, dtype: str) -> Load
     return Loaded(session, checkpoint.side_files, checkpoint.config, "torch", provider)
 
 
-def _load_native(path: Path, provider: str, threads: int, kv: str) -> Loaded:
+def _load_native(
+    path: Path, provider: str, threads: int, kv: str, activations: str | None = None
+) -> Loaded:
     from dsconv.convert.formats.native.file import open_native_file
 
     from .native import NativeOptions, NativeSession
@@ -151,6 +168,8 @@ def _load_native(path: Path, provider: str, threads: int, kv: str) -> Loaded:
             "leave out --provider, or export with --format onnx",
         )
     options = NativeOptions(threads=threads, cache=kv)
+    if activations is not None:
+        options = replace(options, decode=activations, prefill=activations, score=activations)
     file = open_native_file(path)
     session = NativeSession(file, options)
     return Loaded(session, file.side_files, file.metadata.config, "native", provider)

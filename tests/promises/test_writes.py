@@ -41,6 +41,7 @@ ALLOWED = {
     "convert/quantize/calibration/residual_files.py": IN_SCRATCH,
     "convert/files/safetensors.py": "the writer of the container; its callers have the path",
     "convert/quantize/tune.py": IN_SCRATCH,
+    "runtime/prompts/output.py": "kept in the scratch folder, flushed and renamed",
     "runtime/bench/against.py": "a temporary folder for what is not kept",
     "runtime/build/build.py": "the locked work folder",
     "runtime/build/state.py": "removes what a step wrote before it is done again; " + GIVEN,
