@@ -78,13 +78,15 @@ def write_gsm8k(folder: Path, source: Path, questions: int, most: int = 256) -> 
     _write_task(folder, GSM8K, **found, most=most)
 
 
-def write_choices(folder: Path, sentences: Sequence[str], questions: int) -> None:
-    """The task `local_choices`: how does a sentence go on? Endings of other ones are wrong."""
+def write_choices(folder: Path, sentences: Sequence[str], questions: int, before: int = 0) -> None:
+    """The task `local_choices`: how does a sentence go on, after `before` whole ones? Endings of
+    other ones are wrong."""
     draw = random.Random(0)
     halves = [_halves(sentence) for sentence in sentences]
     rows = []
-    for number in range(questions):
+    for number in range(before, before + questions):
         begin, right = halves[number]
+        begin = " ".join([*sentences[number - before : number], begin])
         others = draw.sample([end for i, (_, end) in enumerate(halves) if i != number], 3)
         answer = draw.randrange(4)
         choices = [*others[:answer], right, *others[answer:]]
