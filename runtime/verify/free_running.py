@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from importlib import resources
 
 from dsconv.progress import Advance
+from dsconv.runtime.batches.open import open_batch
 from dsconv.runtime.generate.answer import UserPrompt, prepare
-from dsconv.runtime.generate.generate import complete
-from dsconv.runtime.generate.sampling import Sampler, Sampling
+from dsconv.runtime.generate.sampling import Sampling
+from dsconv.runtime.scheduling.request import Request
+from dsconv.runtime.scheduling.run_all import run_all
 from dsconv.runtime.sessions.load import Loaded
 from dsconv.runtime.text.thinking import CLOSE
 from dsconv.runtime.text.tokenizer import TextTokenizer
@@ -62,16 +64,16 @@ def write_texts(
     Raises:
         InputError: the model gives NaN, or a prompt does not fit its context.
     """
+    prepared = [prepare(tokenizer, loaded, UserPrompt(prompt)) for prompt in prompts]
+    requests = [
+        Request(tokens, max_tokens, Sampling(), tokenizer.stop_ids) for tokens, _ in prepared
+    ]
     found = []
-    for prompt in prompts:
-        tokens, inside = prepare(tokenizer, loaded, UserPrompt(prompt))
-        loaded.session.reset()
-        greedy = Sampler(Sampling())
-        written = complete(loaded.session, tokens, greedy, tokenizer.stop_ids, max_tokens).tokens
-        text = tokenizer.decode(written)
+    written = run_all(open_batch(loaded), requests, lambda index, outcome: advance(1))
+    for (_, inside), generation in zip(prepared, written, strict=True):
+        text = tokenizer.decode(generation.tokens)
         closed = CLOSE in text
-        found.append(Text(written, inside or closed or "<think>" in text, closed))
-        advance(1)
+        found.append(Text(generation.tokens, inside or closed or "<think>" in text, closed))
     return tuple(found)
 
 
