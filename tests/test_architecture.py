@@ -92,6 +92,7 @@ IMPORTS_LATE = {
     "dsconv.convert.quantize.cost": "torch, where nothing is calibrated",
     "dsconv.convert.quantize.run": "torch, where nothing is calibrated",
     "dsconv.convert.quantize.work_rates": "torch, where nothing is calibrated",
+    "dsconv.runtime.batches.open": "ONNX Runtime, where the artifact is another",
     "dsconv.runtime.bench.peers.llama_cpp_peer": "the exports, in the worker that times",
     "dsconv.runtime.build.recipe": "onnx, where recipes are only listed",
     "dsconv.runtime.build.steps": "onnx, where nothing is exported",

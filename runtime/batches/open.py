@@ -49,4 +49,12 @@ def open_batch(loaded: Loaded, options: BatchOptions | None = None) -> Batch:
     if isinstance(loaded.session, NativeSession):
         cache_bytes = options.cache_bytes or free_memory_bytes() // 2
         return NativeBatch(loaded.session, options.activations, cache_bytes, options.sequences)
+    if loaded.runtime == "onnxruntime":
+        from dsconv.runtime.sessions.onnx import OnnxSession
+
+        from .onnx import OnnxBatch, can_batch
+
+        if isinstance(loaded.session, OnnxSession) and can_batch(loaded.session):
+            cache_bytes = options.cache_bytes or free_memory_bytes() // 4
+            return OnnxBatch(loaded.session, cache_bytes, options.sequences)
     return OneByOne(loaded.session)

@@ -87,18 +87,19 @@ class OnnxSession:
     """One sequence on one graph. The array that `decode` returns is reused by the next call.
 
     provider: `NAME[:DEVICE]`, see providers.py. allow_fallback: the CPU may run what the provider
-    leaves, and `placement` says what that is; it is None on the CPU.
+    leaves, and `placement` says what that is; it is None on the CPU. graph, shape, element: what a
+    batch over the same graph needs (runtime/batches/onnx.py).
     """
 
     def __init__(
         self, folder: Path, provider: str = "cpu", threads: int = 0, allow_fallback: bool = False
     ) -> None:
-        self._shape = read_graph_shape(folder)
+        self._shape = self.shape = read_graph_shape(folder)
         level = self._shape.accuracy_level
         self._path = folder / self._shape.filename
         graph = open_graph(self._path, level, provider, threads, allow_fallback)
-        self._session = graph.session
-        self._element = _check_graph(self._session, self._shape, folder)
+        self._session = self.graph = graph.session
+        self._element = self.element = _check_graph(self._session, self._shape, folder)
         self._memory, self._device = (
             graph.choice.provider.memory or "cpu",
             graph.choice.device_index,
@@ -137,6 +138,19 @@ class OnnxSession:
         self._step_token = np.zeros((1, 1), np.int64)
         self._step_logits = np.empty((1, 1, self.vocabulary), np.float32)
         self._step_bound = False
+
+    @property
+    def path(self) -> Path:
+        return self._path
+
+    @property
+    def memory(self) -> str:
+        """Where the cache lies: `cpu`, or as the provider calls its own."""
+        return self._memory
+
+    def wrapped(self, array: NDArray[Any]) -> Any:
+        """An OrtValue over the array's own memory."""
+        return _wrap(array)
 
     def prefill(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Append `tokens` -> logits [vocabulary] after the last."""
@@ -213,7 +227,7 @@ class OnnxSession:
             binding.bind_cpu_input("position_ids", positions)
 
 
-def _cache_names(shape: GraphShape) -> list[tuple[str, str]]:
+def cache_names(shape: GraphShape) -> list[tuple[str, str]]:
     """-> (input, output) name of every cache tensor."""
     return [
         (f"past_key_values.{layer}.{part}", f"present.{layer}.{part}")
@@ -231,7 +245,7 @@ class _SharedCache:
     def __init__(self, shape: GraphShape, element: Element, memory: str, device: int) -> None:
         self._shape, self._element = shape, element
         self._memory, self._device = memory, device
-        self._names = _cache_names(shape)
+        self._names = cache_names(shape)
         self._capacity = 0
         self._values: list[Any] = []
 
@@ -272,7 +286,7 @@ class _GrowingCache:
     """Every step returns a longer present, which is the next step's past."""
 
     def __init__(self, shape: GraphShape, element: Element, memory: str, device: int) -> None:
-        self._names = _cache_names(shape)
+        self._names = cache_names(shape)
         self._memory, self._device = memory, device
         empty = np.zeros((1, shape.kv_heads, 0, shape.head_dim), element)
         self._values = [_wrap(empty, memory, device) for _ in self._names]
@@ -304,7 +318,7 @@ def _check_graph(session: Any, shape: GraphShape, folder: Path) -> Element:
         for node in session.get_inputs()
         if node.name.startswith("past_key_values.")
     }
-    names = [past for past, _ in _cache_names(shape)]
+    names = [past for past, _ in cache_names(shape)]
     widths = [node.shape[-1] for node in session.get_outputs() if node.name == "logits"]
     for kind, element in ELEMENTS.items():
         row = (kind, shape.kv_heads, shape.head_dim)

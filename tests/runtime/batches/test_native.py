@@ -65,7 +65,7 @@ def differences(
     return schedule.wrong
 
 
-@pytest.mark.parametrize("activations", ["int8", "int16"])
+@pytest.mark.parametrize("activations", ["int8", "own", "int16"])
 @pytest.mark.parametrize("cache", ["fp16", "int8"])
 @pytest.mark.parametrize("kernels", available_kernels())
 def test_bits_do_not_depend_on_the_company(
@@ -169,13 +169,14 @@ def test_a_sequence_ends_at_its_context(tmp_path: Path) -> None:
 @pytest.mark.parametrize("first", range(0, 10_000, 500))
 def test_ten_thousand_schedules(file: NativeFile, first: int) -> None:
     """2,500 for each model."""
-    running = session(file)
+    activations = ("own", "int8", "int16")[first // 500 % 3]
+    running = session(file, activations)
     written = texts(4, TEXT, running.vocabulary)
     alone = [running.score(text) for text in written]
     for seed in range(first, first + 125):
         rng = np.random.default_rng(seed)
-        other = session(file, threads=int(rng.integers(1, 4)))
+        other = session(file, activations, threads=int(rng.integers(1, 4)))
         room = ROOM if seed % 3 else 1 << 19  # where the cache is often full
-        schedule = Schedule(NativeBatch(other, "int8", room, 12), written, alone, seed)
+        schedule = Schedule(NativeBatch(other, activations, room, 12), written, alone, seed)
         schedule.run(30)
         assert schedule.wrong == [], seed
