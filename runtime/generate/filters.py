@@ -10,9 +10,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-# Top-p sorts only the most likely tokens: this many first, then more while they do not suffice.
-FIRST_CANDIDATES = 256
-CANDIDATE_GROWTH = 16
+# Top-p sorts only the most likely tokens: first those with at least this part of the likeliest's
+# probability, then more while they do not suffice.
+FIRST_SHARE = 256.0
+SHARE_GROWTH = 64.0
+TINY = 1e-300
 
 
 def top_k_tokens(logits: NDArray[np.float32], top_k: int) -> NDArray[np.intp]:
@@ -23,17 +25,15 @@ def top_k_tokens(logits: NDArray[np.float32], top_k: int) -> NDArray[np.intp]:
 
 def top_p_indices(probabilities: NDArray[np.float64], top_p: float) -> NDArray[np.intp]:
     """The fewest most likely entries whose sum reaches top_p, most likely first."""
-    size = probabilities.size
-    count = min(FIRST_CANDIDATES, size)
+    least = probabilities.max() / FIRST_SHARE
     while True:
-        smallest = np.partition(probabilities, size - count)[size - count]
-        some = np.flatnonzero(probabilities >= smallest)
+        some = np.flatnonzero(probabilities >= least)
         # Stable: of equals, those with the lower index come first.
         some = some[np.argsort(-probabilities[some], kind="stable")]
         last = int(np.searchsorted(np.cumsum(probabilities[some]), top_p, side="left"))
-        if last < some.size or some.size == size:
+        if last < some.size or some.size == probabilities.size:
             return some[: last + 1]
-        count = min(count * CANDIDATE_GROWTH, size)
+        least = least / SHARE_GROWTH if least > TINY else 0.0
 
 
 def min_p_indices(probabilities: NDArray[np.float64], min_p: float) -> NDArray[np.intp]:

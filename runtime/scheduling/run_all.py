@@ -8,6 +8,7 @@ from functools import partial
 from dsconv.runtime.batches.batch import Batch
 from dsconv.runtime.generate.generate import Generation
 
+from .passes import Limits
 from .request import Outcome, Request
 from .scheduler import Scheduler
 
@@ -17,26 +18,28 @@ def run_all(
     requests: Sequence[Request],
     on_done: Callable[[int, Outcome], None] = lambda index, outcome: None,
 ) -> list[Generation]:
-    """As many at once as the batch takes.
+    """As many at once as the batch takes; it is left empty, as it was.
 
     Args:
         on_done: told of every request as it ends: its index, and what came of it.
 
     Raises:
-        The first error that a request ended with, once no request is left.
+        The first error that a request ended with, once no request is left; what on_done raised.
     """
-    scheduler = Scheduler(batch)
+    # Nobody reads along, so prompts need not make room for texts.
+    scheduler = Scheduler(batch, Limits(prompt_beside=batch.tokens_per_pass))
     outcomes: dict[int, Outcome] = {}
 
     def take(index: int, outcome: Outcome) -> None:
         outcomes[index] = outcome
         on_done(index, outcome)
 
-    for index, request in enumerate(requests):
-        scheduler.submit(request, partial(take, index))
-    scheduler.run()
-    while scheduler.prefixes.drop_oldest():
-        pass  # the caller finds the batch as it was
+    try:
+        for index, request in enumerate(requests):
+            scheduler.submit(request, partial(take, index))
+        scheduler.run()
+    finally:
+        scheduler.close()
     return [_generation(outcomes[index]) for index in range(len(requests))]
 
 
