@@ -11,8 +11,6 @@ from .beginnings import SPAN, Beginnings, Found, Held
 from .job import Job
 from .passes import Limits
 
-WORTH_WAITING = 4 * SPAN  # tokens that somebody else is computing; fewer are computed twice
-
 
 class SharedCache:
     """Nothing else adds sequences to the batch, or drops them."""
@@ -33,7 +31,8 @@ class SharedCache:
             return False
         found = self._beginnings.find(job.text, job.most_reused)
         job.awaits = None
-        if found.promised is not None and found.later >= found.length + WORTH_WAITING:
+        worth = found.length + self._limits.worth_waiting
+        if found.promised is not None and found.later >= worth:
             job.awaits = (found.promised, found.later)
             return False
         if not self._has_room(job, found, running):

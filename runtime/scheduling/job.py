@@ -12,7 +12,7 @@ from dsconv.runtime.batches.batch import Piece, Want
 from dsconv.runtime.generate.generate import Generation, StopReason
 from dsconv.runtime.generate.sampling import Sampler
 
-from .beginnings import Held
+from .beginnings import SPAN, Held
 from .request import Outcome, Request
 
 OnDone = Callable[[Outcome], None]
@@ -65,12 +65,13 @@ class Job:
 
     def next_count(self, most: int, rows: int) -> int:
         """How many of `most` tokens go well together: not many whose logits are of no use beside
-        those that are wanted, and of those `rows` at most."""
+        those that are wanted (others with the same context have it then before this one goes on),
+        and of those `rows` at most."""
         count = min(self.pending, most)
         if not self._wants_rows(self.done + count):
             return count
         before = self._told - self.done
-        return before if before > rows else min(count, max(before, 0) + rows)
+        return before if before >= min(SPAN, rows + 1) else min(count, max(before, 0) + rows)
 
     def piece(self, count: int) -> Piece:
         assert self.held is not None

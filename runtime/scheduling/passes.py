@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from dsconv.runtime.batches.batch import Piece
 
+from .beginnings import SPAN
 from .job import Job
 
 
@@ -17,13 +18,15 @@ class Limits:
     prompt_beside: tokens of prompts in a pass that also has the next token of a text: a text that
     is read by somebody does not halt for a long prompt. growth: positions that are left free for
     every text when another one is taken in. kept: beginnings that nobody works on, at most.
-    row_bytes: of a prompt's logits in one pass.
+    row_bytes: of a prompt's logits in one pass. worth_waiting: tokens that somebody else is
+    computing; fewer are computed twice.
     """
 
     prompt_beside: int = 64
     growth: int = 256
     kept: int = 64
     row_bytes: int = 64 << 20
+    worth_waiting: int = 4 * SPAN
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from functools import partial
 from dsconv.runtime.batches.batch import Batch
 from dsconv.runtime.generate.generate import Generation
 
+from .beginnings import SPAN
 from .passes import Limits
 from .request import Outcome, Request
 from .scheduler import Scheduler
@@ -26,8 +27,9 @@ def run_all(
     Raises:
         The first error that a request ended with, once no request is left; what on_done raised.
     """
-    # Nobody reads along, so prompts need not make room for texts.
-    scheduler = Scheduler(batch, Limits(prompt_beside=batch.tokens_per_pass))
+    # Nobody reads along, so prompts need not make room for texts, and may wait for each other.
+    limits = Limits(prompt_beside=batch.tokens_per_pass, worth_waiting=SPAN)
+    scheduler = Scheduler(batch, limits)
     outcomes: dict[int, Outcome] = {}
 
     def take(index: int, outcome: Outcome) -> None:

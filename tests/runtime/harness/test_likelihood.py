@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from native_models import exported
+from numpy.typing import NDArray
 from small_models import LLAMA, VOCABULARY, write_checkpoint
 from transformers import AutoModelForCausalLM
 
 from dsconv.errors import InputError
-from dsconv.runtime.batches.batch import Batch
-from dsconv.runtime.batches.open import open_batch
+from dsconv.runtime.batches.batch import Batch, Piece, Want
+from dsconv.runtime.batches.native import NativeBatch
+from dsconv.runtime.batches.open import BatchOptions, open_batch
 from dsconv.runtime.harness.likelihood import Continuation, Score, score
 from dsconv.runtime.sessions.load import load
 
@@ -99,3 +102,31 @@ def test_company_changes_nothing(batch: Batch) -> None:
 def test_no_continuation_is_cut(batch: Batch) -> None:
     with pytest.raises(InputError, match="97 tokens, the context has 96"):
         score(batch, [Continuation([1], [2] * 97)], CONTEXT)
+
+
+def test_contexts_are_read_once(checkpoint: Path) -> None:
+    """However many came before: what is kept of them makes room."""
+    loaded = load(str(checkpoint.parent / "m.dsq"))
+    batch = _Counting(open_batch(loaded, BatchOptions(sequences=4)))
+    draw = random.Random(1)
+    items = []
+    for _ in range(6):
+        context = [draw.randrange(VOCABULARY) for _ in range(40)]
+        items += [Continuation(context, [choice, 7, 8]) for choice in range(4)]
+    score(batch, items, CONTEXT)
+    # 40 tokens of a context, of which the last gives the logits of what comes first.
+    assert batch.tokens == 6 * (39 + 4 * 3)
+    assert batch.rows == 6 * 4 * 3
+
+
+class _Counting(NativeBatch):
+    """Counts tokens computed, and logits."""
+
+    def __init__(self, batch: Batch) -> None:
+        vars(self).update(vars(batch))
+        self.tokens = self.rows = 0
+
+    def step(self, pieces: Sequence[Piece]) -> list[NDArray[np.float32] | None]:
+        self.tokens += sum(len(piece.tokens) for piece in pieces)
+        self.rows += sum(len(piece.tokens) for piece in pieces if piece.want is Want.EVERY)
+        return super().step(pieces)
