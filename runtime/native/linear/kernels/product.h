@@ -173,7 +173,8 @@ template <class L> struct Linear {
         ActivationGeometry activations(x.shape);
         Call call{view, geometry, x, activations, {view.rows, out, ld_out, epilogue},
                   blocks_at_once(x.shape)};
-        int64_t tile_bytes = tile_tokens * activations.padded_cols;
+        int64_t input_bytes = x.floats ? sizeof(float) : sizeof(int8_t);
+        int64_t tile_bytes = tile_tokens * activations.padded_cols * input_bytes;
         int64_t some = cached_activations > tile_bytes ? cached_activations / tile_bytes : 1;
         for (int64_t tile = 0; tile < activations.tiles; tile += some) {
             int64_t last_tile = tile + some < activations.tiles ? tile + some : activations.tiles;
