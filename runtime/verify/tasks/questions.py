@@ -18,13 +18,14 @@ from dsconv.runtime.text.documents import Skipped
 from dsconv.runtime.text.rows import Unusable, rows_of
 from dsconv.runtime.text.text_file import open_text
 
-from .answers import final_answer, normalized
+from .answers import right_answer
 from .choices import Choice, has_choices, read_choice, rows_of_csv
 
 INSTRUCTION = "\nPlease reason step by step, and put your final answer within \\boxed{}."
 MARK = "####"
 ASKED = ("prompt", "question", "problem", "query", "instruction", "input")
 TOLD = ("answer", "final_answer", "solution", "target", "output", "response", "completion")
+VALUES = ("answer", "final_answer", "target")  # of these, the text is the answer itself
 SUBJECTS = ("subject", "category", "type")
 CSV = (".csv", ".tsv")
 FORMS = "question, problem or prompt, and answer or solution; or choices beside them"
@@ -92,8 +93,7 @@ def read_question(value: Any) -> Question:
         answer = answer[0]
     if isinstance(answer, bool) or not isinstance(answer, str | int | float):
         raise Unusable(f"{told} is neither text nor a number")
-    text = str(answer).rpartition(MARK)[2]
-    right = final_answer(text) or normalized(text)
+    right = right_answer(str(answer).rpartition(MARK)[2], told in VALUES or MARK in str(answer))
     if not right:
         raise Unusable(f"{told} is empty")
     prompt = question if asked == "prompt" else question + INSTRUCTION

@@ -6,6 +6,7 @@ system prompt, `<think>` opened, several seeds. Choices are compared by their li
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from .answers import can_compare_values
 from .ask import TaskOptions, ask_all
 from .questions import Question, read_task
 from .statistics import Right, compare, share_right
+
+ALL = sys.maxsize  # questions of a file
 
 
 def run_task(
@@ -70,18 +73,45 @@ def questions_of(
         questions = read_task(file, options.questions)
         return questions, [()] * len(questions)
     if shots_from is not None:
-        questions = read_task(file, options.questions)
-        found = read_task(shots_from, options.shots)
+        questions, found = read_task(file, options.questions), read_task(shots_from, ALL)
     else:
         both = read_task(file, options.questions + options.shots)
-        found, questions = both[: options.shots], both[options.shots :]
-    if len(found) < options.shots or not questions:
-        place = shots_from or file
-        raise InputError(
-            f"{place}: {len(found)} questions, {options.shots} are wanted as examples",
-            "use fewer with --task-shots, or a file of examples with --task-shots-from",
-        )
-    return questions, [found] * len(questions)
+        found = both[: options.shots]
+        shown = {_asked(example) for example in found}
+        questions = tuple(q for q in both[options.shots :] if _asked(q) not in shown)
+    if not questions or len(found) < options.shots:
+        raise _too_few(shots_from or file, len(found), options.shots)
+    return questions, [_examples(q, found, options.shots, shots_from or file) for q in questions]
+
+
+def _examples(
+    question: Question, found: Sequence[Question], count: int, place: Path
+) -> Sequence[Question]:
+    """The first of the same kind, and of the same subject where there are enough of it; never the
+    question itself."""
+    alike = [
+        example
+        for example in found
+        if (example.choice is None) == (question.choice is None)
+        and _asked(example) != _asked(question)
+    ]
+    same_subject = [example for example in alike if example.subject == question.subject]
+    chosen = same_subject if len(same_subject) >= count else alike
+    if len(chosen) < count:
+        raise _too_few(place, len(chosen), count)
+    return chosen[:count]
+
+
+def _asked(question: Question) -> tuple[str, tuple[str, ...]]:
+    choice = question.choice
+    return (question.prompt, ()) if choice is None else (choice.question, choice.texts)
+
+
+def _too_few(place: Path, count: int, wanted: int) -> InputError:
+    return InputError(
+        f"{place}: {count} questions, {wanted} are wanted as examples",
+        "use fewer with --task-shots, or a file of examples with --task-shots-from",
+    )
 
 
 def by_subject(questions: Sequence[Question], right: Right) -> Mapping[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,11 @@ def test_a_task_of_choices(tmp_path: Path) -> None:
         (r"(1,2)\cup(3,4)", r"(1,2) \cup (3,4)", True),
         (r"\sqrt{8}", r"2\sqrt{2}", True),
         ("x+1", "1+x", True),
+        ("east", "East", True),
+        ("C", "(C)", True),
+        ("(1,2)", "[1,2]", False),
+        (r"\{1,2\}", r"\{2,1\}", True),
+        (r"x\in[-2,7]", "[-2,7]", True),
         ("7", "8", False),
         (None, "8", False),
         (r"\frac{1}{", "1", False),
@@ -144,3 +150,32 @@ def test_a_task_of_choices(tmp_path: Path) -> None:
 )
 def test_values_are_compared(given: str | None, right: str, same: bool) -> None:
     assert equivalent(given, right) is same
+
+
+def test_values_are_compared_in_any_thread() -> None:
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(equivalent, r"\frac{1}{2}", "0.5").result()
+
+
+def test_examples_are_of_the_subject_and_never_the_question(tmp_path: Path) -> None:
+    def write(name: str, asked: list[tuple[str, str]]) -> Path:
+        rows = [
+            {**LINES["list, index"], "question": text, "subject": subject}
+            for text, subject in asked
+        ]
+        (tmp_path / name).write_text("\n".join(map(json.dumps, rows)))
+        return tmp_path / name
+
+    test = write("test.jsonl", [("t1", "law"), ("d3", "law"), ("t2", "art"), ("t1", "law")])
+    dev = write("dev.jsonl", [("d1", "art"), ("d2", "law"), ("d3", "law"), ("d4", "law")])
+    names = [
+        [example.choice and example.choice.question for example in examples]
+        for examples in questions_of(test, TaskOptions(shots=2), dev)[1]
+    ]
+    assert names == [["d2", "d3"], ["d2", "d4"], ["d1", "d2"], ["d2", "d3"]]
+    asked, _ = questions_of(test, TaskOptions(shots=1))  # its first row comes again
+    assert [q.choice and q.choice.question for q in asked] == ["d3", "t2"]
+    written = tmp_path / "written.jsonl"
+    written.write_text('{"question": "a", "answer": "1"}\n')
+    with pytest.raises(InputError, match="0 questions, 1 are wanted"):
+        questions_of(test, TaskOptions(shots=1), written)

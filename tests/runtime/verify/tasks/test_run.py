@@ -15,6 +15,7 @@ from small_models import TEMPLATE, write_checkpoint, write_json
 from dsconv.errors import InputError, UsageError
 from dsconv.runtime.sessions.load import Loaded, load
 from dsconv.runtime.text.tokenizer import TextTokenizer
+from dsconv.runtime.verify.tasks import answers
 from dsconv.runtime.verify.tasks.answers import final_answer
 from dsconv.runtime.verify.tasks.ask import TaskOptions
 from dsconv.runtime.verify.tasks.questions import read_task
@@ -37,12 +38,21 @@ from dsconv.runtime.verify.tasks.statistics import share_right
         (r"\boxed{1} and then \boxed{2}", "2"),
         (r"\boxed{\frac{3}{4}}", r"\frac{3}{4}"),
         (r"\boxed{\dfrac{3}{4}}", r"\frac{3}{4}"),
-        (r"\boxed{ 1{,}000 }", "1{,}000"),
+        (r"\boxed{ 1{,}000 }", "1000"),
         (r"\boxed{\$1,000}", "1000"),
-        (r"\boxed{18\text{ dollars}}", "18dollars"),
+        (r"\boxed{18\text{ dollars}}", "18"),
         (r"\boxed{50\%}", "50"),
         (r"\boxed{(\text{B})}", "(B)"),
         (r"never closed \boxed{5", "5"),
+        ("the roots are 1,2", "2"),
+        (r"\boxed{1,2}", "1,2"),  # a list, not twelve
+        (r"\boxed{70,\!000}", "70000"),
+        (r"\boxed{90^\circ}", "90"),
+        (r"\boxed{3ab}", "3ab"),
+        (r"\boxed{2 pi}", "2pi"),
+        (r"\boxed{5 million}", "5million"),
+        (r"\boxed{4\text{ pm}}", "4pm"),
+        (r"\boxed{12\text{ cm}^2}", "12"),
         ("no digits", None),
         ("", None),
     ],
@@ -121,6 +131,44 @@ def test_published_sets(tmp_path: Path) -> None:
     questions = read_task(file, 9)
     assert [question.answer for question in questions] == ["3", "4", "5", "6"]
     assert all(question.prompt.startswith("p\n") for question in questions)
+
+
+@pytest.mark.parametrize(
+    ("told", "right"),
+    [
+        ("3x+2", "3x+2"),
+        (r"\left( 3, \frac{\pi}{2} \right)", r"(3,\frac{\pi}{2})"),
+        (r"x \in [-2,7]", r"x\in[-2,7]"),
+        (r"11\sqrt2", r"11\sqrt2"),
+        ("6 - 5i", "6-5i"),
+        ("-1/2", "-1/2"),
+        (r"\{1,2\}", r"\{1,2\}"),
+        (r"5.4 \text{ cents}", "5.4"),
+        ("12 apples", "12"),
+        ("The answer is 18.", "18"),
+        (r"so \boxed{7}, not 8", "7"),
+        (r"\text{Evelyn}", "Evelyn"),
+        ("033", "33"),
+    ],
+)
+def test_an_answer_is_more_than_its_last_number(tmp_path: Path, told: str, right: str) -> None:
+    file = write_task(tmp_path / "t.jsonl", {"problem": "p", "solution": "s", "answer": told})
+    (question,) = read_task(file, 1)
+    assert question.answer == right
+
+
+@needs_shared_data
+def test_solutions_of_math_end_with_their_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answers, "can_compare_values", lambda: False)
+    file = SHARED_DATA / "text" / "math" / "MATH_first50.jsonl"
+    rows = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+    questions = read_task(file, len(rows))
+    differ = [
+        row["answer"]
+        for row, question in zip(rows, questions, strict=True)
+        if not answers.equivalent(final_answer(row["solution"]), question.answer)
+    ]
+    assert differ == ["4:30p.."]  # whose solution says 4:30 p.m.
 
 
 def test_a_task_of_prose_is_refused(tmp_path: Path) -> None:
