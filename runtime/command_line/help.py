@@ -63,6 +63,20 @@ COMMANDS: Mapping[str, Groups] = {
         ),
         **MACHINE,
     },
+    "serve": {
+        "Who may ask": ("host", "port", "name", "api_key", "cors"),
+        "Limits": (
+            "parallel",
+            "cache_memory",
+            "max_tokens",
+            "queue",
+            "max_body",
+            "idle_timeout",
+            "slow_timeout",
+            "drain_timeout",
+        ),
+        **MACHINE,
+    },
     "verify": {
         "Limits": (
             "max_kl",
@@ -102,7 +116,7 @@ COMMANDS: Mapping[str, Groups] = {
 OF_COMMANDS: Groups = {
     "Models in": ("pull", "inspect", "plan", "quantize"),
     "Artifacts out": ("export", "targets", "lint"),
-    "Use and judge": ("run", "verify", "sign", "bench"),
+    "Use and judge": ("run", "serve", "verify", "sign", "bench"),
     "All in one": ("build", "recipes", "demo"),
     "This machine": ("doctor",),
 }

@@ -73,7 +73,8 @@ AllowFallback = Annotated[
 ]
 
 
-INSTANT = ("run", "targets", "recipes")  # those that are done at once, and run, whose prompt waits
+# Those that are done at once, run, whose prompt waits, and serve, which waits for requests.
+INSTANT = ("run", "serve", "targets", "recipes")
 
 
 def telling(command: Command) -> Command:

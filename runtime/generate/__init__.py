@@ -1,6 +1,7 @@
 """From a prompt to an answer.
 
 answer           template, tokens, generation, text as it comes
+written_text     the text as it comes, thoughts and answer apart
 chat             several turns, and what of them stays in the cache
 generate         the loop, and what it took
 settings         how to choose tokens: what each setting may be

@@ -9,17 +9,15 @@ from typing import Any
 from dsconv.errors import UsageError
 from dsconv.runtime.sessions.load import Loaded
 from dsconv.runtime.text.chat_template import Message, chat_template, render_chat
-from dsconv.runtime.text.stop_texts import StopTexts
-from dsconv.runtime.text.thinking import OPEN, Kind, ThinkSplitter, opens_thinking
+from dsconv.runtime.text.thinking import opens_thinking
 from dsconv.runtime.text.token_range import refuse_tokens_beyond
-from dsconv.runtime.text.tokenizer import StreamDecoder, TextTokenizer
+from dsconv.runtime.text.tokenizer import TextTokenizer
 
 from .draft import Draft, DraftedSession
 from .generate import Generation, StopReason, complete
 from .sampling import Sampler, Sampling
 from .speculation import SpeculativeSession
-
-Emit = Callable[[Kind, str], None]
+from .written_text import Emit, WrittenText, stop_tokens
 
 
 @dataclass(frozen=True)
@@ -168,14 +166,10 @@ class Writer:
         inside: the prompt has opened `<think>`.
         """
         wanted, tokenizer = self.wanted, self.tokenizer
-        decoder, stops = StreamDecoder(tokenizer, tokens), StopTexts(wanted.stop)
-        text = _Text(self.emit, inside)
+        text = WrittenText(tokenizer, tokens, wanted.stop, inside, self.emit)
 
         def take(token: int) -> StopReason | None:
-            text.add(stops.feed(decoder.push(token)))
-            if stops.found is not None:
-                return "stop"
-            return "interrupted" if self.interrupted() else None
+            return text.take(token) or ("interrupted" if self.interrupted() else None)
 
         session = self.loaded.session
         guessing: SpeculativeSession | DraftedSession | None = None
@@ -187,22 +181,22 @@ class Writer:
             guessing or session,
             tokens[kept:],
             Sampler(wanted.sampling, before=tokens[:kept]),
-            (*tokenizer.stop_ids, *_stop_tokens(tokenizer, wanted.stop)),
+            (*tokenizer.stop_ids, *stop_tokens(tokenizer, wanted.stop)),
             wanted.max_tokens,
             take,
         )
         if guessing:
             guessing.truncate(guessing.position)  # forgets what was guessed for nothing
-        text.add(stops.feed(decoder.finish()) + stops.finish(), last=True)
+        text.finish()
         return Answer(
             text.thinking.strip(),
             text.answer.strip(),
-            f"{OPEN}\n{text.written}" if inside else text.written,
+            text.written,
             generation,
             wanted,
             self.loaded,
             self._speculation(guessing),
-            stops.found,
+            text.stopped_by,
         )
 
     def _speculation(
@@ -212,26 +206,3 @@ class Writer:
             return None
         name = self.draft.name if self.draft is not None else None
         return Speculation(guessing.proposed, guessing.accepted, name)
-
-
-class _Text:
-    """What has been written, thoughts and answer apart."""
-
-    def __init__(self, emit: Emit, inside: bool) -> None:
-        self._emit, self._splitter = emit, ThinkSplitter(inside)
-        self.thinking = self.answer = self.written = ""
-
-    def add(self, piece: str, last: bool = False) -> None:
-        self.written += piece
-        for kind, text in [*self._splitter.feed(piece), *(self._splitter.finish() if last else ())]:
-            if kind == "think":
-                self.thinking += text
-            else:
-                self.answer += text
-            self._emit(kind, text)
-
-
-def _stop_tokens(tokenizer: TextTokenizer, stop: Sequence[str]) -> list[int]:
-    """Of stop texts that are special tokens, which never show in the text."""
-    found = (tokenizer.encode(text) for text in stop)
-    return [ids[0] for ids in found if len(ids) == 1 and not tokenizer.decode(ids)]

@@ -10,8 +10,9 @@ from dsconv.runtime.text.chat_template import Message, chat_template, render_cha
 from dsconv.runtime.text.thinking import CLOSE, opens_thinking
 from dsconv.runtime.text.tokenizer import TextTokenizer
 
-from .answer import Answer, Emit, Wanted, Writer
+from .answer import Answer, Wanted, Writer
 from .draft import Draft
+from .written_text import Emit
 
 
 class Chat:

@@ -27,6 +27,7 @@ OPTIONS = (
     "repetition_penalty",
     "no_repeat_ngram_size",
 )  # of `run`
+OF_USERS = ("seed", "presence_penalty", "frequency_penalty")  # no file has them
 DEFAULT_TOKENS = 1024
 MAX_LIST = 100_000  # tokens and sequences that a file may name
 
@@ -77,7 +78,7 @@ def from_generation_config(reader: ConfigReader, replaced: Collection[str] = ())
     plain = Sampling()
     values: dict[str, Any] = {}
     for name in RANGES:
-        if name in replaced or name == "seed" or not reader.has(name):
+        if name in replaced or name in OF_USERS or not reader.has(name):
             continue
         values[name] = _number(reader, name)
     if "temperature" not in replaced:

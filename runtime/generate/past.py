@@ -1,6 +1,8 @@
 """What the text so far does to the next logits: transformers' processors, in their order.
 
-The penalty on repetitions is that of CTRL (arXiv:1909.05858).
+The penalty on repetitions is that of CTRL (arXiv:1909.05858). Those on presence and frequency are
+OpenAI's: a logit loses the one once and the other per time that its token was written, the prompt
+not counted.
 """
 
 from __future__ import annotations
@@ -29,13 +31,16 @@ class Past:
         self._text: list[int] = []
         self._followers: dict[tuple[int, ...], list[int]] = {}  # of the beginnings of n-grams
         self._seen: set[int] = set()
+        self._written: dict[int, int] = {}  # how often, after the prompt
         for token in prompt:
             self.append(token)
         self._prompt = len(self._text)
+        self._written.clear()
 
     def append(self, token: int) -> None:
         self._text.append(token)
         self._seen.add(token)
+        self._written[token] = self._written.get(token, 0) + 1
         size = self._sampling.no_repeat_ngram_size
         if 0 < size <= len(self._text):
             *start, last = self._text[-size:]
@@ -53,6 +58,7 @@ class Past:
             seen = _within(self._seen, scores)
             values, penalty = scores[seen], np.float32(s.repetition_penalty)
             scores[seen] = np.where(values < 0, values * penalty, values / penalty)
+        self._penalize(scores)
         if s.no_repeat_ngram_size:
             start = tuple(self._text[len(self._text) + 1 - s.no_repeat_ngram_size :])
             scores[_within(self._followers.get(start, ()), scores)] = FORBIDDEN
@@ -70,6 +76,15 @@ class Past:
         *start, last = words
         if last < scores.size and (not start or self._text[-len(start) :] == start):
             scores[last] += np.float32(bias)
+
+    def _penalize(self, scores: NDArray[np.float32]) -> None:
+        s, written = self._sampling, self._written
+        if written and (s.presence_penalty or s.frequency_penalty):
+            tokens = np.fromiter(written, np.intp, len(written))
+            counts = np.fromiter(written.values(), np.float32, len(written))
+            scores[tokens] -= np.float32(s.presence_penalty) + counts * np.float32(
+                s.frequency_penalty
+            )
 
     def _forbid_ends(self, scores: NDArray[np.float32]) -> None:
         s, length = self._sampling, len(self._text)

@@ -36,6 +36,8 @@ RANGES = {
     "epsilon_cutoff": _Range(0, 1, "0 switches it off"),
     "eta_cutoff": _Range(0, 1, "0 switches it off"),
     "repetition_penalty": _Range(0, 1000, "1 switches it off", above=True),
+    "presence_penalty": _Range(-2, 2, "0 switches it off"),
+    "frequency_penalty": _Range(-2, 2, "0 switches it off"),
     "no_repeat_ngram_size": _Range(0, 2**31, "0 switches it off"),
     "min_new_tokens": _Range(0, 2**31, "0 switches it off"),
     "min_length": _Range(0, 2**31, "0 switches it off"),
@@ -45,8 +47,8 @@ RANGES = {
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to choose tokens, in transformers' words. Temperature 0 is greedy; the other defaults
-    leave logits and tokens as they are.
+    """How to choose tokens, in transformers' words, and two of OpenAI's: the penalties on presence
+    and frequency. Temperature 0 is greedy; the other defaults leave logits and tokens as they are.
 
     Raises:
         UsageError: a value outside its range.
@@ -68,6 +70,8 @@ class Sampling:
     begin_suppress_tokens: tuple[int, ...] = ()
     bad_words_ids: tuple[tuple[int, ...], ...] = ()
     sequence_bias: tuple[tuple[tuple[int, ...], float], ...] = ()
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
 
     def __post_init__(self) -> None:
         for name, allowed in RANGES.items():
@@ -80,6 +84,8 @@ class Sampling:
         """Does it change logits before the choice?"""
         return bool(
             self.repetition_penalty != 1
+            or self.presence_penalty
+            or self.frequency_penalty
             or self.no_repeat_ngram_size
             or self.min_new_tokens
             or self.min_length

@@ -79,6 +79,40 @@ def render_chats(
         InputError: the template is broken, refuses the messages, reaches out of its sandbox, or
             exceeds its limits of time and size.
     """
+    variables = {**special_tokens, "tools": None, "documents": None}
+    variables["add_generation_prompt"] = add_generation_prompt
+    return _render(
+        template,
+        [
+            {**variables, "messages": [asdict(message) for message in messages]}
+            for messages in conversations
+        ],
+        sum(len(message.content) for messages in conversations for message in messages),
+    )
+
+
+def render_turns(
+    template: str,
+    turns: Sequence[Mapping[str, Any]],
+    special_tokens: Mapping[str, str],
+    settings: Mapping[str, Any],
+) -> str:
+    """One conversation whose turns may hold more than texts: calls of tools, thoughts.
+
+    Args:
+        settings: what the template may ask for besides: tools, add_generation_prompt, ….
+
+    Raises:
+        InputError: as `render_chats`.
+    """
+    variables = {**special_tokens, "tools": None, "documents": None, **settings}
+    variables["messages"] = [dict(turn) for turn in turns]
+    given = len(json.dumps([variables["messages"], variables["tools"]], ensure_ascii=False))
+    return _render(template, [variables], given)[0]
+
+
+def _render(template: str, conversations: Sequence[Mapping[str, Any]], given: int) -> list[str]:
+    """given: characters of the conversations."""
     from .template_sandbox import render  # here once, not in every process that renders
 
     if len(template) > limits.TEMPLATE_CHARACTERS:
@@ -86,16 +120,10 @@ def render_chats(
         raise InputError(
             f"chat template: {size} characters, limit {limits.TEMPLATE_CHARACTERS}", HINT
         )
-    variables: dict[str, Any] = {**special_tokens, "tools": None, "documents": None}
-    variables["add_generation_prompt"] = add_generation_prompt
-    given = sum(len(message.content) for messages in conversations for message in messages)
     characters = limits.TEMPLATE_OUTPUT + given
 
     def render_all() -> str:
-        texts = []
-        for messages in conversations:
-            dicts = [asdict(message) for message in messages]
-            texts.append(render(template, {**variables, "messages": dicts}, characters))
+        texts = [render(template, variables, characters) for variables in conversations]
         return json.dumps(texts, ensure_ascii=False)
 
     try:

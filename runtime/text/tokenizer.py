@@ -149,6 +149,11 @@ class TextTokenizer:
         found: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
         return found
 
+    def piece(self, token: int) -> str | None:
+        """How the vocabulary writes a token; None for an id that it does not have."""
+        found: str | None = self._tokenizer.id_to_token(token)
+        return found
+
     def to_json(self) -> str:
         """As tokenizer.json, with the tokens that the other files add."""
         with library_failures("cannot write"):

@@ -99,10 +99,20 @@ class Tab:
         )
         features = [{"name": "prefers-color-scheme", "value": scheme}]
         self.call("Emulation.setEmulatedMedia", features=features)
+        self.go(page.as_uri())
+
+    def go(self, address: str) -> None:
         before = self.loads
-        self.call("Page.navigate", url=page.as_uri())
+        self.call("Page.navigate", url=address)
         while self.loads == before:
             self._read()
+
+    def wait_for(self, expression: str) -> None:
+        """Until it is true."""
+        deadline = time.monotonic() + TIMEOUT
+        while not self.evaluate(expression):
+            assert time.monotonic() < deadline, expression
+            time.sleep(0.05)
 
     def evaluate(self, expression: str) -> Any:
         """The value of JavaScript run from outside the page, which its policy does not stop."""
@@ -121,14 +131,16 @@ class Tab:
 
 
 @contextmanager
-def browser(program: str, profile: Path) -> Iterator[Tab]:
-    """A tab of a browser of its own, ended with the block."""
+def browser(program: str, profile: Path, allowed: str = "") -> Iterator[Tab]:
+    """A tab of a browser of its own, ended with the block. allowed: a host that it may reach."""
+    rest = f", EXCLUDE {allowed}" if allowed else ""
+    flags = [f"{flag}{rest}" if "MAP *" in flag else flag for flag in FLAGS]
     command_end, commands = os.pipe()
     answers, answer_end = os.pipe()
     # The browser reads commands from descriptor 3 and answers on 4.
     shell = f'exec "$0" "$@" 3<&{command_end} 4>&{answer_end}'
     process = subprocess.Popen(
-        ["bash", "-c", shell, program, *FLAGS, f"--user-data-dir={profile}"],
+        ["bash", "-c", shell, program, *flags, f"--user-data-dir={profile}"],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
