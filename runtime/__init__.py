@@ -7,6 +7,7 @@ text              text to tokens and back
 generate          from a prompt to its answer
 scheduling        who of many requests is served next
 harness           what evaluation harnesses ask of a model
+serve             one artifact for many clients, over HTTP
 prompts           a file of prompts, answered many at a time
 calibration       text to calibrate on
 verify            an artifact against its original
