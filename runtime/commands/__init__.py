@@ -6,7 +6,7 @@ inside the functions, since help needs none of them. Only cli.py imports a comma
 The commands have no `from __future__ import annotations`: it makes strings of all options, and to
 compile them again takes a quarter of the time of `dsconv --help`.
 
-pull, quantize, plan, export, lint, targets, run, verify, sign, bench, inspect, doctor, demo,
+pull, quantize, plan, export, lint, targets, run, serve, verify, sign, bench, inspect, doctor, demo,
 build, recipes: the command of that name
 
 options: what several commands share, and how JSON is printed
