@@ -193,12 +193,17 @@ std::vector<std::pair<std::string, LinearView>> kinds(int64_t rows, int64_t cols
     };
 }
 
+// A part of the name, or with = before it the whole.
+bool is_wanted(const std::string& name, const std::string& only) {
+    return only[0] == '=' ? name == only.substr(1) : name.find(only) != std::string::npos;
+}
+
 void decode(Team& team, const LinearKernels& kernels, const Memory& memory, int64_t tokens,
             int rounds, const std::string& only) {
     std::vector<Case> cases;
     for (auto [rows, cols] : {std::pair<int64_t, int64_t>{8960, 1536}, {1536, 8960}}) {
         for (auto& [name, view] : kinds(rows, cols)) {
-            if (name.find(only) == std::string::npos) continue;
+            if (!is_wanted(name, only)) continue;
             for (Precision precision : {Precision::int8, Precision::int16}) {
                 if (view.kind == LinearKind::bfloat16 && precision == Precision::int16) continue;
                 std::string full = name + (precision == Precision::int8 ? " x int8 " : " x int16 ");
@@ -269,7 +274,7 @@ void some_rows(Team& team, const LinearKernels& kernels, const Memory& memory, i
     std::vector<Case> cases;
     for (auto [rows, cols] : {std::pair<int64_t, int64_t>{8960, 1536}, {1536, 8960}}) {
         for (auto& [name, view] : kinds(rows, cols)) {
-            if (name.find(only) == std::string::npos || view.kind == LinearKind::bfloat16) continue;
+            if (!is_wanted(name, only) || view.kind == LinearKind::bfloat16) continue;
             for (Precision precision : precisions) {
                 for (int64_t tokens : {1, 2, 4, 8, 12, 16, 24, 32, 48}) {
                     std::string full = name + label_of(precision) + std::to_string(rows) + "x" +
@@ -314,7 +319,7 @@ void prefill(Team& team, const LinearKernels& kernels, const Memory& memory, int
     std::vector<Case> cases;
     for (auto [rows, cols] : {std::pair<int64_t, int64_t>{8960, 1536}, {1536, 8960}}) {
         for (auto& [name, view] : kinds(rows, cols)) {
-            if (name.find(only) == std::string::npos) continue;
+            if (!is_wanted(name, only)) continue;
             for (Precision precision : precisions) {
                 if (view.kind == LinearKind::bfloat16 && precision != Precision::int8) continue;
                 cases.push_back({name + label_of(precision) + std::to_string(rows) + "x" + std::to_string(cols),

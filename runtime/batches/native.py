@@ -31,7 +31,7 @@ class NativeBatch:
     """Sequences over the file of a session.
 
     Args:
-        activations: int8 or int16, of every pass.
+        activations: own, int8 or int16, of every pass.
         cache_bytes: for keys and values; at least one block is given.
         sequences: at once, at most; 0 is MAX_SEQUENCES.
     """

@@ -239,7 +239,7 @@ void run(const LinearView& view, const Activations& x, float* out, int64_t ld_ou
 }  // namespace amx
 
 constexpr LinearKernels amx_linear_kernels{Isa::amx_int8, "amx_int8", ActivationLayout::rows,
-                                           5, 9, sizeof(amx::Scratch), &Quantizer<Avx512Vnni>::run,
+                                           3, 9, sizeof(amx::Scratch), &Quantizer<Avx512Vnni>::run,
                                            &amx::run};
 
 }  // namespace dsconv

@@ -17,6 +17,7 @@ struct TileActivations {
     const int32_t* sums;
     const uint8_t* two;
     int64_t group_size;
+    bool fetches;  // weights from memory: those of a tile of 8 are there if one came before it
 };
 
 // width: tokens that lie side by side in the activations; tokens: how many of them are computed.

@@ -151,8 +151,9 @@ template <class L, int bits, Zero zero, int width, int tokens, int blocks> struc
         }
     }
 
-    [[gnu::always_inline]] static inline void prefetch_unit(const uint8_t* const* units) {
-        if constexpr (width <= 4) {
+    [[gnu::always_inline]] static inline void prefetch_unit(const uint8_t* const* units,
+                                                            const TileActivations& x) {
+        if (width <= 4 || x.fetches) {
             for (int b = 0; b < blocks; b++) {
                 for (int i = 0; i < bits; i++) L::prefetch(units[b] + prefetch_distance + 64 * i);
             }
@@ -173,7 +174,7 @@ template <class L, int bits, Zero zero, int width, int tokens, int blocks> struc
                                                           const TileActivations& x, int64_t input,
                                                           const Parameters& group,
                                                           Floats (&to)[blocks][tokens]) {
-        prefetch_unit(units);
+        prefetch_unit(units, x);
         bool two = x.two[input / unit_inputs] != 0;
         if constexpr (blocks * tokens >= 8) {
             if (two) unit_apart<true, then>(units, x, input, group, to);
@@ -197,7 +198,7 @@ template <class L, int bits, Zero zero, int width, int tokens, int blocks> struc
                 units[b] = data + b * stride;
                 group.scales[b] = L::load_float16(parameters + b * stride);
             }
-            if constexpr (width <= 4) L::prefetch(parameters + prefetch_distance);
+            if (width <= 4 || x.fetches) L::prefetch(parameters + prefetch_distance);
             if constexpr (zero == Zero::stored) load_zeros(parameters + 2 * block_rows, stride, group);
             if (x.group_size == wide_group) {
                 add_wide(units, x, input, inputs, group, totals);
@@ -231,11 +232,25 @@ template <class L, int bits, Zero zero, int width, int tokens, int blocks> struc
         }
     }
 
+    [[gnu::always_inline]] static inline void prefetch_codes(const uint8_t* const* units,
+                                                             int64_t inputs,
+                                                             const TileActivations& x) {
+        if (width <= 4 || x.fetches) {
+            int64_t bytes = inputs < wide_group ? inputs * bits * 2 : wide_group * bits * 2;
+            for (int b = 0; b < blocks; b++) {
+                for (int64_t i = 0; i < bytes; i += vector_bytes) {
+                    L::prefetch(units[b] + prefetch_distance + i);
+                }
+            }
+        }
+    }
+
     // A group of weights over activations in wide groups.
     static void add_wide(const uint8_t** units, const TileActivations& x, int64_t input,
                          int64_t inputs, const Parameters& group,
                          Floats (&totals)[blocks][tokens]) {
         Ints sums[blocks][tokens];
+        prefetch_codes(units, inputs, x);
         if (inputs == wide_group) {
             Sums::dot_wide(units, x, input, inputs, sums);
             return add_scaled(sums, x, input / wide_group, group, totals);
@@ -305,7 +320,7 @@ template <class L, int bits, Zero zero, int width, int tokens, int blocks> struc
                 units[b] = data + b * stride;
                 steps[b] = units[b] + code_bytes;
             }
-            if constexpr (width <= 4) L::prefetch(steps[0] + prefetch_distance);
+            if (width <= 4 || x.fetches) L::prefetch(steps[0] + prefetch_distance);
             load_steps(steps, scale_units, minimum_units, group);
             add_unit_to<Then::scale_min>(units, x, g * 32, group, totals);
             data += code_bytes + geometry.parameter_bytes;

@@ -64,7 +64,8 @@ template <class L> struct Linear {
         const uint8_t* data = call.view.data + block * call.geometry.block_bytes;
         TileActivations x{call.x.codes + inputs, call.x.upper ? call.x.upper + inputs : nullptr,
                           call.x.scales + groups, call.x.sums + groups,
-                          call.x.two + tile * call.activations.units, group_size};
+                          call.x.two + tile * call.activations.units, group_size,
+                          tile == 0 && call.activations.tiles < many_tiles};
         if (call.view.kind == LinearKind::int4) return integers<4, width>(call, data, stride, x, totals);
         if (call.view.kind == LinearKind::int8) return integers<8, width>(call, data, stride, x, totals);
         if constexpr (blocks <= L::row_blocks) {

@@ -182,9 +182,9 @@ template <class L> struct Terms {
         }
     }
 
-    // The same for a single token. A unit is taken out only where it saves more than the mean itself:
-    // in tiles of tokens each one's units cost all of them time.
-    static constexpr double own_saving = 1.0;
+    // The same for a single token. A unit is taken out where it saves more than so many means: what
+    // one token of a tile needs costs all of them time, and in groups of one unit more so.
+    static constexpr double own_saving = 1.0, own_saving_of_one = 2.0;
 
     static int32_t largest_of_group(const ActivationShape& shape, const Tile& tile, int64_t token,
                                     int64_t i, int64_t units) {
@@ -201,7 +201,8 @@ template <class L> struct Terms {
             double value = from_bits(largest_of_group(shape, tile, token, i, units));
             squares += value * value;
         }
-        return own_saving * squares / static_cast<double>(tile.groups);
+        double means = units > 1 ? own_saving : own_saving_of_one;
+        return means * squares / static_cast<double>(tile.groups);
     }
 
     // Flags of the units of a group: the loudest ones, each of which saves more than the limit.
