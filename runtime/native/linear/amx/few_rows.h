@@ -60,6 +60,7 @@ struct BlockSet {
 struct Meanwhile {
     // The next group: nullptr where there is none.
     int8_t* codes = nullptr;
+    int64_t blocks;  // that it has: fewer than now in the last set
     int64_t ahead;
     const uint8_t* source;  // of the first block
     L::Codes offsets[few_blocks];
@@ -73,7 +74,7 @@ enum Pieces { no_pieces = 0, unpacking = 1, finishing = 2, all_pieces = 3 };
 template <int halves, int steps, int pieces>
 [[gnu::always_inline]] inline void work(FewRows& call, const Meanwhile& meanwhile, int step,
                                         int b, int half) {
-    if ((pieces & unpacking) && half == 0 && meanwhile.codes) {
+    if ((pieces & unpacking) && half == 0 && meanwhile.codes && b < meanwhile.blocks) {
         const int64_t input = step * row_inputs;
         call.unpack(meanwhile.source + b * call.geometry.block_bytes +
                         call.geometry.code_bytes(input),
@@ -156,6 +157,7 @@ inline void prepare(const FewRows& call, const BlockSet& set, const BlockSet& fo
     const BlockReader::Place place = call.reader.find(input);
     const uint8_t* data = set.data(call);
     meanwhile.codes = codes;
+    meanwhile.blocks = set.count;
     meanwhile.source = data + place.codes;
     meanwhile.ahead = few_ahead;
     // Where a block ends before, that of the following set is fetched.
