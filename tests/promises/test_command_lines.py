@@ -65,11 +65,13 @@ STANDS_FOR = {
     "T": "cpu",
     "N": "4",
     "…": "hi",
+    "SMALL": "r1.dsq",
     "out.html": "out.html",
 }
 HARNESS = "dsconv.lm_eval"
 NETWORK = "sets up an environment from a package index"
 WITH_TORCH = 'TORCH="torch==2.13.0 --index-url https://your.index/cpu" python scripts/setup.py demo'
+TASKS = "questions that a reader has; tests/runtime/verify/tasks runs such files"
 NOT_RUN = {
     "python scripts/setup.py demo": NETWORK,
     "python scripts/setup.py test": NETWORK,
@@ -77,6 +79,12 @@ NOT_RUN = {
     f"python -m {HARNESS} run --model dsconv --model_args path=r1.dsq --tasks gsm8k": (
         "asks the hub for its questions"
     ),
+    "dsconv serve r1.dsq --port 8000": "until it is stopped; tests/runtime/serve starts it",
+    f"dsconv verify r1.dsq --reference {DISTILL} --task gsm8k.jsonl --task-questions 200": TASKS,
+    (
+        f"dsconv verify r1.dsq --reference {DISTILL} --task ceval.csv --task-shots 5 "
+        "--task-shots-from dev.csv"
+    ): TASKS,
     "dsconv demo": "minutes on the real model; tests/promises/test_real_models.py runs it",
     "dsconv --install-completion": "writes into the settings of a shell",
     "dsconv --show-completion": "asks which shell called it",
@@ -85,6 +93,9 @@ NOT_RUN = {
 }
 # The same with what a tiny random model needs, or the server of this machine.
 CHANGED = {
+    "dsconv run r1.dsq --prompts questions.jsonl -o answers.jsonl --max-tokens 2048": (
+        "dsconv run r1.dsq --prompts questions.jsonl -o new.jsonl --max-tokens 4"
+    ),
     "dsconv COMMAND --help": "dsconv run --help",
     "dsconv quantize MODEL --no-keep": "dsconv quantize org/model --no-keep --method rtn -o new",
     "dsconv export CHECKPOINT --format ascend -o OUT": "dsconv export q8 --format ascend -o new",
