@@ -22,8 +22,8 @@ SETTINGS = tuple(name for name in RANGES if name not in ("typical_p",))
 FORMS = "prompt; question; messages that end with a user's"
 # What would change the answer and is not done for a row: named instead of dropped.
 REFUSED = (
-    *("tools", "functions", "response_format", "logit_bias", "presence_penalty"),
-    *("frequency_penalty", "grammar", "json_schema", "best_of", "suffix", "prefix"),
+    *("tools", "functions", "response_format", "logit_bias"),
+    *("grammar", "json_schema", "best_of", "suffix", "prefix"),
 )
 
 

@@ -11,7 +11,12 @@ from small_models import write_checkpoint
 from dsconv.cli import app
 from dsconv.runtime.command_line import exit_codes
 
-COMMANDS = [command.callback.__name__ for command in app.registered_commands if command.callback]
+WITHOUT_REPORT = ("serve",)  # it answers over HTTP, in a shape of its own
+COMMANDS = [
+    command.callback.__name__
+    for command in app.registered_commands
+    if command.callback and command.callback.__name__ not in WITHOUT_REPORT
+]
 
 
 def refused(outcome: Outcome, code: int, word: str) -> None:

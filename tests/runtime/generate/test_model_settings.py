@@ -19,6 +19,7 @@ from dsconv.convert.open import open_checkpoint
 from dsconv.errors import InputError
 from dsconv.runtime.generate.generation_keys import GENERATION_KEYS
 from dsconv.runtime.generate.model_settings import (
+    OF_USERS,
     from_generation_config,
     remarks_on,
     wanted_answer,
@@ -47,7 +48,7 @@ def test_the_table_knows_every_key_of_transformers() -> None:
 def test_what_the_table_calls_used_is_used() -> None:
     used = {key for key, known in GENERATION_KEYS.items() if known.use is Use.USED}
     others = {"do_sample", "eos_token_id", "bos_token_id", "stop_strings", "max_new_tokens"}
-    fields = set(vars(Sampling())) - {"seed"}
+    fields = set(vars(Sampling())) - set(OF_USERS)
     assert used == fields | others
     for settings in LOOKING_BACK:
         ours = from_generation_config(reader(**settings))
@@ -162,7 +163,7 @@ def test_search_of_genai() -> None:
     assert "min_p = 0.1: genai_config.json cannot say it" in notes[0]
     assert search_settings(reader(do_sample=True, temperature=0))[0]["do_sample"] is False
     said = {key for key in WITHOUT_WORD if key in RANGES} | set(search)
-    assert set(RANGES) - {"seed"} <= said
+    assert set(RANGES) - set(OF_USERS) <= said
 
 
 def test_no_sampling_setting_stops_a_command_that_does_not_sample(tmp_path: Path) -> None:
