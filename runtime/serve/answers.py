@@ -39,8 +39,13 @@ def json_response(content: object, status: int = 200) -> Response:
     return Response(json_bytes(content), status, media_type="application/json")
 
 
-async def read_object(request: Request, limit: int, seconds: float) -> Any:
+async def read_object(
+    request: Request, limit: int, seconds: float, take: Callable[[int], None]
+) -> Any:
     """The JSON of the body.
+
+    Args:
+        take: told of every piece's bytes as they arrive; may refuse.
 
     Raises:
         Problem: it is too large, too slow, no JSON, or said to be something else.
@@ -53,7 +58,7 @@ async def read_object(request: Request, limit: int, seconds: float) -> Any:
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise Problem(415, "content-encoding is not supported; send the body as it is")
     try:
-        body = await asyncio.wait_for(_read(request, limit), seconds)
+        body = await asyncio.wait_for(_read(request, limit, take), seconds)
     except (asyncio.TimeoutError, TimeoutError):
         raise Problem(408, f"the body did not arrive within {seconds:g} seconds") from None
     try:
@@ -64,7 +69,7 @@ async def read_object(request: Request, limit: int, seconds: float) -> Any:
         raise Problem(400, error.message) from error
 
 
-async def _read(request: Request, limit: int) -> bytes:
+async def _read(request: Request, limit: int, take: Callable[[int], None]) -> bytes:
     stated = request.headers.get("content-length", "0")
     if stated.isdigit() and int(stated) > limit:
         raise Problem(413, f"the body has {stated} bytes, limit {limit}", headers=_CLOSE)
@@ -73,7 +78,9 @@ async def _read(request: Request, limit: int) -> bytes:
         message = await request.receive()
         if message["type"] == "http.disconnect":
             raise ClientGone
-        body += message.get("body", b"")
+        piece = message.get("body", b"")
+        take(len(piece))
+        body += piece
         if len(body) > limit:
             raise Problem(413, f"the body has more than {limit} bytes", headers=_CLOSE)
         if not message.get("more_body", False):

@@ -40,8 +40,9 @@ from .served import Served
 OPEN_PATHS = ("/health", "/")  # without a key: they tell nothing
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 RETRY = {"retry-after": "1"}
+BUSY = {**RETRY, "connection": "close"}  # what is left of the body is not read
 GONE = 499  # nobody reads it
-BODIES = 8  # of the largest size, that may be read at the same time
+BODIES = 8  # of the largest size, that bodies may take together while they arrive
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,8 @@ class Service:
     async def health(self, request: Request) -> Response:
         if self.draining:
             return json_response({"status": "draining"}, 503)
+        if not self.engine.is_alive:
+            return json_response({"status": "the engine has ended"}, 503)
         return json_response({"status": "ok"})
 
     async def show_metrics(self, request: Request) -> Response:
@@ -127,13 +130,19 @@ class Service:
 
     async def _body(self, request: Request) -> Any:
         limits = self.served.limits
-        if self._reading > BODIES * limits.body_bytes:
-            raise Problem(429, "too many large requests at the same time", headers=RETRY)
-        self._reading += limits.body_bytes
+        taken = 0
+
+        def take(count: int) -> None:
+            nonlocal taken
+            if self._reading + count > BODIES * limits.body_bytes:
+                raise Problem(429, "too many large requests at the same time", headers=BUSY)
+            taken += count
+            self._reading += count
+
         try:
-            return await read_object(request, limits.body_bytes, limits.slow)
+            return await read_object(request, limits.body_bytes, limits.slow, take)
         finally:
-            self._reading -= limits.body_bytes
+            self._reading -= taken
 
     def _submit(self, plans: Any) -> Any:
         if self.draining:
@@ -273,6 +282,12 @@ class Watch:
 
         try:
             await self._app(scope, receive, noted)
+        # Of a kind that no handler knows: starlette would answer it without an id.
+        except Exception as error:
+            number = self._service.report(error)
+            if status == GONE:  # nothing was sent
+                failed = _problem_response(Problem(500, f"an error of the server, id {number}"))
+                await failed(scope, receive, noted)
         finally:
             seconds = time.monotonic() - begun
             path = scope["path"] if scope["path"] in self._paths else "other"
@@ -300,7 +315,8 @@ class Gate:
     def _refusal(self, scope: Scope, headers: dict[bytes, bytes]) -> Problem | None:
         host = headers.get(b"host", b"localhost").decode("latin-1").lower()
         name = re.sub(r":\d+$", "", host)
-        if self._access.only_local and name not in LOCAL_HOSTS:
+        is_local = name in LOCAL_HOSTS or re.fullmatch(r"127(\.\d{1,3}){3}", name)
+        if self._access.only_local and not is_local:
             return Problem(403, f"host {name[:100]!r} is not this machine", code="host")
         if self._key is None or scope["path"] in OPEN_PATHS:
             return None

@@ -93,6 +93,7 @@ def _tokens(fields: Fields, served: Served) -> int | None:
         if generation_config(loaded.side_files, loaded.config).has("max_new_tokens"):
             return None
         return served.most_tokens
+    served.refuse_answer(asked, "max_tokens" if new is None else "max_completion_tokens")
     return min(asked, served.most_tokens)
 
 

@@ -57,7 +57,9 @@ def read_completion(data: object, served: Served) -> CompletionRequest:
     """
     fields = Fields(data)
     tokens = fields.integer("max_tokens", 0, MOST)
-    tokens = DEFAULT_TOKENS if tokens is None else min(tokens, served.most_tokens)
+    if tokens is not None:
+        served.refuse_answer(tokens, "max_tokens")
+    tokens = min(DEFAULT_TOKENS if tokens is None else tokens, served.most_tokens)
     settings = read_settings(fields, served, tokens)
     best_of = fields.integer("best_of", 1, MOST)
     if best_of is not None and best_of != settings.n:

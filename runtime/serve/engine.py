@@ -6,6 +6,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -67,6 +68,10 @@ class Engine:
         return self._open
 
     @property
+    def is_alive(self) -> bool:
+        return self._thread.is_alive()
+
+    @property
     def running(self) -> int:
         return self._scheduler.running
 
@@ -113,10 +118,17 @@ class Engine:
         # One pass that fails must not end the server. Nobody knows what the cache holds after it:
         # those who were in it are told, and the rest begins anew.
         except Exception as error:
+            self._scheduler = self._renewed()
             for ticket in list(self._tickets):
+                ticket.cancels.clear()  # of a scheduler that is no more
                 self._fail(ticket, error)
-            self._scheduler.close()
             return False
+
+    def _renewed(self) -> Scheduler:
+        """Over the same batch, emptied as far as the old one can still tell what is in it."""
+        with suppress(Exception):
+            self._scheduler.close()
+        return Scheduler(self.batch)
 
     def _begin(self, ticket: Ticket) -> None:
         if ticket.over:

@@ -56,6 +56,12 @@ class Served:
         """Of one answer."""
         return self.limits.tokens or self.context
 
+    def refuse_answer(self, tokens: int, where: str) -> None:
+        """Raises Problem: the server writes fewer. (The context ends a text by itself.)"""
+        limit = self.limits.tokens
+        if limit and tokens > limit:
+            raise Problem(400, f"{where}: {tokens} tokens, this server writes {limit}", where)
+
     def refuse_long(self, text: str, where: str) -> None:
         limit = CHARACTERS * self.context
         if len(text) > limit:
