@@ -12,7 +12,8 @@ past             what the text so far does to that
 filters          which tokens stay in before one is drawn
 draft            tokens guessed by a smaller model
 draft_length     how many of them pay
+pass_costs       what passes over one token and over several take
+right_guesses    how often guesses are right, by their kind
 speculation      tokens guessed ahead from the text so far
-written_text     the text so far: thoughts and answer apart, stop texts
 timed            what `bench` times
 """

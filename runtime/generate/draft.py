@@ -26,9 +26,8 @@ from dsconv.runtime.sessions.load import Loaded
 from dsconv.runtime.sessions.session import Session
 from dsconv.runtime.text.tokenizer import TextTokenizer
 
-from .draft_length import DraftLength
-
-FEWEST_READ = 16  # tokens of the text, its last ones, that a draft begins with
+from .draft_length import MOST, DraftLength
+from .speculation import PromptLookup
 
 
 @dataclass(frozen=True)
@@ -86,12 +85,15 @@ class DraftedSession:
         self._session, self._draft, self._clock = session, draft, clock
         self._ids = min(ids, session.vocabulary, draft.vocabulary)
         self._length = DraftLength()
-        self._text: list[int] = []  # since `_start` of the sequence
+        self._text = PromptLookup()  # since `_start` of the sequence
         self._start = session.position
         self._read: list[int] = []  # what the draft has in its cache, from `_first` of the text on
         self._first = 0
         self._ahead: deque[tuple[int, NDArray[np.float32]]] = deque()
-        self._pending = 0  # guesses of the round that was checked last
+        # Of the guesses that were checked last: how many; for the draft's, what it gave them; for
+        # copied ones, how many tokens before them agreed.
+        self._checked = self._agree = 0
+        self._confidences: list[float] = []
         draft.reset()
         self.proposed = self.accepted = 0
 
@@ -108,11 +110,11 @@ class DraftedSession:
         return self._start + len(self._text)
 
     def reset(self) -> None:
+        self._end_round(wrong=False)
         self._session.reset()
         self._draft.reset()
-        self._text, self._read = [], []
+        self._text, self._read = PromptLookup(), []
         self._start = self._first = 0
-        self._ahead.clear()
 
     def prefill(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         self._append(tokens)
@@ -127,9 +129,11 @@ class DraftedSession:
         return self.extend(tokens)
 
     def truncate(self, length: int) -> None:
-        del self._text[max(0, length - self._start) :]
-        self._start = min(self._start, length)
         self._end_round(wrong=False)
+        self._text.truncate(max(0, length - self._start))
+        self._start = min(self._start, length)
+        if self._read:
+            self._shorten(len(self._text) - self._first)
         self._roll_back()
 
     def decode(self, token: int) -> NDArray[np.float32]:
@@ -137,88 +141,121 @@ class DraftedSession:
         if self._ahead and self._ahead[0][0] == token:
             logits = self._ahead.popleft()[1]
             self.accepted += 1
-            self._text.append(token)
+            self._text.append([token])
             if not self._ahead:
                 self._end_round(wrong=False)
             return logits
-        if self._ahead:
-            self._end_round(wrong=True)
+        self._end_round(wrong=True)
         self._append([token])
-        guess, seconds, behind = self._guess()
+        guess = self._copy() or self._guess()
         start = self._clock()
         if not guess:
             logits = self._session.decode(token)
             self._length.plain(self._clock() - start)
             return logits
         rows = self._session.extend([token, *guess])
-        self._length.checked(len(guess), self._clock() - start, seconds, behind)
+        self._length.checked(len(guess), self._clock() - start)
+        self._checked = len(guess)
         self.proposed += len(guess)
-        self._pending = len(guess)
         self._ahead.extend(zip(guess, rows[1:], strict=True))
         first: NDArray[np.float32] = rows[0]
         return first
 
-    def _guess(self) -> tuple[list[int], float, int]:
-        """-> (tokens, seconds that they took, tokens that the draft read before)."""
-        self._forget_wrong_guesses()
+    def _copy(self) -> list[int]:
+        """What followed the last time that the text stood like this, where that is often right."""
+        agree = self._text.agree()
         room = self.context_length - self.position
-        behind = self._behind()
-        count = self._length.choose(len(behind), min(room, self._draft_room(behind)))
-        if count < 1:
-            return [], 0.0, 0
+        count = self._length.copied(agree, room) if agree else 0
+        self._agree = agree if count else 0
+        return self._text.candidates(count) if count else []
+
+    def _guess(self) -> list[int]:
+        """Tokens that are worth a wider pass, or none."""
+        self._forget_wrong_guesses()
+        behind, again = self._behind()
+        room = min(self.context_length - self.position, self._draft_room(behind, again))
+        if not self._length.begin(len(behind), room):
+            return []
         start = self._clock()
-        guess: list[int] = []
-        if not self._read:
-            self._first = len(self._text) - len(behind)
+        if again:
+            self._draft.reset()
+            self._read, self._first = [], len(self._text) - len(behind)
         logits = self._draft.decode(behind[0]) if len(behind) == 1 else self._draft.prefill(behind)
         self._read += behind
+        guess: list[int] = []
+        chance = 1.0
         while True:
-            guess.append(int(np.argmax(logits[: self._ids])))
-            if len(guess) == count:
-                return guess, self._clock() - start, len(behind)
-            logits = self._draft.decode(guess[-1])
-            self._read.append(guess[-1])
+            token, confidence = _likeliest(logits[: self._ids])
+            guess.append(token)
+            self._confidences.append(confidence)
+            chance *= self._length.chance(confidence)
+            if not self._length.goes_on(len(guess), room, chance):
+                break
+            logits = self._draft.decode(token)
+            self._read.append(token)
+        self._length.drafted(len(guess), len(behind), self._clock() - start)
+        if len(guess) == 1 and not self._length.is_worth_checking(chance):
+            self._length.unchecked()
+            self._confidences = []
+            return []
+        return guess
 
-    def _behind(self) -> list[int]:
-        """What the draft has to read before it can go on."""
-        affordable = max(FEWEST_READ, self._length.readable())
-        if self._first > 0 and affordable >= len(self._text):  # guessing pays: read all of it
-            self._draft.reset()
-            self._read, self._first = [], 0
-        if not self._read:
-            return self._text[-affordable:]
-        return self._text[self._first + len(self._read) :]
+    def _behind(self) -> tuple[list[int], bool]:
+        """What the draft has to read before it can go on; whether it begins again with that."""
+        has, text = len(self._read), self._text.tokens
+        behind = text[self._first + has :] if has else text
+        most = self._draft.context_length // 2
+        if has + len(behind) + MOST >= self._draft.context_length:
+            has = 0  # it is full
+        again = min(self._length.reads_again(len(text), has, len(behind)), most)
+        return (list(text[-again:]), True) if again else (list(behind), False)
 
-    def _draft_room(self, behind: Sequence[int]) -> int:
-        return self._draft.context_length - len(self._read) - len(behind) - 1
+    def _draft_room(self, behind: Sequence[int], again: bool) -> int:
+        has = 0 if again else len(self._read)
+        return self._draft.context_length - has - len(behind) - 1
 
     def _forget_wrong_guesses(self) -> None:
         """The draft has read its own guesses; those that were not taken go."""
-        text = self._text[self._first : self._first + len(self._read)]
-        pairs = zip(self._read, text, strict=False)
-        same = next(
-            (i for i, (a, b) in enumerate(pairs) if a != b), min(len(text), len(self._read))
-        )
+        if not self._read:
+            return
+        text, first = self._text.tokens, self._first
+        same = max(0, len(self._read) - MOST)  # before these nothing was a guess
+        end = min(len(self._read), len(text) - first)
+        while same < end and self._read[same] == text[first + same]:
+            same += 1
         # One token at least is read again: its logits begin the next guess.
-        same = min(same, len(self._text) - self._first - 1)
-        if same < 1:
+        self._shorten(min(same, len(text) - first - 1))
+
+    def _shorten(self, length: int) -> None:
+        """What the draft has read."""
+        if length < 1:
             self._draft.reset()
             self._read, self._first = [], 0
-        elif same < len(self._read):
-            self._draft.truncate(same)
-            del self._read[same:]
+        elif length < len(self._read):
+            self._draft.truncate(length)
+            del self._read[length:]
 
     def _append(self, tokens: Sequence[int]) -> None:
+        self._end_round(wrong=False)
         self._roll_back()
-        self._text += tokens
+        self._text.append(tokens)
 
     def _end_round(self, wrong: bool) -> None:
-        if self._pending:
-            self._length.outcome(self._pending - len(self._ahead), wrong)
-        self._pending = 0
+        """wrong: the next guess, if one is left, was not what was drawn."""
+        right, wrong = self._checked - len(self._ahead), wrong and bool(self._ahead)
+        if self._agree:
+            self._length.outcome_of_copy(self._agree, right, wrong)
+        elif self._confidences:
+            self._length.outcome(self._confidences[: right + wrong], right)
+        self._confidences, self._agree, self._checked = [], 0, 0
         self._ahead.clear()
 
     def _roll_back(self) -> None:
-        self._ahead.clear()
         if self._session.position > self.position:
             self._session.truncate(self.position)
+
+
+def _likeliest(logits: NDArray[np.float32]) -> tuple[int, float]:
+    """-> (token, its probability)."""
+    token = int(np.argmax(logits))
+    return token, 1.0 / float(np.sum(np.exp(logits - logits[token])))

@@ -1,109 +1,183 @@
-"""How many tokens a smaller model shall guess: what acceptance and costs, measured on the way, say.
+"""How long a smaller model goes on guessing: what its confidence, acceptance and costs say.
 
-A round guesses k tokens and checks them in one pass. With a share a of right guesses it gives
-(1 - a^(k+1)) / (1 - a) tokens on the average (Leviathan et al. 2023), and costs k draft steps and a
-pass over k + 1 tokens. The k that gives most per second is taken; none, where that is slower than
-the model alone. Rounds that only find that out are paid from a budget, a small share of all time.
+A round guesses k tokens and checks them in one pass. Each further guess is made while the chance
+that it is reached and right, times what a token of the model alone costs, is more than a step of
+the draft and a wider pass. How often a guess is right is known from those before with a like
+probability in the draft's eyes.
+
+Whether there are rounds at all is decided by what the last ones gave for their time. Rounds that
+only find out whether it pays again are paid from an allowance, a small share of all time.
+
+Where the text stood like this before, what followed then is a guess that costs no step at all.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from statistics import median
 
-MOST = 8  # tokens of a guess
-PRIOR, PRIOR_TRIALS = 0.7, 4.0  # of the share of right guesses before any
-MEMORY = 0.97  # weight of what was seen one trial earlier
-FORGET = 0.01  # per token without a guess, towards the prior: a text may change
-LEAST_GAIN = 1.03  # over the model alone
-BUDGET = 0.015  # of the time so far, for rounds that do not pay
-CREDIT = 5.0  # tokens' time to begin with
+from .pass_costs import KEPT, PassCosts
+from .right_guesses import AS_CONFIDENT, RightGuesses, confidence_kind
+
+MOST = 12  # tokens of a guess
+MOST_COPIED = 16
+COPIES = (0.2, 0.4, 0.6)  # right ones before any, by the tokens that agree: 2, 3, 4
+BUDGET = 0.01  # of the time so far, for rounds that do not pay
+CREDIT = 1.5  # tokens' time to begin with
 WARMUP = 2  # tokens of the model alone, to time it
-KEPT = 5  # times of each kind; their median counts
-WIDER = 0.05  # guess of what a further token in a pass adds, before it was timed
-READING = 0.1  # of a draft step: reading a token of many
+READING = 0.15  # of a draft step: reading a token of many, before it was timed
+DRAFT = 0.3  # of a pass of the model: a draft step, before it was timed
+ANY = 0.7  # share of right guesses, before any
+GAIN, GAIN_WEIGHT = 1.1, 4.0  # of rounds before any; in tokens' time
+MEMORY = 0.9  # weight of a round against the next one
+FEWEST_READ = 16  # tokens of the text, its last ones, that a draft begins with
+WORTH_READING = 4  # times what it has of the text, or all of it: then it begins again
 
 
 class DraftLength:
-    """Told of everything that took time; says how long the next guess shall be."""
+    """Told of everything that took time; says how long to guess, and how much to read for it."""
 
     def __init__(self, most: int = MOST) -> None:
         self._most = most
-        self._passes: dict[int, deque[float]] = {}  # by tokens of a pass
-        self._draft: deque[float] = deque(maxlen=KEPT)
-        self._right, self._trials = PRIOR * PRIOR_TRIALS, PRIOR_TRIALS
+        self._costs = PassCosts()
+        self._guesses, self._any = RightGuesses(AS_CONFIDENT), RightGuesses([ANY])
+        self._copies = RightGuesses(COPIES)
+        self._draft: deque[float] = deque(maxlen=KEPT)  # of a step
+        self._reading: deque[float] = deque(maxlen=KEPT)  # of a token
         self._plain = 0  # tokens of the model alone
         self._seconds = 0.0  # of everything
-        self._saved = 0.0  # by guessing, over the model alone
+        self._spent = 0.0  # of the allowance
+        self._saved = 0.0  # by rounds, over the model alone, less what was read for them
+        # Of the last rounds, in tokens of the model alone: what they gave and took.
+        self._gave, self._took = GAIN * GAIN_WEIGHT, GAIN_WEIGHT
+        self._round = 0.0  # seconds of the one that is checked now
+        self._pays = True  # it was begun because rounds do
 
     @property
-    def acceptance(self) -> float:
-        return self._right / self._trials
+    def gain(self) -> float:
+        """Of the last rounds: tokens per second over those of the model alone."""
+        return self._gave / self._took
+
+    def copied(self, agree: int, room: int) -> int:
+        """Tokens to copy from where the last `agree` tokens stood before; 0: ask the draft."""
+        if self._plain < WARMUP:
+            return 0
+        share = self._copies.share(agree - 2)
+        best, most = 0, max(1.0, self.gain)
+        tokens, chance = 1.0, 1.0
+        for count in range(1, min(MOST_COPIED, room) + 1):
+            chance *= share
+            tokens += chance
+            gain = tokens * self._costs.alone / self._costs.cost(count + 1)
+            if gain > most:
+                best, most = count, gain
+        return best
+
+    def begin(self, behind: int, room: int) -> bool:
+        """Whether the draft shall guess; behind: tokens that it would read first."""
+        if self._plain < WARMUP or room < 1:
+            return False
+        reading = self._read_cost() * behind if behind > 2 else 0.0
+        self._pays = self.gain > 1 and reading <= max(self._allowance(), self._saved / 2)
+        return self._pays or self._allowance() > self._step() + self._costs.wider + reading
+
+    def goes_on(self, count: int, room: int, chance: float) -> bool:
+        """Whether to guess another one after `count`, all of them right with this chance."""
+        if count >= min(self._most, room):
+            return False
+        gain = chance * self._any.share(0) * self._costs.alone
+        return gain > self._step() + self._costs.wider
+
+    def chance(self, confidence: float) -> float:
+        """That a guess is right to which the draft gives this probability."""
+        return self._guesses.share(confidence_kind(confidence))
+
+    def is_worth_checking(self, chance: float) -> bool:
+        return chance * self._costs.alone > self._costs.wider
+
+    def reads_again(self, text: int, has: int, behind: int) -> int:
+        """Tokens of the end of a text that the draft shall begin again with; 0: it goes on.
+
+        Args:
+            text: tokens of it. has: those that the draft has read. behind: those after them.
+        """
+        each = self._read_cost()
+        affordable = int(self._allowance() / (2 * each)) if each else 0
+        end = min(text, max(FEWEST_READ, affordable))
+        if not has:
+            return end
+        if self.gain > 1 and has + behind < text:  # more of the text makes better guesses
+            most = min(text, int(self._saved / (2 * each))) if each else 0
+            if most == text or most >= WORTH_READING * has:
+                return most
+        return end if behind > max(2, end) and self._read_cost() * behind > self._saved / 2 else 0
 
     def plain(self, seconds: float) -> None:
         """A token of the model alone."""
-        self._note(1, seconds)
+        self._costs.note(1, seconds)
         self._plain += 1
         self._seconds += seconds
-        keep = 1 - FORGET
-        self._right = keep * self._right + FORGET * PRIOR * PRIOR_TRIALS
-        self._trials = keep * self._trials + FORGET * PRIOR_TRIALS
 
-    def checked(self, guessed: int, pass_seconds: float, draft_seconds: float, behind: int) -> None:
-        """A round's costs; behind: tokens that the draft had to read first."""
-        self._note(guessed + 1, pass_seconds)
-        if behind <= 2:  # else it tells of reading, not of guessing
-            self._draft.append(draft_seconds / guessed)
-        self._seconds += pass_seconds + draft_seconds
-        self._saved -= pass_seconds + draft_seconds
+    def drafted(self, guesses: int, behind: int, seconds: float) -> None:
+        """What guesses took, and reading before them."""
+        read = 0.0
+        if behind <= 2:
+            self._draft.append(seconds / guesses)
+        elif self._draft:  # the first guess comes with what is read
+            read = max(0.0, seconds - guesses * self._step())
+            self._reading.append(read / behind)
+        else:
+            read = seconds * READING * behind / (READING * behind + guesses)
+        self._seconds += seconds
+        self._round = seconds - read
+        if self._saved >= read:
+            self._saved -= read
+        else:
+            self._spent += read
 
-    def outcome(self, right: int, wrong: bool) -> None:
-        """Of a round: guesses that were right, and whether one was wrong after them."""
-        self._saved += (right + 1) * self._cost(1)
-        for hit in (*[1.0] * right, *([0.0] if wrong else [])):
-            self._right = MEMORY * self._right + hit
-            self._trials = MEMORY * self._trials + 1
+    def checked(self, guesses: int, seconds: float) -> None:
+        """The pass over them."""
+        self._costs.note(guesses + 1, seconds)
+        self._seconds += seconds
+        self._round += seconds
 
-    def choose(self, behind: int, room: int) -> int:
-        """Tokens to guess now, at most `room`; behind: those that the draft would read first."""
-        if self._plain < WARMUP or room < 1:
-            return 0
-        alone, draft = self._cost(1), self._draft_cost()
-        choices = range(1, min(self._most, room) + 1)
-        best = max(choices, key=lambda k: self.tokens(k) / self._round(k, draft))
-        gain = self.tokens(best) * alone / self._round(best, draft)
-        loss = self._round(best, draft) + READING * draft * max(0, behind - 1) - alone
-        if gain >= LEAST_GAIN and self._funds() > loss - (self.tokens(best) - 1) * alone:
-            return best
-        return 0
+    def unchecked(self) -> None:
+        """The guess was not worth a wider pass."""
+        self._end_round(0.0, drafted=True)
 
-    def readable(self) -> int:
-        """Tokens that the draft may read now, from what is there for rounds that do not pay."""
-        cost = READING * self._draft_cost()
-        return int(self._funds() / (2 * cost)) if cost > 0 else 0
+    def outcome(self, confidences: Sequence[float], right: int) -> None:
+        """Of the draft's round: `right` guesses were right, and the next one, if any, was not.
 
-    def tokens(self, guessed: int) -> float:
-        """That a round gives on the average."""
-        a = min(self.acceptance, 0.999)
-        return float((1 - a ** (guessed + 1)) / (1 - a))
+        Args:
+            confidences: of the guesses whose outcome is known.
+        """
+        for number, confidence in enumerate(confidences):
+            self._guesses.note(confidence_kind(confidence), number < right)
+            self._any.note(0, number < right)
+        self._end_round(right + 1.0, drafted=True)
 
-    def _funds(self) -> float:
-        return CREDIT * self._cost(1) + BUDGET * self._seconds + self._saved
+    def outcome_of_copy(self, agree: int, right: int, wrong: bool) -> None:
+        for hit in (*[True] * right, *[False] * wrong):
+            self._copies.note(agree - 2, hit)
+        self._end_round(right + 1.0, drafted=False)
 
-    def _round(self, guessed: int, draft: float) -> float:
-        return guessed * draft + self._cost(guessed + 1)
+    def _end_round(self, tokens: float, drafted: bool) -> None:
+        alone = self._costs.alone
+        took = self._round / alone if alone else 0.0
+        self._round = 0.0
+        self._saved += (tokens - took) * alone
+        if drafted:
+            self._gave = MEMORY * self._gave + tokens
+            self._took = MEMORY * self._took + took
+            if not self._pays:
+                self._spent += max(0.0, (took - tokens) * alone)
 
-    def _draft_cost(self) -> float:
-        return median(self._draft) if self._draft else 0.3 * self._cost(1)
+    def _allowance(self) -> float:
+        return CREDIT * self._costs.alone + BUDGET * self._seconds - self._spent
 
-    def _note(self, tokens: int, seconds: float) -> None:
-        self._passes.setdefault(tokens, deque(maxlen=KEPT)).append(seconds)
+    def _step(self) -> float:
+        return median(self._draft) if self._draft else DRAFT * self._costs.alone
 
-    def _cost(self, tokens: int) -> float:
-        """Of a pass: as timed, or from the nearest shorter one that was."""
-        if tokens in self._passes:
-            return median(self._passes[tokens])
-        nearest = max((n for n in self._passes if n < tokens), default=min(self._passes, default=0))
-        if not nearest:
-            return 0.0
-        return median(self._passes[nearest]) * (1 + WIDER * max(0, tokens - nearest))
+    def _read_cost(self) -> float:
+        return median(self._reading) if self._reading else READING * self._step()

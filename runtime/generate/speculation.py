@@ -52,17 +52,26 @@ class PromptLookup:
             self._tokens, self._ends = [], {}
             self.append(kept)
 
+    @property
+    def tokens(self) -> Sequence[int]:
+        return self._tokens
+
+    def agree(self) -> int:
+        """Tokens of the end that stood somewhere before, of NGRAM_SIZES the most; 0: none."""
+        known = (size for size in NGRAM_SIZES if tuple(self._tokens[-size:]) in self._ends)
+        return next(known, 0)
+
     def candidates(self, count: int) -> list[int]:
         """`count` tokens that followed the last occurrence of the longest known end; or none.
 
         A copy that reaches the end of the text goes on with itself, as in a repeated pattern.
         """
-        for size in NGRAM_SIZES:
-            start = self._ends.get(tuple(self._tokens[-size:]))
-            if start is not None:
-                period = len(self._tokens) - start
-                return [self._tokens[start + i % period] for i in range(count)]
-        return []
+        size = self.agree()
+        if not size:
+            return []
+        start = self._ends[tuple(self._tokens[-size:])]
+        period = len(self._tokens) - start
+        return [self._tokens[start + i % period] for i in range(count)]
 
 
 class SpeculativeSession:

@@ -94,34 +94,121 @@ def test_the_distribution_is_the_models() -> None:
     assert sum(terms) < len(keys) + 5 * np.sqrt(2 * len(keys))
 
 
-def test_a_draft_with_a_short_context_stops_guessing_there() -> None:
-    model, draft = pair(0.0)
+def test_a_draft_with_a_short_context_begins_again() -> None:
+    model, draft = pair(0.0, vocabulary=60)
     draft.context_length = 40
-    drafted = DraftedSession(model, draft, 12, Clock(model, draft))
-    alone = write(model, Sampling(), 120)
+    drafted = DraftedSession(model, draft, 60, Clock(model, draft))
+    alone = write(model, Sampling(0.4, seed=2), 120)
     model.reset()
-    assert write(drafted, Sampling(), 120).tokens == alone.tokens
+    assert write(drafted, Sampling(0.4, seed=2), 120).tokens == alone.tokens
+    assert drafted.position > 80
+    assert drafted.accepted > 30
 
 
-def test_length_follows_acceptance_and_cost() -> None:
+def test_turns_and_cuts_between_them() -> None:
+    """A chat: prompts follow answers that ended amid a guess, and some are taken back."""
+    model, draft = pair(0.4)
+    drafted = DraftedSession(model, draft, 12, Clock(model, draft))
+    alone, _ = pair(0.4)
+    rng = np.random.default_rng(2)
+    for turn in range(40):
+        prompt = rng.integers(0, 12, int(rng.integers(1, 9))).tolist()
+        if turn % 4 == 3:
+            length = int(rng.integers(0, alone.position))
+            drafted.truncate(length)
+            alone.truncate(length)
+        if turn % 9 == 8:
+            drafted.reset()
+            alone.reset()
+        found = []
+        for session in (drafted, alone):
+            logits = session.prefill(prompt)
+            tokens = []
+            for _ in range(int(3 + turn % 7)):
+                tokens.append(int(np.argmax(logits)))
+                logits = session.decode(tokens[-1])
+            found.append((tokens, session.position))
+        assert found[0] == found[1]
+        drafted.truncate(drafted.position)
+        assert model.cache == alone.cache
+
+
+def told(length: DraftLength, guesses: int, right: int, confidence: float = 0.8) -> None:
+    """A round: a step of the draft takes a tenth of a pass, a wider pass 0.05 per token."""
+    length.begin(1, 100)
+    length.drafted(guesses, 1, 0.1 * guesses)
+    length.checked(guesses, 1 + 0.05 * guesses)
+    known = guesses if right == guesses else right + 1
+    length.outcome([confidence] * known, right)
+
+
+def ready() -> DraftLength:
     length = DraftLength()
     for _ in range(3):
         length.plain(1.0)
-    assert length.choose(1, 100) > 0
-    for _ in range(60):
-        length.checked(2, 1.2, 0.2, 1)
-        length.outcome(0, wrong=True)
-    assert length.choose(1, 100) == 0  # nothing is right, and the budget is spent
-    good = DraftLength()
-    for _ in range(3):
-        good.plain(1.0)
-    for _ in range(60):
-        good.checked(4, 1.2, 0.2, 1)
-        good.outcome(4, wrong=False)
-    assert good.choose(1, 100) == draft_length.MOST
-    assert good.choose(1, 3) == 3
-    assert good.acceptance > 0.95
-    assert good.tokens(2) == pytest.approx(1 + good.acceptance + good.acceptance**2, rel=1e-3)
+    return length
+
+
+def test_guessing_stops_where_it_does_not_pay_and_is_tried_again() -> None:
+    length = ready()
+    assert length.begin(1, 100)
+    assert not length.begin(1, 0)
+    tried = 0
+    for _ in range(30):
+        tried += length.begin(1, 100)
+        if length.begin(1, 100):
+            told(length, 3, 0)
+    assert tried < 20
+    assert length.gain < 1
+    assert not length.begin(1, 100)
+    tokens = 0
+    while not length.begin(1, 100):
+        length.plain(1.0)
+        tokens += 1
+    assert 5 < tokens < 200  # a share of the time is for finding out
+    for _ in range(10):
+        told(length, 4, 4)
+    assert length.gain > 1
+
+
+def test_unlikely_guesses_end_a_round() -> None:
+    length = ready()
+    for _ in range(40):
+        told(length, 4, 4, 0.95)
+        told(length, 1, 0, 0.1)
+    assert length.chance(0.95) > 0.95
+    assert length.chance(0.1) < 0.1
+    assert length.goes_on(1, 100, 1.0)
+    assert not length.goes_on(1, 100, length.chance(0.1))
+    assert not length.goes_on(draft_length.MOST, 100, 1.0)
+    assert not length.goes_on(3, 3, 1.0)
+    assert not length.is_worth_checking(0.02)
+
+
+def test_what_stood_before_is_copied_while_it_is_right() -> None:
+    length = ready()
+    assert length.copied(4, 100) > 0
+    assert length.copied(4, 1) == 1
+    for _ in range(20):
+        length.checked(8, 1.4)
+        length.outcome_of_copy(4, 8, wrong=False)
+    assert length.copied(4, 100) == draft_length.MOST_COPIED
+    for _ in range(200):
+        length.checked(4, 1.2)
+        length.outcome_of_copy(4, 0, wrong=True)
+    assert length.copied(4, 100) == 0
+
+
+def test_more_of_the_text_is_read_when_that_is_earned() -> None:
+    length = ready()
+    begins = length.reads_again(4000, 0, 4000)
+    assert 16 <= begins < 400
+    assert length.reads_again(4000, begins, 1) == 0
+    for _ in range(100):
+        told(length, 6, 6)
+    assert length.reads_again(4000, begins, 1) > 4 * begins
+    assert length.reads_again(200, 100, 1) == 200
+    assert length.reads_again(200, 199, 1) == 0
 
 
 @pytest.mark.parametrize("kernels", available_kernels())
