@@ -14,6 +14,9 @@ namespace dsconv {
 template <class L, bool bfloat, int width, int tokens> struct FloatTile {
     using Floats = typename L::Floats;
 
+    // Fetched in advance, in bytes: the hardware alone comes too late when there is much to compute.
+    static constexpr int64_t ahead = 1024;
+
     [[gnu::always_inline]] static inline void step(const uint8_t* data, const float* x,
                                                    Floats (&sums)[tokens]) {
         Floats w = bfloat ? L::load_bfloat16(data) : L::load_float16(data);
@@ -26,6 +29,8 @@ template <class L, bool bfloat, int width, int tokens> struct FloatTile {
         for (int t = 0; t < tokens; t++) even[t] = odd[t] = L::set_floats(0);
         int64_t i = 0;
         for (; i + 4 <= cols; i += 4, x += 4 * width, data += 8 * block_rows) {
+            L::prefetch(data + ahead);
+            L::prefetch(data + ahead + vector_bytes);
             step(data, x, even);
             step(data + 2 * block_rows, x + 1, odd);
             step(data + 4 * block_rows, x + 2, even);
