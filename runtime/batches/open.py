@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from dsconv.errors import UsageError
 from dsconv.runtime.memory import free_memory_bytes
@@ -15,6 +16,15 @@ from .one_by_one import OneByOne
 
 INDEPENDENT = ("int8", "own", "int16")  # roundings of a token that no other one has a part in
 ACTIVATIONS = "own"
+GUESSERS_SHARE = 8  # of the cache's memory a guesser gets one in so many parts, besides
+
+
+class Guesser(Protocol):
+    """A smaller model that guesses what comes next."""
+
+    def beside(self, batch: Batch, cache_bytes: int) -> Batch:
+        """The batch, guessed for; cache_bytes: of the guesser's own keys and values."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -23,12 +33,14 @@ class BatchOptions:
 
     sequences: at once, at most; 0 leaves the choice to the runtime. cache_bytes: memory for keys
     and values; 0 is half of what is free. activations: how a native file's are rounded in every
-    pass: int8, own (8 bits, 16 where they matter) or int16.
+    pass: int8, own (8 bits, 16 where they matter) or int16. guesser: looks ahead; the logits are
+    those without it where they do not depend on how many tokens a pass has.
     """
 
     sequences: int = 0
     cache_bytes: int = 0
     activations: str = ACTIVATIONS
+    guesser: Guesser | None = None
 
     def __post_init__(self) -> None:
         if self.sequences < 0 or self.cache_bytes < 0:
@@ -46,6 +58,14 @@ def open_batch(loaded: Loaded, options: BatchOptions | None = None) -> Batch:
     Its sequences and those of `loaded.session` may share the cache: use one of the two at a time.
     """
     options = options or BatchOptions()
+    batch = _open(loaded, options)
+    if options.guesser is None:
+        return batch
+    cache_bytes = (options.cache_bytes or free_memory_bytes() // 2) // GUESSERS_SHARE
+    return options.guesser.beside(batch, cache_bytes)
+
+
+def _open(loaded: Loaded, options: BatchOptions) -> Batch:
     if isinstance(loaded.session, NativeSession):
         cache_bytes = options.cache_bytes or free_memory_bytes() // 2
         return NativeBatch(loaded.session, options.activations, cache_bytes, options.sequences)

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from dsconv.runtime.generate.chat import Chat
     from dsconv.runtime.prompts.answer import Asking
     from dsconv.runtime.prompts.run import PromptsRequest
-    from dsconv.runtime.sessions.load import Loaded
     from dsconv.runtime.text.thinking import Kind
 
 EXAMPLE = 'dsconv run r1-onnx -p "How many primes are below 50?"'
@@ -103,7 +102,7 @@ def run(
     from dsconv.runtime.console import say, working
     from dsconv.runtime.generate.answer import UserPrompt, answer
     from dsconv.runtime.generate.chat import Chat
-    from dsconv.runtime.generate.draft import draft_for
+    from dsconv.runtime.generate.draft import draft_for, load_draft
     from dsconv.runtime.generate.model_settings import wanted_answer
     from dsconv.runtime.generate.settings import Sampling
     from dsconv.runtime.prompts.answer import Asking
@@ -129,12 +128,10 @@ def run(
         return
     if output is not None or parallel:
         raise UsageError("--output and --parallel belong to --prompts", "add --prompts FILE")
-    if draft == "":
-        raise UsageError("--draft: no model is named", "name a smaller artifact")
     if draft is not None and speculate:
         raise UsageError("--draft and --speculate both guess", "leave one of them out")
     asked = _first_prompt(prompt, prompt_file, chat, raw)
-    small = _load_draft(draft, threads, kv) if draft else None
+    small = load_draft(draft, threads, kv) if draft is not None else None
     if activations is None:
         loaded = load(artifact, provider, threads, dtype, kv, allow_fallback)
     else:
@@ -204,14 +201,6 @@ def _answer_file(request: "PromptsRequest", asking: "Asking", as_json: bool) -> 
             advance,
         )
     print_json(report.to_json()) if as_json else say(report.show())
-
-
-def _load_draft(path: str, threads: int, kv: str) -> "Loaded":
-    """First of the two: it is soon refused where it is none. The cache's type is for both."""
-    from dsconv.runtime.sessions.load import DEFAULT_CACHE, is_native_file, load
-
-    native = is_native_file(Path(path).expanduser())
-    return load(path, threads=threads, kv=kv if native else DEFAULT_CACHE)
 
 
 def _talk(conversation: "Chat", first: str | None, emit: Any) -> list[dict[str, Any]]:

@@ -1,6 +1,7 @@
 """`dsconv serve`."""
 
 import os
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
@@ -41,6 +42,10 @@ def serve(
     activations: Annotated[
         str, typer.Option(help="Rounding of a .dsq's activations", metavar="int8|own|int16")
     ] = "own",
+    draft: Annotated[
+        str | None,
+        typer.Option(help="A smaller artifact of the same tokens guesses while texts are few"),
+    ] = None,
     max_tokens: Annotated[
         int, typer.Option(help="Of one answer, at most; 0 is the context", min=0)
     ] = 0,
@@ -67,6 +72,7 @@ def serve(
     from dsconv.errors import UsageError
     from dsconv.runtime.batches.open import BatchOptions
     from dsconv.runtime.console import parse_size
+    from dsconv.runtime.generate.draft import draft_for, load_draft
     from dsconv.runtime.serve.app import Access
     from dsconv.runtime.serve.served import Limits
     from dsconv.runtime.serve.server import Address, bind
@@ -89,7 +95,10 @@ def serve(
     access = Access(_key(api_key), address.is_loopback, tuple(cors or ()))
     shown = name or _name_of(artifact)
     with bind(address) as place:  # before the model is loaded, which may take long
+        small = load_draft(draft, threads, kv) if draft is not None else None
         loaded = load(artifact, provider, threads, dtype, kv, allow_fallback)
+        if draft is not None and small is not None:
+            options = replace(options, guesser=draft_for(loaded, small, draft))
         start(loaded, options, shown, limits, access, place)
 
 

@@ -107,6 +107,10 @@ def verify(
     parallel: Annotated[
         int, typer.Option(help="Answers at once (default: as the runtime takes)", min=0)
     ] = 0,
+    draft: Annotated[
+        str | None,
+        typer.Option(help="A smaller artifact of the same tokens guesses in the tasks"),
+    ] = None,
     report: Annotated[Path | None, typer.Option(help="Write a page (HTML) to this file")] = None,
     junit: Annotated[Path | None, typer.Option(help="Write JUnit XML to this file")] = None,
     github: Annotated[
@@ -167,6 +171,7 @@ def verify(
         checks=WantedChecks(
             layers, integrity, free_running, tasks, task_shots_from, asked, signature=signed
         ),
+        draft=draft,
     )
     compare(request, Publication(report, junit, github), as_json)
 

@@ -11,6 +11,9 @@ sampling         which token comes next
 past             what the text so far does to that
 filters          which tokens stay in before one is drawn
 draft            tokens guessed by a smaller model
+drafted_text     one such text
+drafted_batch    the same for many sequences
+batch_guesser    guesses for several texts at once
 draft_length     how many of them pay
 pass_costs       what passes over one token and over several take
 right_guesses    how often guesses are right, by their kind

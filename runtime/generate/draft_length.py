@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from statistics import median
 
 from .pass_costs import KEPT, PassCosts
@@ -35,14 +36,40 @@ FEWEST_READ = 16  # tokens of the text, its last ones, that a draft begins with
 WORTH_READING = 4  # times what it has of the text, or all of it: then it begins again
 
 
-class DraftLength:
-    """Told of everything that took time; says how long to guess, and how much to read for it."""
+@dataclass(frozen=True)
+class Shares:
+    """How often guesses were right: those of the draft by its confidence, all of them against what
+    that says, and copies by the tokens that agreed."""
 
-    def __init__(self, most: int = MOST) -> None:
-        self._most = most
+    guesses: RightGuesses = field(default_factory=lambda: RightGuesses(AS_CONFIDENT))
+    any: RightGuesses = field(default_factory=lambda: RightGuesses([ANY]))
+    copies: RightGuesses = field(default_factory=lambda: RightGuesses(COPIES))
+
+    def note_guesses(self, confidences: Sequence[float], right: int) -> None:
+        """Of a text: `right` guesses were right, and the next one, if any, was not.
+
+        Args:
+            confidences: of the guesses whose outcome is known.
+        """
+        for number, confidence in enumerate(confidences):
+            self.guesses.note(confidence_kind(confidence), number < right)
+            self.any.note(0, number < right)
+
+    def note_copies(self, agree: int, right: int, wrong: bool) -> None:
+        for hit in (*[True] * right, *[False] * wrong):
+            self.copies.note(agree - 2, hit)
+
+
+class DraftLength:
+    """Told of everything that took time; says how long to guess, and how much to read for it.
+
+    Times are those of a text alone, or of several that get their next tokens together: a pass over
+    "one token" then has one of each, and what a round gives is their mean.
+    """
+
+    def __init__(self, shares: Shares | None = None, most: int = MOST) -> None:
+        self.shares, self._most = shares or Shares(), most
         self._costs = PassCosts()
-        self._guesses, self._any = RightGuesses(AS_CONFIDENT), RightGuesses([ANY])
-        self._copies = RightGuesses(COPIES)
         self._draft: deque[float] = deque(maxlen=KEPT)  # of a step
         self._reading: deque[float] = deque(maxlen=KEPT)  # of a token
         self._plain = 0  # tokens of the model alone
@@ -63,7 +90,7 @@ class DraftLength:
         """Tokens to copy from where the last `agree` tokens stood before; 0: ask the draft."""
         if self._plain < WARMUP:
             return 0
-        share = self._copies.share(agree - 2)
+        share = self.shares.copies.share(agree - 2)
         best, most = 0, max(1.0, self.gain)
         tokens, chance = 1.0, 1.0
         for count in range(1, min(MOST_COPIED, room) + 1):
@@ -86,12 +113,12 @@ class DraftLength:
         """Whether to guess another one after `count`, all of them right with this chance."""
         if count >= min(self._most, room):
             return False
-        gain = chance * self._any.share(0) * self._costs.alone
+        gain = chance * self.shares.any.share(0) * self._costs.alone
         return gain > self._step() + self._costs.wider
 
     def chance(self, confidence: float) -> float:
         """That a guess is right to which the draft gives this probability."""
-        return self._guesses.share(confidence_kind(confidence))
+        return self.shares.guesses.share(confidence_kind(confidence))
 
     def is_worth_checking(self, chance: float) -> bool:
         return chance * self._costs.alone > self._costs.wider
@@ -129,12 +156,14 @@ class DraftLength:
             self._reading.append(read / behind)
         else:
             read = seconds * READING * behind / (READING * behind + guesses)
-        self._seconds += seconds
         self._round = seconds - read
-        if self._saved >= read:
-            self._saved -= read
-        else:
-            self._spent += read
+        self._seconds += self._round
+        self._pay_reading(read)
+
+    def read(self, tokens: int, seconds: float) -> None:
+        """What reading took, apart from guesses."""
+        self._reading.append(seconds / tokens)
+        self._pay_reading(seconds)
 
     def checked(self, guesses: int, seconds: float) -> None:
         """The pass over them."""
@@ -144,25 +173,10 @@ class DraftLength:
 
     def unchecked(self) -> None:
         """The guess was not worth a wider pass."""
-        self._end_round(0.0, drafted=True)
+        self.end_round(0.0, drafted=True)
 
-    def outcome(self, confidences: Sequence[float], right: int) -> None:
-        """Of the draft's round: `right` guesses were right, and the next one, if any, was not.
-
-        Args:
-            confidences: of the guesses whose outcome is known.
-        """
-        for number, confidence in enumerate(confidences):
-            self._guesses.note(confidence_kind(confidence), number < right)
-            self._any.note(0, number < right)
-        self._end_round(right + 1.0, drafted=True)
-
-    def outcome_of_copy(self, agree: int, right: int, wrong: bool) -> None:
-        for hit in (*[True] * right, *[False] * wrong):
-            self._copies.note(agree - 2, hit)
-        self._end_round(right + 1.0, drafted=False)
-
-    def _end_round(self, tokens: float, drafted: bool) -> None:
+    def end_round(self, tokens: float, drafted: bool) -> None:
+        """What it gave in all; drafted: the draft guessed, not the text itself."""
         alone = self._costs.alone
         took = self._round / alone if alone else 0.0
         self._round = 0.0
@@ -172,6 +186,13 @@ class DraftLength:
             self._took = MEMORY * self._took + took
             if not self._pays:
                 self._spent += max(0.0, (took - tokens) * alone)
+
+    def _pay_reading(self, seconds: float) -> None:
+        self._seconds += seconds
+        if self._saved >= seconds:
+            self._saved -= seconds
+        else:
+            self._spent += seconds
 
     def _allowance(self) -> float:
         return CREDIT * self._costs.alone + BUDGET * self._seconds - self._spent

@@ -13,11 +13,12 @@ from __future__ import annotations
 import time
 from bisect import insort
 from collections.abc import Callable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dsconv.runtime.batches.batch import Batch
+from dsconv.runtime.batches.batch import Batch, Piece
 
 from .cache import SharedCache
 from .job import Job, OnDone
@@ -26,6 +27,13 @@ from .request import Outcome, Request, refuse, too_large
 
 Call = Callable[[], None]
 LOGIT_BYTES = 4
+
+
+@runtime_checkable
+class LooksAhead(Protocol):
+    """A batch that may have logits before they are asked for."""
+
+    def known(self, piece: Piece) -> bool: ...
 
 
 class Scheduler:
@@ -97,7 +105,7 @@ class Scheduler:
             self._admit()
             grants = self._affordable()
             if grants:
-                self._pass(grants)
+                self._pass(self._known(grants) or grants)
             ends, self._ends = self._ends, []
             _call_all(ends)
             return bool(grants or ends)
@@ -131,6 +139,12 @@ class Scheduler:
                 continue
             self._end_of_cache(self._running[0])
             return []
+
+    def _known(self, grants: list[Grant]) -> list[Grant]:
+        """Those that need no pass: they go first, so that the next one serves all together."""
+        if not isinstance(self.batch, LooksAhead):
+            return []
+        return [grant for grant in grants if self.batch.known(grant.piece())]
 
     def _put_back(self, job: Job) -> None:
         """Its memory is needed."""

@@ -27,6 +27,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dsconv.errors import DsconvError
 from dsconv.runtime.console import detail, say
+from dsconv.runtime.generate.drafted_batch import DraftedBatch
 from dsconv.runtime.memory import resident_bytes
 
 from .answers import EventStream, Texts, json_response, read_object, while_connected
@@ -82,8 +83,15 @@ class Service:
 
     async def show_metrics(self, request: Request) -> Response:
         batch, engine = self.engine.batch, self.engine
+        guesses: dict[str, tuple[str, float]] = {}
+        if isinstance(batch, DraftedBatch):
+            guesses = {
+                "guesses_proposed": ("tokens that the draft guessed", batch.proposed),
+                "guesses_accepted": ("of them taken", batch.accepted),
+            }
         text = self.metrics.text(
             {
+                **guesses,
                 "texts_running": ("texts in the batch", engine.running),
                 "texts_waiting": ("texts that wait", max(0, engine.open - engine.running)),
                 "cache_positions": ("tokens that the cache holds", batch.capacity),

@@ -140,10 +140,11 @@ class TaskCheck:
 
     def run(self, comparison: Comparison) -> VerdictPart:
         artifact, reference = comparison.artifact, comparison.running_reference
-        questions, _ = questions_of(self.file, self.options, self.shots_from)
-        total = 2 * sum(len(q.choice.texts) if q.choice else self.options.seeds for q in questions)
+        options = replace(self.options, draft=comparison.draft)
+        questions, _ = questions_of(self.file, options, self.shots_from)
+        total = 2 * sum(len(q.choice.texts) if q.choice else options.seeds for q in questions)
         with progress(self.file.name, total, "answers") as advance:
-            score = run_task(self.file, artifact, reference, self.options, advance, self.shots_from)
+            score = run_task(self.file, artifact, reference, options, advance, self.shots_from)
         return VerdictPart(tasks=(score,))
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from dsconv.runtime.generate.draft import Draft
 from dsconv.runtime.sessions.load import Loaded, load
 from dsconv.runtime.text.tokenizer import TextTokenizer
 
@@ -14,7 +15,8 @@ from .reference import Reference, Tokens
 
 @dataclass(frozen=True)
 class Comparison:
-    """path: of the artifact; dtype, threads: how the reference is run where it must run whole."""
+    """path: of the artifact; dtype, threads: how the reference is run where it must run whole;
+    draft: guesses for the artifact where it answers questions."""
 
     path: str
     artifact: Loaded
@@ -22,6 +24,7 @@ class Comparison:
     windows: Tokens
     dtype: str = "float32"
     threads: int = 0
+    draft: Draft | None = None
 
     @property
     def place(self) -> Path:

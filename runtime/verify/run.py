@@ -9,7 +9,8 @@ from dsconv.convert.files.hashes import FileHashes
 from dsconv.convert.inspect.describe import describe
 from dsconv.errors import UsageError
 from dsconv.runtime.console import progress, say
-from dsconv.runtime.sessions.load import load
+from dsconv.runtime.generate.draft import draft_for, load_draft
+from dsconv.runtime.sessions.load import Loaded, load
 from dsconv.runtime.text.measured_text import MeasuredText, open_measured_text
 
 from .checks import WantedChecks, checks_of, with_checks
@@ -29,7 +30,8 @@ class VerifyRequest:
     """What to compare, how, and what must hold.
 
     thresholds: of the command line. recipe: of a recipe that is being built. cache: folder of the
-    reference's predictions; None keeps none. settings: folder whose dsconv.toml counts.
+    reference's predictions; None keeps none. settings: folder whose dsconv.toml counts. draft: a
+    smaller artifact that guesses in the tasks.
     """
 
     artifact: str
@@ -47,6 +49,7 @@ class VerifyRequest:
     kv: str = "fp16"
     settings: Path | None = None
     checks: WantedChecks = field(default_factory=WantedChecks)
+    draft: str | None = None
 
 
 def run_verify(request: VerifyRequest) -> Verdict:
@@ -64,6 +67,7 @@ def _verify(request: VerifyRequest, measured: MeasuredText | None) -> Verdict:
         questions_of(task, request.checks.task_options, request.checks.shots_from)
     file = from_file(request.settings) if request.settings else ()
     baseline = read_baseline(request.baseline) if request.baseline else None
+    small = _load_draft(request)
     artifact = load(
         request.artifact,
         request.provider,
@@ -71,6 +75,7 @@ def _verify(request: VerifyRequest, measured: MeasuredText | None) -> Verdict:
         kv=request.kv,
         allow_fallback=request.allow_fallback,
     )
+    draft = draft_for(artifact, small, request.draft) if request.draft and small else None
     if artifact.placement and request.allow_fallback:
         say(artifact.placement.words())
     reference = open_reference(request.reference, request.dtype, request.threads)
@@ -85,7 +90,13 @@ def _verify(request: VerifyRequest, measured: MeasuredText | None) -> Verdict:
     kept = cache.load(key, windows) if cache else None
     predictions = kept or _predict(reference, windows)
     comparison = Comparison(
-        request.artifact, artifact, reference, windows, request.dtype, request.threads
+        request.artifact,
+        artifact,
+        reference,
+        windows,
+        request.dtype,
+        request.threads,
+        draft,
     )
     name = request.text.name if request.text else None
     description = describe(request.artifact)
@@ -107,6 +118,14 @@ def _verify(request: VerifyRequest, measured: MeasuredText | None) -> Verdict:
     wanted = replace(request.checks, speed=times or request.checks.speed)
     checks = checks_of(wanted, verdict, request.cache)
     return judge(with_checks(verdict, checks, comparison), thresholds, baseline)
+
+
+def _load_draft(request: VerifyRequest) -> Loaded | None:
+    if request.draft is None:
+        return None
+    if not request.checks.tasks:
+        raise UsageError("--draft, and no task", "add --task FILE, or leave it out")
+    return load_draft(request.draft, request.threads, request.kv)
 
 
 def _predict(reference: Reference, windows: Tokens) -> LivePredictions:

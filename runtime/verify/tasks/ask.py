@@ -13,6 +13,7 @@ from dsconv.errors import InputError, UsageError
 from dsconv.progress import Advance
 from dsconv.runtime.batches.open import BatchOptions, open_batch
 from dsconv.runtime.generate.answer import UserPrompt, prepare
+from dsconv.runtime.generate.draft import Draft
 from dsconv.runtime.generate.sampling import Sampling
 from dsconv.runtime.scheduling.request import Request
 from dsconv.runtime.scheduling.run_all import run_all
@@ -30,7 +31,7 @@ SEED_STRIDE = 1_000_003  # every question and seed draws its own random numbers
 @dataclass(frozen=True)
 class TaskOptions:
     """parallel: answers at once; 0 is as many as the runtime takes. shots: worked examples before
-    each question."""
+    each question. draft: guesses what comes next in the artifact's answers."""
 
     questions: int = 50
     seeds: int = 3
@@ -39,6 +40,7 @@ class TaskOptions:
     shots: int = 0
     temperature: float = 0.6
     top_p: float = 0.95
+    draft: Draft | None = None
 
     def __post_init__(self) -> None:
         if min(self.questions, self.seeds, self.max_tokens) < 1:
@@ -66,7 +68,7 @@ def ask_all(
     asked = list(zip(questions, examples, strict=True))
     requests = [request for pair in asked for request in asker.requests(*pair)]
     run_all(
-        open_batch(loaded, BatchOptions(options.parallel)),
+        open_batch(loaded, BatchOptions(options.parallel, guesser=options.draft)),
         requests,
         lambda index, outcome: advance(1),
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +46,8 @@ def run_task(
     if any(q.choice is None for q in questions) and not can_compare_values():
         say("answers are compared as they are written: pip install math-verify compares values")
     mine = ask_all(artifact, questions, examples, options, advance)
-    theirs = ask_all(reference, questions, examples, options, advance) if reference else None
+    alone = replace(options, draft=None)
+    theirs = ask_all(reference, questions, examples, alone, advance) if reference else None
     accuracy, stderr = share_right(mine)
     other = share_right(theirs) if theirs else None
     return TaskScore(

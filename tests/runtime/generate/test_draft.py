@@ -64,7 +64,7 @@ def test_a_good_draft_saves_passes_and_a_bad_one_costs_few() -> None:
     drafted = DraftedSession(model, draft, 12, Clock(model, draft))
     write(drafted, Sampling(), 200)
     assert model.passes < 70
-    assert drafted.accepted == drafted.proposed - len(drafted._ahead)
+    assert drafted.accepted == drafted.proposed - len(drafted._text.ahead)
     model, draft = pair(50.0)
     drafted = DraftedSession(model, draft, 12, Clock(model, draft))
     write(drafted, Sampling(), 200)
@@ -139,7 +139,8 @@ def told(length: DraftLength, guesses: int, right: int, confidence: float = 0.8)
     length.drafted(guesses, 1, 0.1 * guesses)
     length.checked(guesses, 1 + 0.05 * guesses)
     known = guesses if right == guesses else right + 1
-    length.outcome([confidence] * known, right)
+    length.shares.note_guesses([confidence] * known, right)
+    length.end_round(right + 1, drafted=True)
 
 
 def ready() -> DraftLength:
@@ -191,11 +192,13 @@ def test_what_stood_before_is_copied_while_it_is_right() -> None:
     assert length.copied(4, 1) == 1
     for _ in range(20):
         length.checked(8, 1.4)
-        length.outcome_of_copy(4, 8, wrong=False)
+        length.shares.note_copies(4, 8, wrong=False)
+        length.end_round(9, drafted=False)
     assert length.copied(4, 100) == draft_length.MOST_COPIED
     for _ in range(200):
         length.checked(4, 1.2)
-        length.outcome_of_copy(4, 0, wrong=True)
+        length.shares.note_copies(4, 0, wrong=True)
+        length.end_round(1, drafted=False)
     assert length.copied(4, 100) == 0
 
 
@@ -249,3 +252,23 @@ def test_on_the_command_line(
     vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
     (other / "tokenizer.json").write_text(json.dumps(names))
     assert_refused(call_main(monkeypatch, capsys, *asked, "--draft", other), 4, "tokenizer")
+
+
+def test_answers_of_a_task_with_a_draft(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = write_checkpoint(tmp_path / "m")
+    exported(model, tmp_path / "m.dsq")
+    exported(quantized(model, tmp_path / "q", bits=4), tmp_path / "q.dsq")
+    file = tmp_path / "t.jsonl"
+    file.write_text('{"question": "How many?", "answer": "#### 2"}\n')
+    asked: list[object] = ["verify", tmp_path / "m.dsq", "--reference", model, "--json"]
+    draft = ["--draft", tmp_path / "q.dsq"]
+    assert_refused(call_main(monkeypatch, capsys, *asked, *draft), 2, "--task")
+    task = ["--task", file, "--task-tokens", 30, "--task-seeds", 2]
+    alone = call_main(monkeypatch, capsys, *asked, *task)
+    drafted = call_main(monkeypatch, capsys, *asked, *task, *draft)
+    assert drafted.code == alone.code, drafted.err
+    assert drafted.json["tasks"] == alone.json["tasks"]
+    wrong = ["--draft", tmp_path / "none.dsq"]
+    assert_refused(call_main(monkeypatch, capsys, *asked, *task, *wrong), 3, "none.dsq")

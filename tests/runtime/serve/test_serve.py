@@ -16,6 +16,7 @@ import openai
 import pytest
 from browser import browser, find_browser
 from native_models import exported
+from outputs import quantized
 from served import Server, serving
 from small_models import TEMPLATE, write_checkpoint, write_json
 
@@ -185,6 +186,23 @@ def test_the_key(native: Path) -> None:
         assert found.send("/v1/models")[0] == 401
         assert found.send("/v1/models", authorization="Bearer wrong")[0] == 401
         assert found.send("/v1/models", authorization="Bearer secret")[0] == 200
+
+
+def test_a_draft_guesses_and_the_texts_stay(
+    client: openai.OpenAI, native: Path, tmp_path: Path
+) -> None:
+    small = tmp_path / "q.dsq"
+    exported(quantized(native.parent / "m", tmp_path / "q", bits=4), small)
+    with serving(native, "--name", "tiny", "--threads", 1, "--draft", small) as found:
+        drafted = openai.OpenAI(base_url=f"{found.url}/v1", api_key="none", max_retries=0)
+        for options in ({"temperature": 0}, {"temperature": 0.8, "seed": 3, "n": 3}):
+            made, alone = (
+                each.completions.create(model="tiny", prompt="hello", max_tokens=60, **options)  # type: ignore[call-overload]
+                for each in (drafted, client)
+            )
+            assert [c.text for c in made.choices] == [c.text for c in alone.choices]
+        figures = str(found.send("/metrics")[1])
+        assert int(figures.split("dsconv_guesses_proposed ")[1].split()[0]) > 0
 
 
 def test_a_signal_lets_texts_end(native: Path) -> None:

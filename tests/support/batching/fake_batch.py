@@ -32,7 +32,7 @@ class FakeBatch:
         self.tokens_per_pass, self.context_length = tokens, context
         self.there: dict[int, list[int]] = {}
         self._next = 0
-        self.computed = 0
+        self.computed = self.passes = 0
 
     @property
     def capacity(self) -> int:
@@ -79,7 +79,11 @@ class FakeBatch:
         assert self.fits(pieces)
         assert len({piece.sequence for piece in pieces}) == len(pieces)
         assert 0 < sum(len(piece.tokens) for piece in pieces) <= self.tokens_per_pass
+        self.passes += 1
         return [self._piece(piece) for piece in pieces]
+
+    def logits(self, text: Sequence[int]) -> NDArray[np.float32]:
+        return logits_after(text)
 
     def _piece(self, piece: Piece) -> NDArray[np.float32] | None:
         text = self.there[piece.sequence]
@@ -88,7 +92,7 @@ class FakeBatch:
             assert len(text) < self.context_length
             text.append(token)
             self.computed += 1
-            rows.append(logits_after(text))
+            rows.append(self.logits(text))
         if piece.want is Want.NONE:
             return None
         return np.stack(rows) if piece.want is Want.EVERY else rows[-1]
