@@ -15,6 +15,7 @@ sampling     settings that both of them take
 fields       typed access to the body of a request
 answers      responses: whole or as events, and readers that go away
 problems     errors in OpenAI's shape
+token_places where in a text its tokens begin
 token_texts  a token's text, and its log-probability
 served       the model, its name, and the limits
 metrics      counters for Prometheus

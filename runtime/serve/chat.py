@@ -167,8 +167,7 @@ class _Message:
     def feed(self, event: Step) -> dict[Kind, str]:
         """-> what is new of either, with white space at the ends held back."""
         new: dict[Kind, str] = {}
-        if event.log is not None:
-            self.logs.append(event.log)
+        self.logs += event.logs
         for kind, piece in event.pieces:
             if kind == "answer" and self.splitter is not None:
                 piece = self.splitter.feed(piece)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,16 +15,18 @@ from dsconv.runtime.scheduling.request import Outcome, Request
 from dsconv.runtime.text.thinking import Kind
 from dsconv.runtime.text.tokenizer import TextTokenizer
 
+from .token_places import TokenPlaces
 from .token_texts import Log, log_of, logs_of
 
 
 @dataclass(frozen=True)
 class Step:
-    """What a token brought: text that is certain by now, and how likely the token was."""
+    """What a token brought: text that is certain by now, and how likely the tokens of complete
+    characters were."""
 
     choice: int
     pieces: tuple[tuple[Kind, str], ...]
-    log: Log | None = None
+    logs: tuple[Log, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -85,9 +87,11 @@ class Choice:
     tokenizer: TextTokenizer
     put: Callable[[Event], None]
     _pieces: list[tuple[Kind, str]] = field(default_factory=list)
+    _logs: list[Log] = field(default_factory=list)  # of a character that is incomplete
 
     def __post_init__(self) -> None:
         plan = self.plan
+        self._places = TokenPlaces(self.tokenizer, plan.tokens)
         self._text = WrittenText(
             self.tokenizer, plan.tokens, plan.stop, plan.inside, self._hear, plan.split
         )
@@ -106,13 +110,20 @@ class Choice:
 
     def take(self, token: int, logits: NDArray[np.float32]) -> StopReason | None:
         reason = self._text.take(token)
-        log = None
         if self.plan.logprobs is not None:
-            log = log_of(token, logits, self.plan.logprobs)
-        pieces = self._said()
-        if pieces or log:
-            self.put(Step(self.index, pieces, log))
+            self._logs.append(log_of(token, logits, self.plan.logprobs))
+            self._say(self._places.place(token))
+        else:
+            self._say([])
         return reason
+
+    def _say(self, places: list[int]) -> None:
+        """places: of tokens whose log-probabilities have waited for them."""
+        pieces, self._pieces = tuple(self._pieces), []
+        logs = tuple(replace(log, place=p) for log, p in zip(self._logs, places, strict=False))
+        del self._logs[: len(places)]
+        if pieces or logs:
+            self.put(Step(self.index, pieces, logs))
 
     def take_prompt(self, first: int, rows: NDArray[np.float32]) -> None:
         """The logits after a token say how likely the next one was."""
@@ -126,9 +137,7 @@ class Choice:
             self.put(Failure(outcome.error or RuntimeError("no outcome")))
             return
         self._text.finish()
-        pieces = self._said()
-        if pieces:
-            self.put(Step(self.index, pieces))
+        self._say(self._places.rest())
         made = outcome.generation
         self.put(
             End(
@@ -142,7 +151,3 @@ class Choice:
 
     def _hear(self, kind: Kind, text: str) -> None:
         self._pieces.append((kind, text))
-
-    def _said(self) -> tuple[tuple[Kind, str], ...]:
-        pieces, self._pieces = tuple(self._pieces), []
-        return pieces

@@ -12,6 +12,7 @@ from .choice import End, Plan, PromptLogs, Step
 from .fields import Fields
 from .sampling import MOST, MOST_LOGPROBS, Settings, read_settings
 from .served import Served
+from .token_places import places_of
 from .token_texts import Log, TokenTexts
 
 DEFAULT_TOKENS = 16  # as OpenAI's
@@ -20,8 +21,11 @@ FINISH = {"eos": "stop", "stop": "stop", "length": "length", "context": "length"
 
 @dataclass(frozen=True)
 class Prompt:
+    """text: as echo writes it. places: where in it the tokens begin."""
+
     tokens: list[int]
-    text: str  # as echo writes it
+    text: str
+    places: list[int]
 
 
 @dataclass(frozen=True)
@@ -68,37 +72,39 @@ def read_completion(data: object, served: Served) -> CompletionRequest:
     echo, logprobs = fields.boolean("echo"), fields.integer("logprobs", 0, MOST_LOGPROBS)
     given = fields.required("prompt")
     fields.done()
-    prompts = _prompts(given, fields, served, served.limits.texts // settings.n)
+    most, placed = served.limits.texts // settings.n, echo and logprobs is not None
+    prompts = _prompts(given, fields, served, most, placed)
     return CompletionRequest(prompts, settings, echo, logprobs)
 
 
-def _prompts(given: Any, fields: Fields, served: Served, most: int) -> list[Prompt]:
+def _prompts(given: Any, fields: Fields, served: Served, most: int, placed: bool) -> list[Prompt]:
     if isinstance(given, str) or (isinstance(given, list) and given and _is_id(given[0])):
         given = [given]
     if not isinstance(given, list) or not given:
         raise fields.wrong("prompt", "is not a text, a list of texts, or tokens")
     if len(given) > most:
         raise fields.wrong("prompt", f"{len(given)} prompts, limit {most} with this n")
-    return [_prompt(one, fields, served) for one in given]
+    return [_prompt(one, fields, served, placed) for one in given]
 
 
 def _is_id(value: object) -> bool:
     return type(value) is int
 
 
-def _prompt(one: Any, fields: Fields, served: Served) -> Prompt:
+def _prompt(one: Any, fields: Fields, served: Served, placed: bool) -> Prompt:
+    """placed: with the places of its tokens."""
     if isinstance(one, str):
         served.refuse_long(one, "prompt")
         tokens = served.tokenizer.encode_prompt(one)
-        text = one
     elif isinstance(one, list) and all(map(_is_id, one)):
-        tokens, text = one, ""
+        tokens = one
     else:
         raise fields.wrong("prompt", "is not a text, a list of texts, or tokens")
     served.refuse_tokens(tokens, "prompt")
-    if not isinstance(one, str):
-        text = served.tokenizer.decode(tokens, skip_special=False)
-    return Prompt(tokens, text)
+    if isinstance(one, str):
+        return Prompt(tokens, one, served.tokenizer.prompt_places(one) if placed else [])
+    text = served.tokenizer.decode(tokens, skip_special=False)
+    return Prompt(tokens, text, places_of(served.tokenizer, tokens) if placed else [])
 
 
 @dataclass
@@ -139,7 +145,7 @@ class _Writer:
         self._request, self._names = request, names
         count = len(request.prompts) * request.settings.n
         self.bodies = [_Body() for _ in range(count)]
-        self._lengths = [0] * count
+        self._told = [0] * count  # tokens of the prompt
         if request.echo:
             for index in range(count):
                 self._begin(index)
@@ -154,27 +160,24 @@ class _Writer:
     def _begin(self, index: int) -> None:
         prompt, body = self.prompt_of(index), self.bodies[index]
         body.text = prompt.text
-        if self.with_logs:
-            name = self._names.name(prompt.tokens[0])
-            body.add(None, name, None, 0)
-            self._lengths[index] = len(name)
-        if not self.with_logs:
-            self._lengths[index] = len(prompt.text)
+        if self.with_logs:  # nobody says how likely the first token is
+            body.add(None, self._names.name(prompt.tokens[0]), None, prompt.places[0])
+            self._told[index] = 1
 
     def add(self, event: Step | PromptLogs | End) -> None:
         if isinstance(event, End):
             return
-        body, index = self.bodies[event.choice], event.choice
+        body, prompt = self.bodies[event.choice], self.prompt_of(event.choice)
         if isinstance(event, PromptLogs):
-            for log in event.logs:
-                self._log(body, log, self._lengths[index])
-                self._lengths[index] += len(body.tokens[-1])
+            told = self._told[event.choice]
+            for log, place in zip(event.logs, prompt.places[told:], strict=False):
+                self._log(body, log, place)
+            self._told[event.choice] += len(event.logs)
             return
-        if event.log is not None:
-            self._log(body, event.log, self._lengths[index])
-        piece = "".join(text for _, text in event.pieces)
-        body.text += piece
-        self._lengths[index] += len(piece)
+        before = len(prompt.text) if self._request.echo else 0
+        for log in event.logs:
+            self._log(body, log, before + log.place)
+        body.text += "".join(text for _, text in event.pieces)
 
     def _log(self, body: _Body, log: Log, offset: int) -> None:
         top = {self._names.name(token): value for token, value in log.top}

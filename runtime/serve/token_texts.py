@@ -19,11 +19,13 @@ NAMES_KEPT = 1 << 16
 
 @dataclass(frozen=True)
 class Log:
-    """A token, its log-probability, and the likeliest tokens in its place with theirs."""
+    """A token, its log-probability, and the likeliest tokens in its place with theirs. place: of a
+    written one, in the characters of what was written."""
 
     token: int
     logprob: float
     top: tuple[tuple[int, float], ...] = ()
+    place: int = 0
 
 
 class TokenTexts:

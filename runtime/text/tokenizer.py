@@ -125,12 +125,30 @@ class TextTokenizer:
                 f"the text is not valid Unicode at character {error.start}",
                 "pass it in UTF-8, in a UTF-8 locale",
             ) from error
+        return list(self._encoding(text).ids)
+
+    def _encoding(self, text: str) -> Any:
         with library_failures("cannot encode"):
-            return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+            return self._tokenizer.encode(text, add_special_tokens=False)
 
     def encode_prompt(self, text: str) -> list[int]:
         """Ids of a plain prompt, with BOS exactly once where the model was trained with it."""
         return self._with_bos(self.encode(text), self._adds_bos)
+
+    def prompt_places(self, text: str) -> list[int]:
+        """Where in the text each token of `encode_prompt` begins, in characters.
+
+        Some tokenizers leave the white space in front of a token out of its offsets; it is a part
+        of the token.
+        """
+        encoding = self._encoding(text)
+        starts, end = [], 0
+        for start, stop in encoding.offsets:
+            starts.append(min(start, end))
+            end = max(end, stop)
+        ids = self._with_bos(list(encoding.ids), self._adds_bos)
+        added = len(ids) - len(starts)
+        return [0] * added + starts[max(0, -added) :]
 
     def encode_chat(self, rendered: str) -> list[int]:
         """Ids of a rendered chat template, which usually has written BOS itself."""
@@ -202,8 +220,10 @@ class StreamDecoder:
     `context`: the tokens before the first, so that its space is kept.
     """
 
-    def __init__(self, tokenizer: TextTokenizer, context: Sequence[int] = ()) -> None:
-        self._tokenizer = tokenizer
+    def __init__(
+        self, tokenizer: TextTokenizer, context: Sequence[int] = (), skip_special: bool = True
+    ) -> None:
+        self._tokenizer, self._skip_special = tokenizer, skip_special
         self._before = list(context[-CONTEXT_TOKENS:])  # printed, decides how the next look
         self._pending: list[int] = []
 
@@ -221,8 +241,13 @@ class StreamDecoder:
         return self._release(self._pending_text())
 
     def _pending_text(self) -> str:
-        before = self._tokenizer.decode(self._before)
-        return self._tokenizer.decode([*self._before, *self._pending])[len(before) :]
+        return self._text_of(len(self._pending))
+
+    def _text_of(self, count: int) -> str:
+        """Of the first tokens that wait."""
+        decode, skip = self._tokenizer.decode, self._skip_special
+        before = decode(self._before, skip)
+        return decode([*self._before, *self._pending[:count]], skip)[len(before) :]
 
     def _release(self, piece: str) -> str:
         if piece:  # tokens without text must not displace those that decide about spaces

@@ -76,6 +76,7 @@ NOT_RUN = {
     "python scripts/setup.py demo": NETWORK,
     "python scripts/setup.py test": NETWORK,
     WITH_TORCH: NETWORK,
+    'pip install "dsconv[serve]"': NETWORK,
     f"python -m {HARNESS} run --model dsconv --model_args path=r1.dsq --tasks gsm8k": (
         "asks the hub for its questions"
     ),

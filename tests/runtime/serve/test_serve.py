@@ -15,10 +15,9 @@ from typing import Any
 import openai
 import pytest
 from browser import browser, find_browser
-from native_models import exported
 from outputs import quantized
 from served import Server, serving
-from small_models import TEMPLATE, write_checkpoint, write_json
+from served_models import served_model
 
 from dsconv.runtime.generate.answer import UserPrompt, Wanted, answer
 from dsconv.runtime.generate.sampling import Sampling
@@ -29,12 +28,7 @@ MESSAGES = [{"role": "user", "content": "hello there"}]
 
 @pytest.fixture(scope="module")
 def native(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("serve")
-    write_checkpoint(folder / "m")
-    settings = {"bos_token": "<s>", "eos_token": "</s>", "chat_template": TEMPLATE}
-    write_json(folder / "m" / "tokenizer_config.json", settings)
-    exported(folder / "m", folder / "m.dsq")
-    return folder / "m.dsq"
+    return served_model(tmp_path_factory.mktemp("serve"))
 
 
 @pytest.fixture(scope="module")

@@ -56,6 +56,17 @@ def _read(content: bytes) -> Any:
         return content.decode("utf-8", "replace")
 
 
+def streamed(server: Server, path: str, body: dict[str, Any]) -> Iterator[Any]:
+    """The events of an answer, each as JSON, without the mark at its end."""
+    data = json.dumps({**body, "stream": True}).encode()
+    headers = {"content-type": "application/json"}
+    request = urllib.request.Request(server.url + path, data, headers)
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        for line in answer:
+            if line.startswith(b"data: {"):
+                yield json.loads(line[len(b"data: ") :])
+
+
 @contextmanager
 def serving(artifact: Path, *options: object, **environment: str) -> Iterator[Server]:
     command = [sys.executable, "-m", "dsconv", "serve", artifact, "--port", 0, *options]
