@@ -15,6 +15,7 @@ from typing import Any
 import openai
 import pytest
 from browser import browser, find_browser
+from native_models import exported
 from outputs import quantized
 from served import Server, serving
 from served_models import served_model
