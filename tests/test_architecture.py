@@ -42,6 +42,7 @@ FOLDERS = (
     ("runtime.scheduling",),
     ("runtime.prompts",),
     ("runtime.harness",),
+    ("runtime.serve.texts",),
     ("runtime.serve",),
     ("runtime.calibration",),
     ("runtime.doctor",),

@@ -10,13 +10,11 @@ choice       one text on its way: pieces, log-probabilities
 completions  /v1/completions
 chat         /v1/chat/completions
 turns        messages of a request as the chat template takes them
-tool_calls   calls of tools in a text
 sampling     settings that both of them take
 fields       typed access to the body of a request
 answers      responses: whole or as events, and readers that go away
+texts        a folder: the words of both, and their tokens
 problems     errors in OpenAI's shape
-token_places where in a text its tokens begin
-token_texts  a token's text, and its log-probability
 served       the model, its name, and the limits
 metrics      counters for Prometheus
 """

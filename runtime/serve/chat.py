@@ -17,8 +17,8 @@ from .fields import Fields
 from .problems import Problem
 from .sampling import MOST, MOST_LOGPROBS, Settings, read_settings
 from .served import Served
-from .token_texts import Log, TokenTexts
-from .tool_calls import Call, CallFormat, CallSplitter, format_of
+from .texts.token_texts import Log, TokenTexts
+from .texts.tool_calls import Call, CallFormat, CallSplitter, format_of
 from .turns import Turn, read_tools, read_turns, render
 
 RESERVED = ("messages", "tools", "documents", "add_generation_prompt")
@@ -113,7 +113,8 @@ def _tools(fields: Fields, served: Served) -> tuple[list[Turn], CallFormat | Non
     if not tools:
         return [], None
     assert served.template is not None
-    found = format_of(served.template) if "tools" in served.template else None
+    template = served.template.template
+    found = format_of(template) if "tools" in template else None
     if found is None:
         raise fields.wrong(
             "tools", "the model's chat template has no tools, or in a form that is not known"

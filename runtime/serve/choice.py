@@ -15,8 +15,8 @@ from dsconv.runtime.scheduling.request import Outcome, Request
 from dsconv.runtime.text.thinking import Kind
 from dsconv.runtime.text.tokenizer import TextTokenizer
 
-from .token_places import TokenPlaces
-from .token_texts import Log, log_of, logs_of
+from .texts.token_places import TokenPlaces
+from .texts.token_texts import Log, log_of, logs_of
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from .choice import End, Plan, PromptLogs, Step
 from .fields import Fields
 from .sampling import MOST, MOST_LOGPROBS, Settings, read_settings
 from .served import Served
-from .token_places import places_of
-from .token_texts import Log, TokenTexts
+from .texts.token_places import places_of
+from .texts.token_texts import Log, TokenTexts
 
 DEFAULT_TOKENS = 16  # as OpenAI's
 FINISH = {"eos": "stop", "stop": "stop", "length": "length", "context": "length"}

@@ -12,7 +12,8 @@ from dsconv.runtime.text.token_range import refuse_tokens_beyond
 from dsconv.runtime.text.tokenizer import TextTokenizer
 
 from .problems import Problem
-from .token_texts import TokenTexts
+from .texts.template_process import TemplateProcess
+from .texts.token_texts import TokenTexts
 
 MIB = 1 << 20
 # Of a text, per position of the context: more never fits, and need not be split into tokens.
@@ -45,7 +46,7 @@ class Served:
     limits: Limits
     context: int  # positions of one text, in the batch
     created: int = field(default_factory=lambda: int(time.time()))
-    template: str | None = None
+    template: TemplateProcess | None = None
     texts: TokenTexts = field(init=False)
 
     def __post_init__(self) -> None:
@@ -99,6 +100,6 @@ class Served:
 def serve_model(loaded: Loaded, name: str, limits: Limits, context: int) -> Served:
     """Raises InputError: its tokenizer or template is broken."""
     tokenizer = TextTokenizer(loaded.side_files, loaded.config)
-    return Served(
-        loaded, tokenizer, name, limits, context, template=chat_template(loaded.side_files)
-    )
+    text = chat_template(loaded.side_files)
+    template = None if text is None else TemplateProcess(text)
+    return Served(loaded, tokenizer, name, limits, context, template=template)

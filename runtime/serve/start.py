@@ -55,4 +55,6 @@ def start(
         if not access.only_local and access.key is None:
             say("warning: everybody who reaches this machine may use it; set --api-key")
 
+    if served.template is not None:
+        served.template.start()
     run_server(service, place, ready)

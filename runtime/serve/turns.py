@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dsconv.errors import InputError
-from dsconv.runtime.text.chat_template import render_turns
 
 from .fields import Fields
 from .problems import Problem
@@ -126,7 +125,7 @@ def read_tools(fields: Fields) -> list[Turn]:
 def render(
     served: Served, turns: Sequence[Turn], tools: Sequence[Turn], settings: Mapping[str, Any]
 ) -> str:
-    """The text of a conversation. Forks a process: not for the event loop.
+    """The text of a conversation. Another process writes it: not for the event loop.
 
     Raises:
         InputError: the template refuses it.
@@ -137,11 +136,11 @@ def render(
     # Templates want arguments as an object (transformers' way), or as the text that clients send.
     objects, texts = (_with_arguments(turns, as_object) for as_object in (True, False))
     try:
-        return render_turns(served.template, objects, special, known)
+        return served.template.render(objects, special, known)
     except InputError:
         if objects == texts:
             raise
-        return render_turns(served.template, texts, special, known)
+        return served.template.render(texts, special, known)
 
 
 def _with_arguments(turns: Sequence[Turn], as_object: bool) -> list[Turn]:

@@ -197,7 +197,7 @@ def test_a_draft_guesses_and_the_texts_stay(
             )
             assert [c.text for c in made.choices] == [c.text for c in alone.choices]
         figures = str(found.send("/metrics")[1])
-        assert int(figures.split("dsconv_guesses_proposed ")[1].split()[0]) > 0
+        assert int(figures.split("\ndsconv_guesses_proposed ")[1].split()[0]) > 0
 
 
 def test_a_signal_lets_texts_end(native: Path) -> None:

@@ -14,7 +14,7 @@ from served import Server, serving, streamed
 from served_models import served_model
 from small_models import tokenizer_json
 
-from dsconv.runtime.serve.token_places import places_of
+from dsconv.runtime.serve.texts.token_places import places_of
 from dsconv.runtime.text.tokenizer import TextTokenizer
 
 TEXTS = [*AWKWARD[1:], "€€€𝄞a", "\n\n 😀 b", "a <s> b", "  é"]
