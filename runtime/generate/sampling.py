@@ -16,6 +16,9 @@ from .settings import Sampling as Sampling
 
 
 def _check_finite(logits: NDArray[np.float32]) -> None:
+    with np.errstate(over="ignore", invalid="ignore"):
+        if np.isfinite(logits.sum()):  # one that is not would show; else each is looked at
+            return
     wrong = logits.size - int(np.count_nonzero(np.isfinite(logits)))
     if wrong:
         what = "NaN" if np.isnan(logits).any() else "infinity"
@@ -29,20 +32,23 @@ def filtered(
     logits: NDArray[np.float32], sampling: Sampling
 ) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
     """Tokens that may be chosen at a temperature above 0, and their probabilities (sum 1)."""
-    tokens = np.arange(logits.size)
+    tokens: NDArray[np.intp] | None = None  # all of them
     if logits.min() == -np.inf:  # forbidden by the text so far
         tokens = np.flatnonzero(logits > -np.inf)
-    if 0 < sampling.top_k < tokens.size:
-        tokens = tokens[filters.top_k_tokens(logits[tokens], sampling.top_k)]
-    scaled = logits[tokens].astype(np.float64)
+        logits = logits[tokens]
+    if 0 < sampling.top_k < logits.size:
+        best = filters.top_k_tokens(logits, sampling.top_k)
+        tokens, logits = best if tokens is None else tokens[best], logits[best]
     # The largest comes off before the division: no temperature can overflow it.
-    probabilities = np.exp((scaled - scaled.max()) / sampling.temperature)
+    probabilities = np.subtract(logits, logits.max(), dtype=np.float64)
+    probabilities /= sampling.temperature
+    np.exp(probabilities, out=probabilities)
     probabilities /= probabilities.sum()
     for keep in _filters(sampling):
         best = keep(probabilities)
-        tokens, probabilities = tokens[best], probabilities[best]
+        tokens, probabilities = best if tokens is None else tokens[best], probabilities[best]
         probabilities /= probabilities.sum()
-    return tokens, probabilities
+    return np.arange(logits.size) if tokens is None else tokens, probabilities
 
 
 def _filters(
