@@ -66,6 +66,11 @@ def open_batch(loaded: Loaded, options: BatchOptions | None = None) -> Batch:
 
 
 def _open(loaded: Loaded, options: BatchOptions) -> Batch:
+    if options.activations != ACTIVATIONS and not isinstance(loaded.session, NativeSession):
+        raise UsageError(
+            f"activations: {options.activations} is for .dsq files",
+            "leave it out: other runtimes round as the artifact says",
+        )
     if isinstance(loaded.session, NativeSession):
         cache_bytes = options.cache_bytes or free_memory_bytes() // 2
         return NativeBatch(loaded.session, options.activations, cache_bytes, options.sequences)

@@ -120,11 +120,15 @@ def run(
     }
     Sampling().with_overrides(**given)  # a wrong one is told before the model is loaded
     if prompts is not None:
-        _refuse_with_prompts(prompt, prompt_file, chat, draft, speculate)
+        _refuse_with_prompts(prompt, prompt_file, chat, speculate)
+        small = load_draft(draft, threads, kv) if draft is not None else None
         loaded = load(artifact, provider, threads, dtype, kv, allow_fallback)
+        guesser = draft_for(loaded, small, draft) if draft and small else None
         asking = Asking(loaded, {**given, "max_tokens": max_tokens}, tuple(stop or ()), system, raw)
-        batch = BatchOptions(parallel, activations=activations or ACTIVATIONS)
-        _answer_file(PromptsRequest(prompts, artifact, output, overwrite, batch), asking, as_json)
+        batch = BatchOptions(parallel, activations=activations or ACTIVATIONS, guesser=guesser)
+        session = {"dtype": dtype, "kv": kv, "allow_fallback": allow_fallback, "draft": draft}
+        request = PromptsRequest(prompts, artifact, output, overwrite, batch, session)
+        _answer_file(request, asking, as_json)
         return
     if output is not None or parallel:
         raise UsageError("--output and --parallel belong to --prompts", "add --prompts FILE")
@@ -166,16 +170,13 @@ def _first_prompt(prompt: str | None, file: Path | None, chat: bool, raw: bool) 
     return read_prompt(prompt, file)
 
 
-def _refuse_with_prompts(
-    prompt: str | None, file: Path | None, chat: bool, draft: str | None, speculate: int
-) -> None:
+def _refuse_with_prompts(prompt: str | None, file: Path | None, chat: bool, speculate: int) -> None:
     from dsconv.errors import UsageError
 
     others = {
         "--prompt": prompt is not None,
         "--prompt-file": file is not None,
         "--chat": chat,
-        "--draft": draft is not None,
         "--speculate": bool(speculate),
     }
     for option, given in others.items():

@@ -16,6 +16,7 @@ from dsconv.runtime.generate.generate import StopReason
 from dsconv.runtime.generate.model_settings import wanted_answer
 from dsconv.runtime.generate.written_text import WrittenText, stop_tokens
 from dsconv.runtime.scheduling.request import Outcome, Request
+from dsconv.runtime.scheduling.run_all import unattended
 from dsconv.runtime.scheduling.scheduler import Scheduler
 from dsconv.runtime.sessions.load import Loaded
 from dsconv.runtime.text.chat_template import Message, chat_template, render_chat
@@ -55,9 +56,15 @@ class Answering:
         return self._written.take(token)
 
     def result(self, outcome: Outcome) -> dict[str, Any]:
+        """
+        Raises:
+            What ended the answer and is not the row's fault: it may be answered later.
+        """
         done = outcome.generation
         if done is None:
-            return failed(self._row, str(outcome.error))
+            if not isinstance(outcome.error, DsconvError):
+                raise outcome.error or RuntimeError("no answer, and no reason")
+            return failed(self._row, outcome.error.message)
         self._written.finish()
         return {
             "index": self._row.index,
@@ -79,8 +86,13 @@ def failed(row: PromptRow, why: str) -> dict[str, Any]:
 def answer_rows(
     asking: Asking, batch: Batch, rows: Iterable[PromptRow], on_answer: OnAnswer
 ) -> None:
-    """Every row's answer, or why there is none, as `on_answer` is told it: a dict for JSON."""
-    scheduler, tokenizer = Scheduler(batch), _tokenizer(asking.loaded)
+    """Every row's answer, or why there is none, as `on_answer` is told it: a dict for JSON.
+
+    Raises:
+        What ends the run, and is not of a row: no memory, a broken artifact. Answers that were told
+        stay.
+    """
+    scheduler, tokenizer = Scheduler(batch, unattended(batch)), _tokenizer(asking.loaded)
     most = AHEAD * batch.max_sequences
     for row in rows:
         if row.error is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,13 +59,15 @@ class PromptsReport:
 
 @dataclass(frozen=True)
 class PromptsRequest:
-    """artifact: the path as the user named it. output: None writes answers as they are done."""
+    """artifact: the path as the user named it. output: None writes answers as they are done.
+    session: how the artifact was loaded, as far as that can change an answer."""
 
     prompts: Path
     artifact: str
     output: Path | None
     overwrite: bool = False
     batch: BatchOptions = field(default_factory=BatchOptions)
+    session: Mapping[str, Any] = field(default_factory=dict)
 
 
 def run_prompts(
@@ -103,7 +105,7 @@ def run_prompts(
         answer_rows(asking, batch, rows, tell)
         resumed = 0
     else:
-        with answers_file(request.output, _purpose(request, asking), request.overwrite) as kept:
+        with answers_file(request.output, purpose_of(request, asking), request.overwrite) as kept:
             resumed = len(kept.found)
             for answer in kept.found.values():
                 counts["skipped"] += "error" in answer
@@ -126,8 +128,9 @@ def run_prompts(
     )
 
 
-def _purpose(request: PromptsRequest, asking: Asking) -> dict[str, Any]:
-    """What decides over the answers."""
+def purpose_of(request: PromptsRequest, asking: Asking) -> dict[str, Any]:
+    """What decides over the answers: a run that differs in any of it does not go on with those of
+    another."""
     place = Path(request.artifact).expanduser()
     hashes = FileHashes()
     files = hashes.of_files(artifact_files(place), place.parent if place.is_file() else place)
@@ -139,7 +142,9 @@ def _purpose(request: PromptsRequest, asking: Asking) -> dict[str, Any]:
         "system": asking.system,
         "raw": asking.raw,
         "activations": request.batch.activations,
+        "runtime": asking.loaded.runtime,
         "provider": asking.loaded.provider,
+        "session": dict(request.session),
     }
 
 

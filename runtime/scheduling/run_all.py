@@ -14,6 +14,11 @@ from .request import Outcome, Request
 from .scheduler import Scheduler
 
 
+def unattended(batch: Batch) -> Limits:
+    """Nobody reads along, so prompts need not make room for texts, and may wait for each other."""
+    return Limits(prompt_beside=batch.tokens_per_pass, worth_waiting=SPAN)
+
+
 def run_all(
     batch: Batch,
     requests: Sequence[Request],
@@ -27,9 +32,7 @@ def run_all(
     Raises:
         The first error that a request ended with, once no request is left; what on_done raised.
     """
-    # Nobody reads along, so prompts need not make room for texts, and may wait for each other.
-    limits = Limits(prompt_beside=batch.tokens_per_pass, worth_waiting=SPAN)
-    scheduler = Scheduler(batch, limits)
+    scheduler = Scheduler(batch, unattended(batch))
     outcomes: dict[int, Outcome] = {}
 
     def take(index: int, outcome: Outcome) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,15 @@ from native_models import exported
 from small_models import write_checkpoint
 
 from dsconv.errors import InputError, OutputError
+from dsconv.runtime.batches.native import NativeBatch
+from dsconv.runtime.batches.open import BatchOptions
+from dsconv.runtime.commands.run import run as run_command
+from dsconv.runtime.prompts import run as run_module
+from dsconv.runtime.prompts.answer import Asking
 from dsconv.runtime.prompts.output import answers_file
 from dsconv.runtime.prompts.rows import messages_of, prompt_rows
+from dsconv.runtime.prompts.run import PromptsRequest, run_prompts
+from dsconv.runtime.sessions.load import load
 from dsconv.runtime.text.chat_template import Message
 
 USER = (Message("user", "hello"),)
@@ -159,3 +168,111 @@ def test_refused_on_the_command_line(
     refused(2, "activations", arguments=["--prompts", file, "--activations", "mixed"])
     refused(2, "-o", arguments=["--prompts", file, "--json"])
     refused(3, "missing.jsonl", arguments=["--prompts", tmp_path / "missing.jsonl"])
+
+
+# Options of `run` that cannot change an answer of --prompts, or are refused beside it.
+HARMLESS = {
+    *("prompts", "output", "overwrite", "parallel", "threads", "as_json"),
+    *("prompt", "prompt_file", "chat", "speculate"),
+}
+# Others, changed. The artifact and the file of prompts count by their content.
+CHANGED: dict[str, list[Any]] = {
+    "activations": ["--activations", "int16"],
+    "system": ["--system", "Be short."],
+    "raw": ["--raw"],
+    "max_tokens": ["--max-tokens", 3],
+    "stop": ["--stop", "x"],
+    "temperature": ["--temperature", 0.3],
+    "top_p": ["--top-p", 0.5],
+    "top_k": ["--top-k", 7],
+    "min_p": ["--min-p", 0.1],
+    "repetition_penalty": ["--repetition-penalty", 1.1],
+    "no_repeat_ngram_size": ["--no-repeat-ngram-size", 3],
+    "seed": ["--seed", 9],
+    "dtype": ["--dtype", "bfloat16"],
+    "kv": ["--kv", "int8"],
+    "allow_fallback": ["--allow-fallback"],
+    "draft": ["--draft", "ITSELF"],
+}
+
+
+@pytest.fixture
+def purpose(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Any]:
+    """What a command line is for, as its journal has it."""
+    found: list[Any] = []
+
+    def keep(request: Any, asking: Any, *others: Any) -> Any:
+        found.append(run_module.purpose_of(request, asking))
+        raise OutputError("enough", "")
+
+    monkeypatch.setattr(run_module, "run_prompts", keep)
+
+    def of(*arguments: Any) -> Any:
+        call_main(monkeypatch, capsys, "run", *arguments)
+        return found.pop()
+
+    return of
+
+
+def test_a_run_with_other_settings_does_not_go_on(
+    native: Path, tmp_path: Path, purpose: Callable[..., Any]
+) -> None:
+    file = lines(tmp_path / "p.jsonl", {"prompt": "hello"})
+    plain = ["--prompts", file, "-o", tmp_path / "a.jsonl"]
+    known = purpose(native, *plain)
+    assert purpose(native, *plain, "--parallel", 3, "--threads", 1) == known
+    assert set(CHANGED) | HARMLESS | {"artifact", "provider"} == set(
+        inspect.signature(run_command).parameters
+    )
+    for option, words in CHANGED.items():
+        words = [native if word == "ITSELF" else word for word in words]
+        assert purpose(native, *plain, *words) != known, option
+    other = lines(tmp_path / "other.jsonl", {"prompt": "hello "})
+    assert purpose(native, "--prompts", other, "-o", tmp_path / "a.jsonl") != known
+    damaged = tmp_path / "m.dsq"
+    damaged.write_bytes(native.read_bytes()[:-1] + b"1")
+    assert purpose(damaged, *plain) != known
+
+
+def test_a_draft_changes_no_answer(
+    native: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file = lines(tmp_path / "p.jsonl", {"prompt": "hello"}, {"prompt": "another question"})
+    shown = []
+    for options in ([], ["--draft", native]):
+        asked = ["run", native, "--prompts", file, "--max-tokens", 40, *options]
+        done = call_main(monkeypatch, capsys, *asked)
+        assert done.code == 0, done.err
+        shown.append(sorted(done.out.splitlines()))
+    assert shown[0] == shown[1]
+
+
+def test_only_what_is_wrong_with_a_row_is_its_answer(native: Path, tmp_path: Path) -> None:
+    """No memory is no answer: the row is asked again by the next run."""
+    file = lines(tmp_path / "p.jsonl", *({"prompt": f"hello {i}"} for i in range(6)))
+    request = PromptsRequest(file, str(native), tmp_path / "a.jsonl", batch=BatchOptions(2))
+    asking = Asking(load(str(native), threads=1), {"max_tokens": 4})
+    rows = prompt_rows(file)
+    whole, passes = NativeBatch.step, [0]
+
+    def step(batch: NativeBatch, pieces: Any) -> Any:
+        passes[0] += 1
+        if passes[0] == 7:
+            raise MemoryError("no more")
+        return whole(batch, pieces)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(NativeBatch, "step", step)
+        with pytest.raises(MemoryError):
+            run_prompts(request, asking, rows, print)
+    report = run_prompts(request, asking, rows, print)
+    assert report.resumed > 0
+    assert report.skipped == 0
+    answers = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    assert [answer["index"] for answer in answers] == list(range(6))
+    assert all("error" not in answer for answer in answers)
