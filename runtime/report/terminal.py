@@ -14,7 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from dsconv.runtime.console import BARS, size_text, sparkline
-from dsconv.runtime.verify.verdict import Verdict, WorstToken
+from dsconv.runtime.verify.tasks.statistics import Shares
+from dsconv.runtime.verify.verdict import TaskScore, Verdict, WorstToken
 
 from .axis import linear_axis
 from .figures import (
@@ -176,21 +177,46 @@ def _behaviour(verdict: Verdict) -> Iterator[str]:
                 f"(reference {number(free.reference_closed_rate, True)})"
             )
     for task in verdict.tasks:
-        theirs = task.reference_accuracy
-        other = "" if theirs is None else f" (reference {number(theirs, True)})"
+        yield from _task(task)
+
+
+def _task(task: TaskScore) -> Iterator[str]:
+    theirs = task.reference_accuracy
+    other = "" if theirs is None else f" (reference {number(theirs, True)})"
+    yield (
+        f"{short(last_part(task.file), 60)}: {number(task.artifact_accuracy, True)} "
+        f"{error(task.artifact_stderr, True)} right{other}"
+    )
+    if task.macro is not None:
+        yield f"  mean of {len(task.subjects)} subjects: {_shares(task.macro)}"
+    if task.majority is not None:
+        yield f"  answer of most of {task.seeds} samples: {_shares(task.majority)}"
+    if task.artifact_cut or task.reference_cut:
+        others = task.reference_cut
+        other = "" if others is None else f" (reference {number(others, True)})"
         yield (
-            f"{short(last_part(task.file), 60)}: {number(task.artifact_accuracy, True)} "
-            f"{error(task.artifact_stderr, True)} right{other}"
+            f"  {number(task.artifact_cut, True)} of the answers were cut at the limit of "
+            f"tokens{other}: --task-tokens"
         )
-        if task.paired is not None:
-            low, high = (number(100 * value) for value in task.paired.interval)
-            yield (
-                f"  difference {number(100 * task.paired.difference)} points ({low} to {high}), "
-                f"{task.paired.worse} questions worse, {task.paired.better} better, "
-                f"p = {task.paired.p_value:.2g}; so many questions show a drop of "
-                f"{number(100 * task.paired.visible_drop)} points, a drop of 1 point takes "
-                f"{task.paired.questions_for_one_point:,}"
-            )
+    if task.paired is not None:
+        low, high = (number(100 * value) for value in task.paired.interval)
+        yield (
+            f"  difference {number(100 * task.paired.difference)} points ({low} to {high}), "
+            f"{task.paired.worse} questions worse, {task.paired.better} better, "
+            f"p = {task.paired.p_value:.2g}; so many questions show a drop of "
+            f"{number(100 * task.paired.visible_drop)} points, a drop of 1 point takes "
+            f"{task.paired.questions_for_one_point:,}"
+        )
+
+
+def _shares(shares: Shares) -> str:
+    theirs, wide = shares.reference_accuracy, shares.reference_stderr
+    other = (
+        ""
+        if theirs is None or wide is None
+        else f" (reference {number(theirs, True)} {error(wide, True)})"
+    )
+    return f"{number(shares.artifact_accuracy, True)} {error(shares.artifact_stderr, True)}{other}"
 
 
 def _speeds(verdict: Verdict, console: Console) -> Table:

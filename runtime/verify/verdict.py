@@ -14,7 +14,7 @@ from typing import Literal
 
 from .grade import Grade, grade_of
 from .metrics import Summary, TokenScores
-from .tasks.statistics import Paired
+from .tasks.statistics import Paired, Shares
 
 INT8_INPUTS = "int8 activations"
 
@@ -88,7 +88,9 @@ class TaskScore:
     """Questions with one right answer: shares of right ones, and the standard error of each.
 
     seeds: answers per question. paired: both models on the same questions. subjects: accuracy of
-    the artifact by subject, where there are several.
+    the artifact by subject, where there are several; reference_subjects: of the reference. macro:
+    the mean over subjects, each of which counts alike. majority: of the answer that most samples
+    of a question give. cut: share of written answers that the limit of tokens ended.
     """
 
     file: str
@@ -100,6 +102,11 @@ class TaskScore:
     reference_stderr: float | None
     paired: Paired | None = None
     subjects: Mapping[str, float] = field(default_factory=dict)
+    reference_subjects: Mapping[str, float] = field(default_factory=dict)
+    macro: Shares | None = None
+    majority: Shares | None = None
+    artifact_cut: float | None = None
+    reference_cut: float | None = None
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsconv.runtime.verify.metrics import TokenScores, summarize
+from dsconv.runtime.verify.tasks.statistics import Paired, Shares
 from dsconv.runtime.verify.verdict import (
     Bucket,
     Circumstances,
@@ -106,7 +107,24 @@ def healthy(tokens: int = 4096, scale: float = 1.0) -> Verdict:
             for layer in range(28)
         ),
         free_running=FreeRunning(4, 256, (31, 118, 256, 74), 1.031, 0.0, 0.25, 1.0, 0.75),
-        tasks=(TaskScore("data/gsm8k-100.jsonl", 100, 4, 0.7625, 0.0212, 0.7775, 0.0208),),
+        tasks=(
+            TaskScore(
+                "data/gsm8k-100.jsonl",
+                100,
+                4,
+                0.7625,
+                0.0212,
+                0.7775,
+                0.0208,
+                Paired(-0.015, (-0.0475, 0.0175), 9, 6, 0.607, 0.047, 2209),
+                {"long": 0.71, "short": 0.81},
+                {"long": 0.74, "short": 0.81},
+                Shares(0.76, 0.0215, 0.775, 0.0211),
+                Shares(0.82, 0.0386, 0.83, 0.0378),
+                0.03,
+                0.02,
+            ),
+        ),
         speeds=(
             Speed(REFERENCE, 3_554_000_000, None, 71.0, 4.6, 3_900_000_000),
             Speed(ARTIFACT, 1_120_000_000, summary.kl_mean, 96.0, 14.2, 1_450_000_000),

@@ -5,5 +5,6 @@ questions   the rows of a file
 choices     questions with answers to choose from
 answers     the answer that a text ends up with, and is it right
 ask         every question, many at a time
+majority    the answer that most samples give
 statistics  shares, differences, and how sure they are
 """

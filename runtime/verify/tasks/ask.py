@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,7 @@ from dsconv.progress import Advance
 from dsconv.runtime.batches.open import BatchOptions, open_batch
 from dsconv.runtime.generate.answer import UserPrompt, prepare
 from dsconv.runtime.generate.draft import Draft
+from dsconv.runtime.generate.generate import Generation
 from dsconv.runtime.generate.sampling import Sampling
 from dsconv.runtime.scheduling.request import Request
 from dsconv.runtime.scheduling.run_all import run_all
@@ -23,9 +24,20 @@ from dsconv.runtime.text.tokenizer import TextTokenizer
 
 from .answers import equivalent, final_answer
 from .choices import Choice
+from .majority import majority_of
 from .questions import Question
 
 SEED_STRIDE = 1_000_003  # every question and seed draws its own random numbers
+
+
+@dataclass(frozen=True)
+class Answered:
+    """Of one question: is each answer right, is the one that most of them give; how many the limit
+    of tokens ended (None where nothing was written)."""
+
+    right: tuple[bool, ...]
+    majority: bool
+    cut: int | None = None
 
 
 @dataclass(frozen=True)
@@ -57,8 +69,8 @@ def ask_all(
     examples: Sequence[Sequence[Question]],
     options: TaskOptions,
     advance: Advance,
-) -> list[list[bool]]:
-    """-> [questions][answers]: right? A question and seed give the same answer in any company.
+) -> list[Answered]:
+    """What came of each question. A question and seed give the same answer in any company.
 
     Args:
         examples: of each question, which stand worked before it.
@@ -67,12 +79,12 @@ def ask_all(
     asker = _Asker(loaded, tokenizer, options)
     asked = list(zip(questions, examples, strict=True))
     requests = [request for pair in asked for request in asker.requests(*pair)]
-    run_all(
+    generations = run_all(
         open_batch(loaded, BatchOptions(options.parallel, guesser=options.draft)),
         requests,
         lambda index, outcome: advance(1),
     )
-    return asker.right()
+    return asker.answered(generations)
 
 
 class _Asker:
@@ -87,30 +99,26 @@ class _Asker:
             return self._choose(question.choice, examples)
         return self._write(question, examples)
 
-    def right(self) -> list[list[bool]]:
-        return [question.right() for question in self._questions]
+    def answered(self, generations: Sequence[Generation]) -> list[Answered]:
+        """Given what came of all requests, in their order."""
+        rest = iter(generations)
+        return [kept.answered([*islice(rest, kept.count)]) for kept in self._questions]
 
     def _write(self, question: Question, examples: Sequence[Question]) -> list[Request]:
         before = "".join(f"{example.worked}\n\n" for example in examples)
         tokens, inside = thinking_prompt(self._loaded, self._tokenizer, before + question.prompt)
-        kept = _Answers(question.answer, inside, self._tokenizer)
         index, options = len(self._questions), self._options
-        self._questions.append(kept)
-        requests = []
-        for seed in range(options.seeds):
-            chosen = Sampling(options.temperature, options.top_p, seed=seed * SEED_STRIDE + index)
-            written: list[int] = []
-            kept.texts.append(written)
-            requests.append(
-                Request(
-                    tokens,
-                    options.max_tokens,
-                    chosen,
-                    self._tokenizer.stop_ids,
-                    partial(_keep, written),
-                )
+        self._questions.append(_Answers(question.answer, inside, self._tokenizer, options.seeds))
+        seeds = (seed * SEED_STRIDE + index for seed in range(options.seeds))
+        return [
+            Request(
+                tokens,
+                options.max_tokens,
+                Sampling(options.temperature, options.top_p, seed=seed),
+                self._tokenizer.stop_ids,
             )
-        return requests
+            for seed in seeds
+        ]
 
     def _choose(self, choice: Choice, examples: Sequence[Question]) -> list[Request]:
         before = "".join(
@@ -124,27 +132,23 @@ class _Asker:
         ]
 
 
-def _keep(written: list[int], token: int, logits: NDArray[np.float32]) -> None:
-    written.append(token)
-
-
-@dataclass
+@dataclass(frozen=True)
 class _Answers:
     """Texts of one question, one per seed."""
 
     answer: str
     inside: bool
     tokenizer: TextTokenizer
+    count: int
 
-    def __post_init__(self) -> None:
-        self.texts: list[list[int]] = []
-
-    def right(self) -> list[bool]:
-        found = []
-        for tokens in self.texts:
-            text = split_thinking(self.tokenizer.decode(tokens), self.inside)[1]
-            found.append(equivalent(final_answer(text), self.answer))
-        return found
+    def answered(self, generations: Sequence[Generation]) -> Answered:
+        texts = [self.tokenizer.decode(each.tokens) for each in generations]
+        found = [final_answer(split_thinking(text, self.inside)[1]) for text in texts]
+        return Answered(
+            tuple(equivalent(answer, self.answer) for answer in found),
+            equivalent(majority_of(found), self.answer),
+            sum(each.stop_reason in ("length", "context") for each in generations),
+        )
 
 
 @dataclass
@@ -156,12 +160,17 @@ class _Likelihoods:
     def __post_init__(self) -> None:
         self.values: dict[int, float] = {}
 
-    def right(self) -> list[bool]:
+    @property
+    def count(self) -> int:
+        return len(self.choice.continuations)
+
+    def answered(self, generations: Sequence[Generation]) -> Answered:
         scores = [self.values[index] for index in range(len(self.choice.texts))]
         if self.choice.is_ending:
             lengths = [len(text.encode()) for text in self.choice.continuations]
             scores = [score / length for score, length in zip(scores, lengths, strict=True)]
-        return [int(np.argmax(scores)) == self.choice.right]
+        is_right = int(np.argmax(scores)) == self.choice.right
+        return Answered((is_right,), is_right)
 
 
 def likelihood_request(

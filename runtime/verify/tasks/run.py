@@ -20,9 +20,9 @@ from dsconv.runtime.sessions.load import Loaded
 from dsconv.runtime.verify.verdict import TaskScore
 
 from .answers import can_compare_values
-from .ask import TaskOptions, ask_all
+from .ask import Answered, TaskOptions, ask_all
 from .questions import Question, read_task
-from .statistics import Right, compare, share_right
+from .statistics import Right, Shares, compare, macro_average, share_right
 
 ALL = sys.maxsize  # questions of a file
 
@@ -48,19 +48,61 @@ def run_task(
     mine = ask_all(artifact, questions, examples, options, advance)
     alone = replace(options, draft=None)
     theirs = ask_all(reference, questions, examples, alone, advance) if reference else None
-    accuracy, stderr = share_right(mine)
-    other = share_right(theirs) if theirs else None
+    return score_of(file.name, questions, mine, theirs)
+
+
+def score_of(
+    name: str,
+    questions: Sequence[Question],
+    mine: Sequence[Answered],
+    theirs: Sequence[Answered] | None,
+) -> TaskScore:
+    right, other = (None if all_ is None else [a.right for a in all_] for all_ in (mine, theirs))
+    assert right is not None
+    subjects = [question.subject for question in questions]
+    pass_at_1 = _shares(share_right(right), share_right(other) if other else None)
     return TaskScore(
-        file.name,
+        name,
         len(questions),
-        max(map(len, mine)),
-        accuracy,
-        stderr,
-        other[0] if other else None,
-        other[1] if other else None,
-        compare(mine, theirs) if theirs else None,
-        by_subject(questions, mine),
+        max(map(len, right)),
+        pass_at_1.artifact_accuracy,
+        pass_at_1.artifact_stderr,
+        pass_at_1.reference_accuracy,
+        pass_at_1.reference_stderr,
+        compare(right, other) if other else None,
+        by_subject(subjects, right),
+        by_subject(subjects, other) if other else {},
+        _macro(subjects, right, other),
+        _majority(mine, theirs),
+        _cut(mine),
+        _cut(theirs or ()),
     )
+
+
+def _shares(mine: tuple[float, float], theirs: tuple[float, float] | None) -> Shares:
+    return Shares(*mine, *(theirs or (None, None)))
+
+
+def _macro(subjects: Sequence[str], right: Right, other: Right | None) -> Shares | None:
+    mine = macro_average(right, subjects)
+    return mine and _shares(mine, macro_average(other, subjects) if other else None)
+
+
+def _majority(mine: Sequence[Answered], theirs: Sequence[Answered] | None) -> Shares | None:
+    """None where no question has several answers."""
+    if max(len(each.right) for each in mine) < 2:
+        return None
+    own, other = (
+        None if all_ is None else share_right([[each.majority] for each in all_])
+        for all_ in (mine, theirs)
+    )
+    return own and _shares(own, other)
+
+
+def _cut(answered: Sequence[Answered]) -> float | None:
+    """None where nothing was written."""
+    written = [len(each.right) for each in answered if each.cut is not None]
+    return sum(each.cut or 0 for each in answered) / sum(written) if written else None
 
 
 def questions_of(
@@ -116,20 +158,11 @@ def _too_few(place: Path, count: int, wanted: int) -> InputError:
     )
 
 
-def by_subject(questions: Sequence[Question], right: Right) -> Mapping[str, float]:
+def by_subject(subjects: Sequence[str], right: Right) -> Mapping[str, float]:
     """Accuracy of each subject; empty where there is but one."""
-    subjects = sorted({question.subject for question in questions})
-    if len(subjects) < 2:
+    shares = [float(np.mean(answers)) for answers in right]
+    names = sorted(set(subjects))
+    if len(names) < 2:
         return {}
-    return {
-        subject: float(
-            np.mean(
-                [
-                    np.mean(answers)
-                    for question, answers in zip(questions, right, strict=True)
-                    if question.subject == subject
-                ]
-            )
-        )
-        for subject in subjects
-    }
+    pairs = list(zip(subjects, shares, strict=True))
+    return {name: float(np.mean([s for subject, s in pairs if subject == name])) for name in names}

@@ -22,6 +22,16 @@ Right = Sequence[Sequence[bool]]  # [questions][answers]
 
 
 @dataclass(frozen=True)
+class Shares:
+    """A share of right answers by another count, of both models, with its standard error."""
+
+    artifact_accuracy: float
+    artifact_stderr: float
+    reference_accuracy: float | None
+    reference_stderr: float | None
+
+
+@dataclass(frozen=True)
 class Paired:
     """difference: accuracy of the artifact minus that of the reference, with its 95 % interval.
 
@@ -49,6 +59,23 @@ def share_right(right: Right) -> tuple[float, float]:
     count = len(shares)
     error = float(shares.std(ddof=1)) / math.sqrt(count) if count > 1 else 0.5
     return float(shares.mean()), error
+
+
+def macro_average(right: Right, subjects: Sequence[str]) -> tuple[float, float] | None:
+    """-> (mean over subjects of each one's share, its standard error); None for one subject.
+
+    Each subject counts alike, however many questions it has. Its questions are drawn from itself,
+    so the variances of the subjects' means add up. One question alone has the largest there is.
+    """
+    names = sorted(set(subjects))
+    if len(names) < 2:
+        return None
+    parts = [
+        share_right([each for each, name in zip(right, subjects, strict=True) if name == subject])
+        for subject in names
+    ]
+    mean = math.fsum(share for share, _ in parts) / len(names)
+    return mean, math.sqrt(math.fsum(error**2 for _, error in parts)) / len(names)
 
 
 def compare(mine: Right, theirs: Right) -> Paired:

@@ -143,6 +143,7 @@ def test_figures_are_those_of_the_verdict(make: type[Verdict]) -> None:
     verdict = make()
     page = Page(report_html(verdict))
     values = [float(value) for value, _ in page.data]
+    others = (verdict.tasks[0].macro, verdict.tasks[0].majority)
     for figure in FIGURES:
         assert figure.take(verdict.summary) in values, figure.label
     for expected in (
@@ -152,6 +153,8 @@ def test_figures_are_those_of_the_verdict(make: type[Verdict]) -> None:
         *(token.kl for token in verdict.worst_tokens),
         min(layer.sqnr_db for layer in verdict.layers),
         verdict.tasks[0].artifact_accuracy,
+        verdict.tasks[0].artifact_cut,
+        *(shares.artifact_accuracy for shares in others if shares),
     ):
         assert expected in values
     for value, shown in page.data:
