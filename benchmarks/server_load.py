@@ -1,7 +1,7 @@
 """The server under load, beside the same requests given to its scheduler without HTTP.
 
     python benchmarks/server_load.py ARTIFACT TEXT [--clients 32] [--requests 20] [--tokens 48]
-        [--check 16] [--soak 2000] [--json]
+        [--rounds 1] [--check 16] [--soak 2000] [--json]
 
 So many clients ask one request after the other: chat and completions, streamed and not, a third of
 them cut off midway; besides one huge prompt and ten malformed bodies. TEXT is cut into prompts.
@@ -326,6 +326,7 @@ def main() -> None:
     parser.add_argument("text", type=Path)
     for name, default in (("clients", 32), ("requests", 20), ("tokens", 48), ("seed", 1)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--check", type=int, default=16)
     parser.add_argument("--soak", type=int, default=2000)
     parser.add_argument("--json", action="store_true")
@@ -333,12 +334,14 @@ def main() -> None:
     loaded = load(given.artifact)
     served = serve_model(loaded, "m", Limits(), open_batch(loaded).context_length)
     asks = plan_asks(given.text.read_text("utf-8"), given, min(served.context, 4096))
-    bare = Bare(loaded, asks, served)
-    bare.run()
-    result: dict[str, Any] = {"bare": figures(bare.load)}
+    bares, loads = [], []
     with serving(Path(given.artifact), "--name", "m") as server:
-        found = over_http(server.port, asks)
-        result["server"] = figures(found)
+        for _ in range(given.rounds):  # in turns: a machine is not always as fast
+            bare = Bare(loaded, asks, served)
+            bares.append(figures(bare.run()))
+            found = over_http(server.port, asks)
+            loads.append(figures(found))
+        result: dict[str, Any] = {"bare": medians(bares), "server": medians(loads)}
         memory = soak(server, asks, given.soak) if given.soak else []
         end = server.send("/metrics")[1]
     result["memory"] = [dict(zip(("requests", "rss", "files"), m, strict=True)) for m in memory]
@@ -348,6 +351,10 @@ def main() -> None:
     lost, other, runs = differences(given.artifact, asks, found, texts, given.check)
     result |= {"lost": lost, "other_than_batch": other, "other_than_run": runs}
     print(json.dumps(result, indent=1) if given.json else table(result))
+
+
+def medians(rounds: list[dict[str, float]]) -> dict[str, float]:
+    return {name: statistics.median(one[name] for one in rounds) for name in rounds[0]}
 
 
 def figures(load: Load) -> dict[str, float]:

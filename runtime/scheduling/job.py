@@ -115,6 +115,8 @@ class Job:
             return "length"
         token = self._sampler.choose(logits)
         if token in request.stop_ids:
+            if request.on_end is not None:
+                request.on_end(token, logits)
             return "eos"
         self.text.append(token)
         reason = request.on_token(token, logits)

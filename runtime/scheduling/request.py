@@ -21,6 +21,10 @@ OnToken = Callable[[int, NDArray[np.float32]], StopReason | None]
 OnPrompt = Callable[[int, NDArray[np.float32]], None]
 
 
+# Told of the token of `stop_ids` that ends a text, and of its logits.
+OnEnd = Callable[[int, NDArray[np.float32]], None]
+
+
 def _go_on(token: int, logits: NDArray[np.float32]) -> StopReason | None:
     return None
 
@@ -41,6 +45,7 @@ class Request:
     on_token: OnToken = _go_on
     on_prompt: OnPrompt | None = None
     prompt_logits_from: int = 0
+    on_end: OnEnd | None = None
 
 
 @dataclass(frozen=True)

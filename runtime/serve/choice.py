@@ -106,6 +106,7 @@ class Choice:
             plan.stop_ids,
             self.take,
             self.take_prompt if told else None,
+            on_end=None if plan.logprobs is None or plan.split else self.take_end,
         )
 
     def take(self, token: int, logits: NDArray[np.float32]) -> StopReason | None:
@@ -124,6 +125,11 @@ class Choice:
         del self._logs[: len(places)]
         if pieces or logs:
             self.put(Step(self.index, pieces, logs))
+
+    def take_end(self, token: int, logits: NDArray[np.float32]) -> None:
+        """The token that ends a text is no text, and was chosen like the others."""
+        self._logs.append(log_of(token, logits, self.plan.logprobs or 0))
+        self._say(self._places.place(token))
 
     def take_prompt(self, first: int, rows: NDArray[np.float32]) -> None:
         """The logits after a token say how likely the next one was."""

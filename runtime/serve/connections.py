@@ -1,13 +1,15 @@
 """Connections: how long one may take for its request, for reading its answer, and for nothing.
 
-uvicorn ends connections that are idle after an answer. Those that never send a whole request, or do
-not read, are ended here.
+uvicorn ends connections that are idle after an answer. Those that never send a whole request, do
+not read, or never end a body that nobody wants, are ended here; and where there are as many as may
+be, the one that has been idle for longest makes room.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any, cast
+import resource
+from typing import Any, Literal, cast
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -16,34 +18,50 @@ from .answers import json_bytes
 from .problems import Problem
 from .served import Limits
 
+OTHER_FILES = 128  # that the server has open besides connections
+# What a connection does: waits for (the rest of) a head; is served; sends a body although it has
+# its answer; waits for its last bytes to be read.
+Activity = Literal["head", "served", "unread", "closing"]
+
 
 class Connection(H11Protocol):
     """uvicorn's own, with an end to patience. `limits` is set in a subclass (`connections`)."""
 
     limits = Limits()
-    _head_timer: asyncio.TimerHandle | None = None
+    activity: Activity | None = None
+    since = 0.0
+    ended = False
+    _timer: asyncio.TimerHandle | None = None
     _write_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        if len(self.connections) > self.limits.connections:
+        if len(self.connections) > self.limits.connections and not self._make_room():
             transport.abort()
             return
-        self._wait_for_head()
+        self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._cancel()
+        for timer in (self._timer, self._write_timer):
+            if timer is not None:
+                timer.cancel()
         super().connection_lost(exc)
 
     def handle_events(self) -> None:
         super().handle_events()
-        if self.conn.their_state is not h11.IDLE and self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
+        self._watch()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        self._wait_for_head()
+        self._watch()
+
+    def timeout_keep_alive_handler(self) -> None:
+        super().timeout_keep_alive_handler()
+        self._watch()
+
+    def shutdown(self) -> None:
+        super().shutdown()
+        self._watch()
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -71,27 +89,51 @@ class Connection(H11Protocol):
                 self.transport.write(self.conn.send(event) or b"")
         self.transport.close()
 
-    def _wait_for_head(self) -> None:
-        """A timer from now until a whole head of a request is there; what trickles in does not
-        begin it anew."""
-        self._cancel_head()
-        if self.conn.their_state is h11.IDLE and not self.transport.is_closing():
-            self._head_timer = self.loop.call_later(self.limits.idle, self._abort)
+    def _watch(self) -> None:
+        """A timer from when an activity begins: what trickles in does not begin it anew."""
+        activity = self._activity()
+        if activity == self.activity:
+            return
+        self.activity, self.since = activity, self.loop.time()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if activity != "served":
+            seconds = self.limits.idle if activity == "head" else self.limits.slow
+            self._timer = self.loop.call_later(seconds, self._abort)
 
-    def _cancel_head(self) -> None:
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
+    def _activity(self) -> Activity:
+        if self.transport.is_closing():
+            return "closing"
+        if self.cycle is None or self.cycle.response_complete:
+            return "unread" if self.conn.their_state is h11.SEND_BODY else "head"
+        return "served"
 
-    def _cancel(self) -> None:
-        self._cancel_head()
-        if self._write_timer is not None:
-            self._write_timer.cancel()
-            self._write_timer = None
+    def _make_room(self) -> bool:
+        """End the connection that has waited for longest; False where all are served."""
+        others = [one for one in self.connections if isinstance(one, Connection)]
+        idle = [one for one in others if one.activity not in (None, "served") and not one.ended]
+        if not idle:
+            return False
+        min(idle, key=lambda one: one.since)._abort()
+        return True
 
     def _abort(self) -> None:
         """Without waiting for what is still to be sent."""
+        self.ended = True
         self.transport.abort()
+
+
+def room_for_connections(wanted: int) -> int:
+    """How many files of connections this process may have open, `wanted` at most; the limit of the
+    process is raised as far as it goes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = wanted + OTHER_FILES
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        return max(1, min(wanted, soft - OTHER_FILES))
+    return wanted
 
 
 def connections(limits: Limits) -> type[asyncio.Protocol]:

@@ -9,7 +9,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import uvicorn
 
@@ -17,7 +17,7 @@ from dsconv.errors import OutputError, UsageError
 from dsconv.runtime.console import say
 
 from .app import Service, application
-from .connections import connections, quiet_logging
+from .connections import connections, quiet_logging, room_for_connections
 
 BACKLOG = 1024
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -82,6 +82,7 @@ def run_server(
 ) -> None:
     """Serve until a signal. A second one ends the process at once, with 128 + its number."""
     limits = service.served.limits
+    limits = replace(limits, connections=room_for_connections(limits.connections))
     config = uvicorn.Config(
         application(service),
         http=connections(limits),

@@ -8,10 +8,14 @@ from native_models import exported
 from small_models import TEMPLATE, write_checkpoint, write_json
 
 
-def served_model(folder: Path) -> Path:
+# Calls of tools as Hermes and Qwen write them.
+WITH_TOOLS = "{% if tools %}{{ tools | tojson }} as <tool_call>{% endif %}" + TEMPLATE
+
+
+def served_model(folder: Path, template: str = TEMPLATE) -> Path:
     """-> an artifact with a tokenizer of bytes and a chat template."""
     write_checkpoint(folder / "m")
-    settings = {"bos_token": "<s>", "eos_token": "</s>", "chat_template": TEMPLATE}
+    settings = {"bos_token": "<s>", "eos_token": "</s>", "chat_template": template}
     write_json(folder / "m" / "tokenizer_config.json", settings)
     exported(folder / "m", folder / "m.dsq")
     return folder / "m.dsq"
