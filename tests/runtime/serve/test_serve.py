@@ -106,6 +106,18 @@ def test_completions_tell_probabilities_of_the_prompt(client: openai.OpenAI) -> 
         assert token.logprob == pytest.approx(token.top_logprobs[0].logprob)
 
 
+@pytest.mark.parametrize("echo", [False, True])
+def test_the_token_that_ends_a_text_has_its_probability(client: openai.OpenAI, echo: bool) -> None:
+    """Harnesses leave out the last entry, which they take for the one token that they asked for."""
+    made = client.completions.create(
+        model="tiny", prompt="ab", max_tokens=1, logprobs=1, echo=echo, logit_bias={"257": 100}
+    ).choices[0]
+    assert (made.finish_reason, made.text) == ("stop", "ab" if echo else "")
+    assert made.logprobs is not None
+    assert made.logprobs.tokens == [*(["a", "b"] if echo else []), "</s>"]
+    assert made.logprobs.text_offset == [*([0, 1] if echo else []), len(made.text)]
+
+
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"messages": MESSAGES, "temperature": "hot"}, "temperature"),
     ({"messages": MESSAGES, "temperature": -1}, "temperature"),
