@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -25,7 +24,8 @@ pytestmark = [
     pytest.mark.skipif(bool(MISSING), reason=f"pip install 'lm_eval[api]' ({MISSING} missing)"),
 ]
 TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
-SENTENCES = [f"the {word} and the other {word} there" for word in "cat hat mat dog fog log".split()]
+WORDS = ("cat", "hat", "mat", "dog", "fog", "log")
+SENTENCES = [f"the {word} and the other {word} there" for word in WORDS]
 Samples = dict[int, Any]
 
 

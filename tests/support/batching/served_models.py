@@ -7,7 +7,6 @@ from pathlib import Path
 from native_models import exported
 from small_models import TEMPLATE, write_checkpoint, write_json
 
-
 # Calls of tools as Hermes and Qwen write them.
 WITH_TOOLS = "{% if tools %}{{ tools | tojson }} as <tool_call>{% endif %}" + TEMPLATE
 
