@@ -3,6 +3,7 @@
 import json
 import sys
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from dsconv.runtime.generate.answer import Answer
     from dsconv.runtime.generate.chat import Chat
     from dsconv.runtime.prompts.answer import Asking
+    from dsconv.runtime.prompts.rows import PromptFile
     from dsconv.runtime.prompts.run import PromptsRequest
     from dsconv.runtime.text.thinking import Kind
 
@@ -21,6 +23,7 @@ EXAMPLE = 'dsconv run r1-onnx -p "How many primes are below 50?"'
 
 
 def run(
+    context: typer.Context,
     artifact: Annotated[
         str, typer.Argument(help="Exported folder, .dsq file, or checkpoint (torch)")
     ],
@@ -121,14 +124,15 @@ def run(
     Sampling().with_overrides(**given)  # a wrong one is told before the model is loaded
     if prompts is not None:
         _refuse_with_prompts(prompt, prompt_file, chat, speculate)
+        request = PromptsRequest(prompts, artifact, output, overwrite, context.params)
+        request.refuse_overwriting()
+        rows = _rows(request, as_json)
         small = load_draft(draft, threads, kv) if draft is not None else None
         loaded = load(artifact, provider, threads, dtype, kv, allow_fallback)
         guesser = draft_for(loaded, small, draft) if draft and small else None
         asking = Asking(loaded, {**given, "max_tokens": max_tokens}, tuple(stop or ()), system, raw)
         batch = BatchOptions(parallel, activations=activations or ACTIVATIONS, guesser=guesser)
-        session = {"dtype": dtype, "kv": kv, "allow_fallback": allow_fallback, "draft": draft}
-        request = PromptsRequest(prompts, artifact, output, overwrite, batch, session)
-        _answer_file(request, asking, as_json)
+        _answer_file(replace(request, batch=batch), asking, rows, as_json)
         return
     if output is not None or parallel:
         raise UsageError("--output and --parallel belong to --prompts", "add --prompts FILE")
@@ -184,20 +188,31 @@ def _refuse_with_prompts(prompt: str | None, file: Path | None, chat: bool, spec
             raise UsageError(f"{option} and --prompts exclude each other", "use one of them")
 
 
-def _answer_file(request: "PromptsRequest", asking: "Asking", as_json: bool) -> None:
-    """To a file, or line by line to standard output as answers are done."""
+def _rows(request: "PromptsRequest", as_json: bool) -> "PromptFile":
+    """Before the model is loaded."""
+    from dsconv.atomic import refuse_existing
     from dsconv.errors import UsageError
-    from dsconv.runtime.console import progress, say
-    from dsconv.runtime.prompts.run import load_rows, run_prompts
+    from dsconv.runtime.prompts.run import load_rows
 
     if as_json and request.output is None:
         raise UsageError("--json with --prompts needs a file for the answers", "add -o OUT.jsonl")
-    rows = load_rows(request.prompts)
-    with progress("answers", len(rows), "prompts") as advance:
+    if request.output is not None:
+        refuse_existing(request.output, request.overwrite, single_file=True)
+    return load_rows(request.prompts)
+
+
+def _answer_file(
+    request: "PromptsRequest", asking: "Asking", file: "PromptFile", as_json: bool
+) -> None:
+    """To a file, or line by line to standard output as answers are done."""
+    from dsconv.runtime.console import progress, say
+    from dsconv.runtime.prompts.run import run_prompts
+
+    with progress("answers", len(file.rows), "prompts") as advance:
         report = run_prompts(
             request,
             asking,
-            rows,
+            file,
             lambda answer: print(json.dumps(answer, ensure_ascii=False), flush=True),
             advance,
         )

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dsconv.convert.files.hashes import FileHashes, artifact_files
+from dsconv import __version__
+from dsconv.convert.files.hashes import FileHashes, artifact_files, combined
+from dsconv.errors import UsageError
 from dsconv.progress import Advance
 from dsconv.runtime.batches.open import BatchOptions, open_batch
 from dsconv.runtime.console import rate_text, say
+from dsconv.runtime.model_paths import local_path
+from dsconv.runtime.sessions.load import Loaded
 
 from .answer import Asking, answer_rows
 from .output import answers_file
-from .rows import PromptRow, prompt_rows
+from .rows import PromptFile, prompt_rows
+
+SHARD = re.compile(r"(.+-)\d{5}(-of-\d{5}\.gguf)")
 
 
 @dataclass(frozen=True)
@@ -57,23 +63,50 @@ class PromptsReport:
         )
 
 
+# Options of `run` that change no answer to a file of prompts. All others are part of what a run was
+# asked, so another one does not go on with its answers: a new option is, unless it is named here.
+WITHOUT_EFFECT = frozenset(
+    (
+        *("artifact", "prompts"),  # what is in them counts
+        *("output", "overwrite", "as_json", "quiet", "verbose"),
+    )
+)
+# The same of a native file, whose sequences get the same bits from any number of threads and in any
+# company. Other runtimes round in another order.
+WITHOUT_EFFECT_IF_NATIVE = frozenset(("parallel", "threads"))
+
+
 @dataclass(frozen=True)
 class PromptsRequest:
     """artifact: the path as the user named it. output: None writes answers as they are done.
-    session: how the artifact was loaded, as far as that can change an answer."""
+
+    options: of the command, all of them, by the names of its parameters.
+    """
 
     prompts: Path
     artifact: str
     output: Path | None
     overwrite: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
     batch: BatchOptions = field(default_factory=BatchOptions)
-    session: Mapping[str, Any] = field(default_factory=dict)
+
+    def refuse_overwriting(self) -> None:
+        """Raises UsageError: the answers would take the place of what is read."""
+        if self.output is None:
+            return
+        for word, path in (("prompts", self.prompts), ("artifact", Path(self.artifact))):
+            path = path.expanduser()
+            if self.output.exists() and path.exists() and self.output.samefile(path):
+                raise UsageError(
+                    f"-o {self.output}: that is the {word} itself",
+                    "name another file for the answers",
+                )
 
 
 def run_prompts(
     request: PromptsRequest,
     asking: Asking,
-    rows: list[PromptRow],
+    file: PromptFile,
     emit: Callable[[dict[str, Any]], None],
     advance: Advance = lambda answers: None,
 ) -> PromptsReport:
@@ -86,7 +119,7 @@ def run_prompts(
     Raises:
         OutputError: the output exists, or is of another run.
     """
-    batch = open_batch(asking.loaded, request.batch)
+    batch, rows = open_batch(asking.loaded, request.batch), file.rows
     if batch.max_sequences == 1 and len(rows) > 1:
         say("this runtime holds one sequence at a time: prompts are answered one by one")
     start, counts = time.perf_counter(), {"tokens": 0, "skipped": 0}
@@ -105,7 +138,8 @@ def run_prompts(
         answer_rows(asking, batch, rows, tell)
         resumed = 0
     else:
-        with answers_file(request.output, purpose_of(request, asking), request.overwrite) as kept:
+        purpose = purpose_of(request, asking.loaded, file)
+        with answers_file(request.output, purpose, request.overwrite) as kept:
             resumed = len(kept.found)
             for answer in kept.found.values():
                 counts["skipped"] += "error" in answer
@@ -128,32 +162,47 @@ def run_prompts(
     )
 
 
-def purpose_of(request: PromptsRequest, asking: Asking) -> dict[str, Any]:
-    """What decides over the answers: a run that differs in any of it does not go on with those of
-    another."""
-    place = Path(request.artifact).expanduser()
-    hashes = FileHashes()
-    files = hashes.of_files(artifact_files(place), place.parent if place.is_file() else place)
+def purpose_of(request: PromptsRequest, loaded: Loaded, file: PromptFile) -> dict[str, Any]:
+    """What decides over the answers."""
+    without = WITHOUT_EFFECT
+    if loaded.runtime == "native":
+        without |= WITHOUT_EFFECT_IF_NATIVE
+    options = {
+        name: value if isinstance(value, int | float | list | tuple) else value and str(value)
+        for name, value in request.options.items()
+        if name not in without
+    }
+    draft = request.options.get("draft")
     return {
-        "artifact": hashlib.sha256(repr(sorted(files.items())).encode()).hexdigest(),
-        "prompts": hashlib.sha256(request.prompts.read_bytes()).hexdigest(),
-        "settings": {name: value for name, value in asking.given.items() if value is not None},
-        "stop": list(asking.stop),
-        "system": asking.system,
-        "raw": asking.raw,
+        **options,
+        "dsconv": __version__,
+        "artifact": artifact_digest(request.artifact),
+        "draft": artifact_digest(str(draft)) if draft else None,
+        "prompts": file.sha256,
         "activations": request.batch.activations,
-        "runtime": asking.loaded.runtime,
-        "provider": asking.loaded.provider,
-        "session": dict(request.session),
     }
 
 
-def load_rows(path: Path) -> list[PromptRow]:
+def artifact_digest(artifact: str) -> str:
+    """One digest over all of its files; a model of the hub is where it was downloaded to."""
+    place = Path(local_path(artifact)).expanduser()
+    folder = place.parent if place.is_file() else place
+    shards = SHARD.fullmatch(place.name)
+    files = sorted(folder.glob(f"{shards[1]}*{shards[2]}")) if shards else artifact_files(place)
+    return combined(FileHashes().of_files(files, folder))
+
+
+def load_rows(path: Path) -> PromptFile:
     """With a warning that names what cannot be used."""
-    rows = prompt_rows(path)
-    wrong = [row for row in rows if row.error is not None]
+    file = prompt_rows(path)
+    wrong = [row for row in file.rows if row.error is not None]
     if wrong:
         shown = "; ".join(f"row {row.index + 1}: {row.error}" for row in wrong[:3])
         more = "; …" if len(wrong) > 3 else ""
-        say(f"warning: {path}: {len(wrong)} of {len(rows)} rows get no answer: {shown}{more}")
-    return rows
+        total = len(file.rows)
+        say(f"warning: {path}: {len(wrong)} of {total} rows get no answer: {shown}{more}")
+    names = sorted({row.model for row in file.rows if row.model})
+    if names:
+        more = ", …" if len(names) > 3 else ""
+        say(f"note: rows ask {', '.join(names[:3])}{more}; the artifact answers them")
+    return file

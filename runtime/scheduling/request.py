@@ -51,11 +51,13 @@ class Request:
 @dataclass(frozen=True)
 class Outcome:
     """What came of a request: a generation, or the error that ended it. reused: tokens of the
-    prompt whose keys and values were there already."""
+    prompt whose keys and values were there already. of_pass: the pass failed that it was part of,
+    by nobody's fault or another's."""
 
     generation: Generation | None
     error: Exception | None = None
     reused: int = 0
+    of_pass: bool = False
 
 
 def refuse(request: Request, batch: Batch) -> None:

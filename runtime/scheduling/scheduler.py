@@ -166,7 +166,7 @@ class Scheduler:
             rows = self.batch.step([grant.piece() for grant in grants])
         except Exception as error:  # whose fault it is nobody can tell
             for grant in grants:
-                self._fail(grant.job, error)
+                self._fail(grant.job, error, of_pass=True)
             return
         seconds = time.perf_counter() - start
         self._passes += 1
@@ -189,10 +189,10 @@ class Scheduler:
         if reason is not None and not job.over:
             self._finish(job, job.outcome(reason))
 
-    def _fail(self, job: Job, error: Exception) -> None:
+    def _fail(self, job: Job, error: Exception, of_pass: bool = False) -> None:
         if not job.over:  # else it was cancelled by what raised this
             self._leave(job, keep=False)
-            self._ends.append(lambda: job.on_done(Outcome(None, error, job.reused)))
+            self._ends.append(lambda: job.on_done(Outcome(None, error, job.reused, of_pass)))
 
     def _finish(self, job: Job, outcome: Outcome) -> None:
         self._leave(job)

@@ -1,10 +1,8 @@
-"""Files of prompts: what rows ask, answers as `run` gives them, and that a killed run goes on."""
+"""Files of prompts: what rows ask, and answers as `run` gives them."""
 
 from __future__ import annotations
 
-import inspect
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +11,8 @@ from command_line import assert_refused, call_main
 from native_models import exported
 from small_models import write_checkpoint
 
-from dsconv.errors import InputError, OutputError
-from dsconv.runtime.batches.native import NativeBatch
-from dsconv.runtime.batches.open import BatchOptions
-from dsconv.runtime.commands.run import run as run_command
-from dsconv.runtime.prompts import run as run_module
-from dsconv.runtime.prompts.answer import Asking
-from dsconv.runtime.prompts.output import answers_file
+from dsconv.errors import InputError
 from dsconv.runtime.prompts.rows import messages_of, prompt_rows
-from dsconv.runtime.prompts.run import PromptsRequest, run_prompts
-from dsconv.runtime.sessions.load import load
 from dsconv.runtime.text.chat_template import Message
 
 USER = (Message("user", "hello"),)
@@ -79,7 +69,7 @@ def test_rows_bring_settings_and_names(tmp_path: Path) -> None:
         {"prompt": "hello", "temperature": "hot"},
         {"system": "s", "prompt": "hello"},
     )
-    first, second, tools, many, hot, system = prompt_rows(file)
+    first, second, tools, many, hot, system = prompt_rows(file).rows
     assert (first.name, first.settings, first.stop) == (
         "a",
         {"temperature": 0.5, "max_tokens": 7},
@@ -129,29 +119,6 @@ def test_answers_are_those_of_single_runs(
     assert len(shown.out.splitlines()) == 3
 
 
-def test_a_run_that_was_stopped_goes_on(tmp_path: Path) -> None:
-    output, purpose = tmp_path / "a.jsonl", {"prompts": "x"}
-
-    def interrupted(wanted: dict[str, str]) -> None:
-        with answers_file(output, wanted, False) as answers:
-            answers.add({"index": 1, "text": "one"})
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        interrupted(purpose)
-    assert not output.exists()
-    with pytest.raises(OutputError, match="unfinished run"):
-        interrupted({"prompts": "y"})
-    with answers_file(output, purpose, False) as answers:
-        assert answers.found == {1: {"index": 1, "text": "one"}}
-        answers.add({"index": 0, "text": "none"})
-    assert output.read_text().splitlines() == [
-        '{"index": 0, "text": "none"}',
-        '{"index": 1, "text": "one"}',
-    ]
-    assert not (tmp_path / "a.jsonl.partial").exists()
-
-
 def test_refused_on_the_command_line(
     native: Path,
     tmp_path: Path,
@@ -159,6 +126,7 @@ def test_refused_on_the_command_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     file = lines(tmp_path / "p.jsonl", {"prompt": "hello"})
+    before = file.read_bytes(), native.read_bytes()
 
     def refused(code: int, *words: str, arguments: list[Any]) -> None:
         assert_refused(call_main(monkeypatch, capsys, "run", native, *arguments), code, *words)
@@ -168,111 +136,74 @@ def test_refused_on_the_command_line(
     refused(2, "activations", arguments=["--prompts", file, "--activations", "mixed"])
     refused(2, "-o", arguments=["--prompts", file, "--json"])
     refused(3, "missing.jsonl", arguments=["--prompts", tmp_path / "missing.jsonl"])
+    refused(2, "prompts itself", arguments=["--prompts", file, "-o", file, "--overwrite"])
+    refused(2, "artifact itself", arguments=["--prompts", file, "-o", native, "--overwrite"])
+    (tmp_path / "again.jsonl").hardlink_to(file)
+    same = tmp_path / "again.jsonl"
+    refused(2, "prompts itself", arguments=["--prompts", file, "-o", same, "--overwrite"])
+    assert (file.read_bytes(), native.read_bytes()) == before
 
 
-# Options of `run` that cannot change an answer of --prompts, or are refused beside it.
-HARMLESS = {
-    *("prompts", "output", "overwrite", "parallel", "threads", "as_json"),
-    *("prompt", "prompt_file", "chat", "speculate"),
-}
-# Others, changed. The artifact and the file of prompts count by their content.
-CHANGED: dict[str, list[Any]] = {
-    "activations": ["--activations", "int16"],
-    "system": ["--system", "Be short."],
-    "raw": ["--raw"],
-    "max_tokens": ["--max-tokens", 3],
-    "stop": ["--stop", "x"],
-    "temperature": ["--temperature", 0.3],
-    "top_p": ["--top-p", 0.5],
-    "top_k": ["--top-k", 7],
-    "min_p": ["--min-p", 0.1],
-    "repetition_penalty": ["--repetition-penalty", 1.1],
-    "no_repeat_ngram_size": ["--no-repeat-ngram-size", 3],
-    "seed": ["--seed", 9],
-    "dtype": ["--dtype", "bfloat16"],
-    "kv": ["--kv", "int8"],
-    "allow_fallback": ["--allow-fallback"],
-    "draft": ["--draft", "ITSELF"],
-}
+def answered(*rows: Any) -> list[str]:
+    return ["\n".join(message.content for message in messages_of(row)) for row in rows]
 
 
-@pytest.fixture
-def purpose(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., Any]:
-    """What a command line is for, as its journal has it."""
-    found: list[Any] = []
-
-    def keep(request: Any, asking: Any, *others: Any) -> Any:
-        found.append(run_module.purpose_of(request, asking))
-        raise OutputError("enough", "")
-
-    monkeypatch.setattr(run_module, "run_prompts", keep)
-
-    def of(*arguments: Any) -> Any:
-        call_main(monkeypatch, capsys, "run", *arguments)
-        return found.pop()
-
-    return of
+def test_what_stands_beside_a_question_is_asked_too() -> None:
+    assert answered(
+        {"instruction": "sum up", "input": "a text", "output": "x"},
+        {"question": "who?", "context": "It was Ann.", "answers": {"text": ["Ann"]}},
+        {"prompt": "and now?", "history": [["one", "two"]], "system": "short"},
+        {"prompt": "first", "chosen": "good", "rejected": "bad"},
+    ) == ["sum up\na text", "who?\nIt was Ann.", "short\none\ntwo\nand now?", "first"]
 
 
-def test_a_run_with_other_settings_does_not_go_on(
-    native: Path, tmp_path: Path, purpose: Callable[..., Any]
-) -> None:
-    file = lines(tmp_path / "p.jsonl", {"prompt": "hello"})
-    plain = ["--prompts", file, "-o", tmp_path / "a.jsonl"]
-    known = purpose(native, *plain)
-    assert purpose(native, *plain, "--parallel", 3, "--threads", 1) == known
-    assert set(CHANGED) | HARMLESS | {"artifact", "provider"} == set(
-        inspect.signature(run_command).parameters
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"passage": "It was Ann.", "question": "who?"}, "passage beside question"),
+        ({"prompt": "x", "image": "a.png"}, "'image'"),
+        ({"prompt": "x", "response_format": {"type": "json_object"}}, "response_format"),
+        ({"prompt": "x", "chat_template_kwargs": {"enable_thinking": False}}, "chat_template"),
+        ({"prompt": "x", "top_k": 2.5}, "no whole number"),
+        ({"prompt": "x", "temperature": -1}, "outside"),
+        ({"prompt": "x", "max_tokens": 0}, "below 1"),
+        ({"prompt": "x", "do_sample": True}, "without a temperature"),
+        ({"prompt": "x", "num_beams": 4}, "num_beams"),
+        ({"url": "/v1/embeddings", "body": {"input": "x"}}, "/v1/embeddings"),
+        ({"url": "/v1/completions", "body": {"prompt": "x", "mirostat": 2}}, "mirostat"),
+    ],
+)
+def test_what_would_change_an_answer_is_named(tmp_path: Path, row: Any, words: str) -> None:
+    good, bad = prompt_rows(lines(tmp_path / "p.jsonl", {"prompt": "x"}, row)).rows
+    assert good.error is None
+    assert bad.error is not None
+    assert words in bad.error
+
+
+def test_settings_by_other_names(tmp_path: Path) -> None:
+    file = lines(
+        tmp_path / "p.jsonl",
+        {"prompt": "x", "top_k": -1, "min_tokens": 3, "typical_p": 0.9, "stop_sequences": ["y"]},
+        {"prompt": "x", "do_sample": False, "temperature": 0.7, "n": 1, "num_beams": 1},
+        {
+            "url": "/v1/completions",
+            "body": {"prompt": "x", "model": "m", "logprobs": None, "echo": False},
+        },
     )
-    for option, words in CHANGED.items():
-        words = [native if word == "ITSELF" else word for word in words]
-        assert purpose(native, *plain, *words) != known, option
-    other = lines(tmp_path / "other.jsonl", {"prompt": "hello "})
-    assert purpose(native, "--prompts", other, "-o", tmp_path / "a.jsonl") != known
-    damaged = tmp_path / "m.dsq"
-    damaged.write_bytes(native.read_bytes()[:-1] + b"1")
-    assert purpose(damaged, *plain) != known
+    first, second, third = prompt_rows(file).rows
+    assert first.settings == {"top_k": 0, "min_new_tokens": 3, "typical_p": 0.9}
+    assert first.stop == ("y",)
+    assert second.settings == {"temperature": 0}
+    assert (third.raw, third.model, third.error) == (True, "m", None)
 
 
-def test_a_draft_changes_no_answer(
-    native: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    file = lines(tmp_path / "p.jsonl", {"prompt": "hello"}, {"prompt": "another question"})
-    shown = []
-    for options in ([], ["--draft", native]):
-        asked = ["run", native, "--prompts", file, "--max-tokens", 40, *options]
-        done = call_main(monkeypatch, capsys, *asked)
-        assert done.code == 0, done.err
-        shown.append(sorted(done.out.splitlines()))
-    assert shown[0] == shown[1]
-
-
-def test_only_what_is_wrong_with_a_row_is_its_answer(native: Path, tmp_path: Path) -> None:
-    """No memory is no answer: the row is asked again by the next run."""
-    file = lines(tmp_path / "p.jsonl", *({"prompt": f"hello {i}"} for i in range(6)))
-    request = PromptsRequest(file, str(native), tmp_path / "a.jsonl", batch=BatchOptions(2))
-    asking = Asking(load(str(native), threads=1), {"max_tokens": 4})
-    rows = prompt_rows(file)
-    whole, passes = NativeBatch.step, [0]
-
-    def step(batch: NativeBatch, pieces: Any) -> Any:
-        passes[0] += 1
-        if passes[0] == 7:
-            raise MemoryError("no more")
-        return whole(batch, pieces)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(NativeBatch, "step", step)
-        with pytest.raises(MemoryError):
-            run_prompts(request, asking, rows, print)
-    report = run_prompts(request, asking, rows, print)
-    assert report.resumed > 0
-    assert report.skipped == 0
-    answers = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
-    assert [answer["index"] for answer in answers] == list(range(6))
-    assert all("error" not in answer for answer in answers)
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_lines_as_other_systems_write_them(tmp_path: Path, newline: str, mark: bytes) -> None:
+    rows = [json.dumps({"prompt": f"a\u2028b {i}", "id": "same"}) for i in range(3)]
+    text = newline.join([rows[0], "", rows[1], "{broken", rows[2]])
+    (tmp_path / "p.jsonl").write_bytes(mark + text.encode())
+    found = prompt_rows(tmp_path / "p.jsonl").rows
+    assert [row.index for row in found] == [0, 2, 3, 4]
+    assert [row.name for row in found] == ["same", "same", None, "same"]
+    assert [row.error is None for row in found] == [True, True, False, True]
