@@ -116,7 +116,7 @@ class DsconvLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
             "model_runtime": self._loaded.runtime,
             "model_provider": options.provider,
             "model_activations": options.batch_options().activations,
-            "model_kv": options.kv,
+            "model_kv": options.cache_type,
         }
 
     def _loglikelihood_tokens(

@@ -89,7 +89,7 @@ class VerifyPart:
     max_tokens: int = limited(8192, low=2)
     provider: str = limited("cpu", choices=tuple(PROVIDERS))
     dtype: str = limited("float32", choices=("float32", "bfloat16"))
-    kv: str = limited("fp16", choices=("fp16", "int8"))
+    kv: str = limited("fp16", choices=("fp16", "int8", "fp32"))
 
     def options(self) -> VerifyOptions:
         from dsconv.runtime.verify.measure import VerifyOptions

@@ -11,7 +11,7 @@ FORMATS = ("onnx", "native", "gguf", "compressed-tensors", "ascend")
 DIALECTS = ("contrib", "std24", "std21", "std17-nbits", "std17")
 PEERS = ("llama.cpp", "onnxruntime-genai", "openvino")
 DTYPES = ("float32", "bfloat16")
-CACHES = ("fp16", "int8")
+CACHES = ("fp16", "int8", "fp32")
 
 
 def one_of(names: tuple[str, ...]) -> Completer:

@@ -40,7 +40,7 @@ Kv = Annotated[
     str,
     typer.Option(
         "--kv",
-        help="Keys and values of a .dsq: fp16, or int8 (half the memory)",
+        help="Keys and values of a .dsq: fp16, int8 (half the memory), fp32 (twice)",
         metavar="|".join(CACHES),
         autocompletion=one_of(CACHES),
     ),

@@ -20,6 +20,7 @@ from dsconv.runtime.sessions.load import (
 
 ALIASES = {"pretrained": "path", "model": "path"}  # as other back ends say
 DTYPE = "float32"
+EXACT_CACHE = "fp32"
 HARNESS_DEVICE = "cuda:0"  # of lm-evaluation-harness where --device is not given
 Reader = Callable[[str, Any], Any]  # of a value, told its name
 
@@ -37,7 +38,7 @@ class HarnessOptions:
     provider: str = "cpu"
     threads: int = 0
     dtype: str = ""
-    kv: str = DEFAULT_CACHE
+    kv: str = ""
     allow_fallback: bool = False
     activations: str = ""
     cache: int = 0
@@ -76,8 +77,15 @@ class HarnessOptions:
     def load(self) -> Loaded:
         return load(
             *(self.path, self.provider, self.threads, self.dtype or DTYPE),
-            *(self.kv, self.allow_fallback),
+            *(self.cache_type, self.allow_fallback),
         )
+
+    @property
+    def cache_type(self) -> str:
+        """A native file's keys and values are not rounded, unless the user asks for it: so
+        log-likelihoods are those of other programs."""
+        exact = EXACT_CACHE if is_native_file(Path(self.path).expanduser()) else DEFAULT_CACHE
+        return self.kv or exact
 
     @property
     def template_variables(self) -> dict[str, Any]:

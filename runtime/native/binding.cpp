@@ -34,6 +34,13 @@ Precision precision_named(const std::string& name) {
     throw std::invalid_argument("precision '" + name + "' is not known");
 }
 
+CacheType cache_named(const std::string& name) {
+    if (name == "fp16") return CacheType::half;
+    if (name == "int8") return CacheType::int8;
+    if (name == "fp32") return CacheType::float32;
+    throw std::invalid_argument("cache '" + name + "' is not known");
+}
+
 int engine_init(PyObject* object, PyObject* arguments, PyObject*) {
     auto* self = reinterpret_cast<EngineObject*>(object);
     const char *path, *cache, *kernels, *decode, *prefill, *score;
@@ -52,7 +59,7 @@ int engine_init(PyObject* object, PyObject* arguments, PyObject*) {
         if (session->file->size() != size) throw std::invalid_argument("the file has changed");
         EngineOptions options;
         options.threads = threads;
-        options.cache = std::string(cache) == "int8" ? CacheType::int8 : CacheType::half;
+        options.cache = cache_named(cache);
         options.kernels = kernels_named(kernels);
         if (cache_bytes < 0) throw std::invalid_argument("the cache has a negative size");
         options.cache_bytes = cache_bytes;

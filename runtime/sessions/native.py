@@ -26,7 +26,7 @@ from dsconv.errors import InputError, ProviderError, UsageError
 
 from .session import refuse_unknown_tokens
 
-CACHE_TYPES = ("fp16", "int8")
+CACHE_TYPES = ("fp16", "int8", "fp32")
 PRECISIONS = ("int8", "mixed", "own", "int16")
 FLOAT_BYTES = 4
 

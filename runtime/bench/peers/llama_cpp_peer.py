@@ -19,7 +19,7 @@ MODEL = "model.gguf"
 FILE_TYPES = {4: 2, 8: 7}  # LLAMA_FTYPE_MOSTLY_Q4_0, _Q8_0
 BATCH = 2048  # tokens of a call at most
 EMBEDDING, HEAD = "token_embd.weight", "output.weight"
-CACHE_TYPES = {"fp16": 1, "int8": 8}  # GGML_TYPE_F16, _Q8_0
+CACHE_TYPES = {"fp32": 0, "fp16": 1, "int8": 8}  # GGML_TYPE_F32, _F16, _Q8_0
 
 
 def build(checkpoint: str, bits: int, output: Path) -> None:

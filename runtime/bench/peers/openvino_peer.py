@@ -18,7 +18,7 @@ from .building import run_tool
 
 MODEL = "openvino_model.xml"
 EMBEDDING = "embed_tokens"  # in the names of its constants
-CACHE_TYPES = {"fp16": "f16", "int8": "u8"}
+CACHE_TYPES = {"fp32": "f32", "fp16": "f16", "int8": "u8"}
 WEIGHTS = {
     4: ("int4", "--group-size", "128", "--sym", "--ratio", "1.0"),
     8: ("int8",),

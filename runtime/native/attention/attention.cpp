@@ -212,8 +212,10 @@ void Attention::attend(const Pass& pass, const Tile& tile, int64_t segment, floa
     std::fill_n(of_kernel.output, rows * padded_, 0.0f);
     const int64_t visible =
         std::min(piece.position + tile.first + tile.tokens - start, segment_positions);
-    const auto attend_segment = pass.cache.type() == CacheType::half ? pass.kernels.attend_half
-                                                                     : pass.kernels.attend_int8;
+    const VectorKernels& kernels = pass.kernels;
+    const auto attend_segment = pass.cache.type() == CacheType::float32 ? kernels.attend_float
+                                : pass.cache.type() == CacheType::half  ? kernels.attend_half
+                                                                        : kernels.attend_int8;
     const auto block = piece.sequence->blocks[static_cast<size_t>(segment)];
     attend_segment(of_kernel, pass.cache.view(step_.layer, tile.kv, block),
                    rotary_.segment(segment), rotary_.rows(), start, visible);

@@ -8,6 +8,14 @@
 namespace dsconv {
 namespace {
 
+int64_t element_bytes(CacheType type) {
+    switch (type) {
+        case CacheType::float32: return sizeof(float);
+        case CacheType::half: return sizeof(Half);
+        default: return 1;
+    }
+}
+
 size_t aligned(int64_t bytes) { return (static_cast<size_t>(bytes) + 63) / 64 * 64; }
 
 }  // namespace
@@ -22,8 +30,8 @@ KeyValueCache::KeyValueCache(std::vector<CacheShape> layers, CacheType type, int
 }
 
 KeyValueCache::Offsets KeyValueCache::offsets(const CacheShape& shape) const {
-    const int64_t element = type_ == CacheType::half ? sizeof(Half) : 1;
-    const int64_t scales = type_ == CacheType::half ? 0 : segment_positions * sizeof(float);
+    const int64_t element = element_bytes(type_);
+    const int64_t scales = type_ == CacheType::int8 ? segment_positions * sizeof(float) : 0;
     Offsets result;
     result.values = aligned(segment_positions * shape.head_dim * element);
     result.key_scales =
@@ -95,6 +103,14 @@ void KeyValueCache::store(int64_t layer, int64_t head, Block block, int64_t inde
     const int64_t key_at =
         index / position_block * shape.head_dim * position_block + index % position_block;
     const int64_t stride = padded_to_lanes(shape.head_dim);
+    if (type_ == CacheType::float32) {
+        auto* keys = reinterpret_cast<float*>(start) + key_at;
+        for (int64_t i = 0; i < shape.head_dim; ++i) keys[i * position_block] = key[i];
+        auto* values = reinterpret_cast<float*>(start + offset.values) + index * stride;
+        std::memcpy(values, value, static_cast<size_t>(shape.head_dim) * sizeof(float));
+        std::fill(values + shape.head_dim, values + stride, 0.0f);
+        return;
+    }
     if (type_ == CacheType::half) {
         auto* keys = reinterpret_cast<Half*>(start) + key_at;
         kernels.to_half(key, shape.head_dim, scratch);

@@ -9,7 +9,7 @@
 
 namespace dsconv {
 
-enum class CacheType { half, int8 };
+enum class CacheType { float32, half, int8 };
 
 struct CacheShape {
     int64_t kv_heads = 0;

@@ -17,7 +17,7 @@ constexpr int64_t position_block = 16;
 
 constexpr int64_t padded_to_lanes(int64_t size) { return (size + 15) / 16 * 16; }
 
-// Keys and values of one key-value head in one segment. `Element` is Half or int8_t.
+// Keys and values of one key-value head in one segment. `Element` is float, Half or int8_t.
 // keys: [block][feature][position in the block]; values: [position][padded feature].
 // int8 values are multiplied by the scale of their position.
 struct CacheView {
@@ -65,6 +65,8 @@ struct VectorKernels {
     float (*to_int8)(const float* x, int64_t size, int8_t* out);
     // Continue the softmax of a tile over the first `positions` of a segment that starts at
     // position `start`. rotary: the segment's table [block][row][position], `rotary_rows` rows.
+    void (*attend_float)(const AttentionTile& tile, const CacheView& cache, const float* rotary,
+                         int64_t rotary_rows, int64_t start, int64_t positions);
     void (*attend_half)(const AttentionTile& tile, const CacheView& cache, const float* rotary,
                         int64_t rotary_rows, int64_t start, int64_t positions);
     void (*attend_int8)(const AttentionTile& tile, const CacheView& cache, const float* rotary,

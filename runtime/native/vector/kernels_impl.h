@@ -351,8 +351,8 @@ void attend(const AttentionTile& tile, const CacheView& cache, const float* rota
 }
 
 constexpr VectorKernels kernels_of_this_isa = {
-    Lanes::name, rms_norm, silu_multiply, add, rotate, to_half, to_int8, attend<Half>,
-    attend<int8_t>,
+    Lanes::name, rms_norm, silu_multiply, add, rotate, to_half, to_int8, attend<float>,
+    attend<Half>, attend<int8_t>,
 };
 
 }  // namespace

@@ -9,6 +9,10 @@ from importlib.util import find_spec
 
 # A comma belongs to a number only before three digits: 1,234 is one, 1,2 are two.
 NUMBER = re.compile(r"-?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)")
+# In a text 3/4 is one answer; 3/4/2026 is none.
+FRACTION = re.compile(rf"(?<![\d/])-?\d+/\d+(?![\d/]|\.\d)|{NUMBER.pattern}")
+MIXED = re.compile(r"(-?)(\d+)\s+(\d+)/(\d+)")  # 3 1/2
+MINUS = str.maketrans("−－", "--")  # as typesetters have it
 # What follows a number and is no unit of it.
 NO_UNIT = r"(?!\s*(?:pi|sin|cos|tan|log|ln|sqrt|exp|hundred|thousand|\w+illion|dozen|am|pm)\b)"
 # 18 dollars, 5\text{ cm}^2; 3ab is a product, 4 p.m. a time.
@@ -25,10 +29,11 @@ SECONDS = 5  # for one comparison
 
 def final_answer(text: str) -> str | None:
     """What a text ends up with: the last \\boxed{…}, or else the last number; None without."""
+    text = text.translate(MINUS)
     boxed = _last_boxed(text)
     if boxed is not None:
         return normalized(boxed)
-    numbers = NUMBER.findall(text)
+    numbers = FRACTION.findall(text)
     return normalized(numbers[-1]) if numbers else None
 
 
@@ -63,12 +68,17 @@ def _last_boxed(text: str) -> str | None:
 def normalized(answer: str) -> str:
     """One way to write a number, without its unit; other answers without spaces, dollars and text
     marks."""
+    answer = answer.translate(MINUS)
+    mixed = MIXED.fullmatch(answer.strip().strip("$"))
+    if mixed is not None:
+        sign, whole, over, under = mixed.groups()
+        return f"{sign}{int(whole) * int(under) + int(over)}/{under}"
     with_unit = UNIT.fullmatch(answer)
     if with_unit is not None:
         return normalized(with_unit[1])
     plain = re.sub(r"\\(?:text|mathrm|mbox)\{([^{}]*)\}", r"\1", answer)
     plain = re.sub(r"\\[,!;$%]|[\s$]|\\(?:left|right)(?![a-zA-Z])", "", plain).rstrip(".%")
-    plain = re.sub(r"\^(?:\\circ|\{\\circ\})", "", plain).replace("{,}", ",")
+    plain = re.sub(r"\^(?:\\circ|\{\\circ\})|°", "", plain).replace("{,}", ",")
     try:
         number = Decimal(plain.replace(",", "") if NUMBER.fullmatch(plain) else plain)
     except InvalidOperation:

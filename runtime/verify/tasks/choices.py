@@ -8,7 +8,7 @@ themselves, per byte.
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,13 @@ FEWEST = 2
 QUESTIONS = ("question", "query", "prompt", "problem", "ctx", "input")
 LISTS = ("choices", "options", "endings")
 ANSWERS = ("answer", "answerkey", "label", "gold", "target", "correct", "answer_index")
+PASSAGES = ("passage", "article", "context")
+KEPT_BACK = "no answer: a test set whose answers are kept back cannot be scored; use its val set"
 PLAIN_MMLU = 6  # columns of a table without a header: question, A, B, C, D, answer
+
+
+class CountsFromOne(Unusable):
+    """The answers of the whole file do: others of it would be read as the next choice."""
 
 
 @dataclass(frozen=True)
@@ -76,14 +82,19 @@ def read_choice(row: Mapping[str, Any]) -> Choice:
         raise Unusable(f"{len(texts)} choices, supported: {FEWEST} to {len(LETTERS)}")
     told = next((row[key] for key in ANSWERS if row.get(key) not in (None, "")), None)
     if told is None:
-        raise Unusable(
-            "no answer: a test set whose answers are kept back cannot be scored", form=True
-        )
+        raise Unusable(KEPT_BACK, form=True)
+    about = passage_of(row)
+    question = f"{about}\n\n{question}" if about else question
     return Choice(question, texts, _index(told, texts, labels), bool(row.get("endings")))
 
 
-def _texts(row: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """-> (texts, labels)."""
+def passage_of(row: Mapping[str, Any]) -> str:
+    """What a question is about."""
+    return next((row[key].strip() for key in PASSAGES if isinstance(row.get(key), str)), "")
+
+
+def _texts(row: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
+    """-> (texts, labels where the row has its own)."""
     found = next((row[key] for key in LISTS if row.get(key)), None)
     if isinstance(found, Mapping):  # ARC: {"text": [...], "label": [...]}; or {"A": text, ...}
         texts, labels = found.get("text"), found.get("label")
@@ -96,44 +107,89 @@ def _texts(row: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
         texts = [row[letter.lower()] for letter in labels]
     if not isinstance(texts, list) or not all(isinstance(t, str | int | float) for t in texts):
         raise Unusable("choices are no list of texts", form=True)
-    labels = labels if isinstance(labels, list) else LETTERS[: len(texts)]
-    return tuple(str(text).strip() for text in texts), tuple(map(str, labels))
+    names = tuple(map(str, labels)) if isinstance(labels, list) else None
+    return tuple(str(text).strip() for text in texts), names
 
 
-def _index(told: object, texts: Sequence[str], labels: Sequence[str]) -> int:
-    """A letter, a label, a number from 0, or the text itself."""
+def _index(told: object, texts: Sequence[str], labels: Sequence[str] | None) -> int:
+    """A label, a letter, a number from 0, or the text itself.
+
+    Raises:
+        Unusable: none of these, or two of them that are not the same.
+        CountsFromOne: a number that only a count from 1 has.
+    """
     word = str(told).strip()
-    if isinstance(told, int) and not isinstance(told, bool) and 0 <= told < len(texts):
-        return told
-    if word in labels:
+    if labels and word in labels:
         return labels.index(word)
     if len(word) == 1 and word.upper() in LETTERS[: len(texts)]:
         return LETTERS.index(word.upper())
+    number = int(word) if word.isascii() and word.isdigit() else None
+    if number is not None and number < len(texts):
+        if not isinstance(told, int) and word in texts and texts.index(word) != number:
+            raise Unusable(f"the answer {word!r} is a choice, and another's number: use letters")
+        return number
     if word in texts:
         return texts.index(word)
-    if word.isdigit() and int(word) < len(texts):
-        return int(word)
+    if number == len(texts):
+        raise CountsFromOne(
+            f"the answer {number} of {len(texts)} choices: answers are counted from 0; "
+            "use letters, or subtract 1"
+        )
     raise Unusable(f"the answer {word[:40]!r} is none of the choices")
 
 
-def rows_of_csv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Line and row of a table, with a header or, as MMLU's own files, without."""
+@dataclass(frozen=True)
+class Table:
+    """header: names of the columns, in small letters. rows: their lines, and their cells."""
+
+    header: tuple[str, ...]
+    rows: tuple[tuple[int, tuple[str, ...]], ...]
+
+    def row(self, cells: Sequence[str]) -> dict[str, str]:
+        """Raises Unusable: there are more cells than columns, as after a comma without quotes."""
+        if len(cells) > len(self.header):
+            raise Unusable(
+                f"{len(cells)} cells, the table has {len(self.header)} columns: quote texts that "
+                "hold the separator"
+            )
+        return dict(zip(self.header, cells, strict=False))
+
+
+def read_table(path: Path) -> Table:
+    """A table with a header or, as MMLU's own files, without.
+
+    Raises:
+        InputError: it cannot be read, or its columns have no names and are not MMLU's.
+    """
     text = read_text_file(path)
-    dialect = "excel-tab" if path.suffix.lower() == ".tsv" else "excel"
+    delimiter = _delimiter(path, text.partition("\n")[0])
+    reader = csv.reader(text.splitlines(keepends=True), delimiter=delimiter)
     try:
-        lines = [row for row in csv.reader(text.splitlines(keepends=True), dialect) if row]
+        lines = [(reader.line_num, tuple(cells)) for cells in reader if cells]
     except csv.Error as error:
         raise InputError(f"{path}: no table: {error}", "use a CSV file, or JSON lines") from error
     if not lines:
         raise InputError(f"{path}: an empty table", "use a file with questions")
-    header = [name.strip().lower() for name in lines[0]]
-    start = 1
-    if not set(header) & {*QUESTIONS, *ANSWERS}:
-        if len(lines[0]) != PLAIN_MMLU:
-            raise InputError(
-                f"{path}: a table without a header, with {len(lines[0])} columns",
-                "name the columns question, A, B, C, D, answer",
-            )
-        header, start = ["question", "a", "b", "c", "d", "answer"], 0
-    for number, row in enumerate(lines[start:], start + 1):
-        yield number, dict(zip(header, row, strict=False))
+    first = lines[0][1]
+    if _is_header(first):
+        return Table(tuple(name.strip().lower() for name in first), tuple(lines[1:]))
+    if len(first) != PLAIN_MMLU:
+        raise InputError(
+            f"{path}: a table without a header that names a question and an answer, with "
+            f"{len(first)} columns",
+            "name the columns question, A, B, C, D, answer",
+        )
+    return Table(("question", "a", "b", "c", "d", "answer"), tuple(lines))
+
+
+def _delimiter(path: Path, first: str) -> str:
+    """A comma, unless the ending or the header says otherwise."""
+    if path.suffix.lower() == ".tsv":
+        return "\t"
+    return next((mark for mark in ",;\t" if _is_header(first.split(mark))), ",")
+
+
+def _is_header(cells: Sequence[str]) -> bool:
+    names = {cell.strip().strip('"').lower() for cell in cells}
+    answers = {*ANSWERS, "final_answer", "solution", "response", *LISTS}
+    return bool(names & {*QUESTIONS}) and (bool(names & answers) or {"a", "b"} <= names)

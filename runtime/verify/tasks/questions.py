@@ -15,11 +15,20 @@ from typing import Any
 from dsconv.errors import InputError
 from dsconv.runtime.console import say
 from dsconv.runtime.text.documents import Skipped
+from dsconv.runtime.text.row_forms import MEDIA
 from dsconv.runtime.text.rows import Unusable, rows_of
 from dsconv.runtime.text.text_file import open_text
 
 from .answers import right_answer
-from .choices import Choice, has_choices, read_choice, rows_of_csv
+from .choices import (
+    KEPT_BACK,
+    Choice,
+    CountsFromOne,
+    has_choices,
+    passage_of,
+    read_choice,
+    read_table,
+)
 
 INSTRUCTION = "\nPlease reason step by step, and put your final answer within \\boxed{}."
 MARK = "####"
@@ -64,6 +73,7 @@ def read_task(path: Path, limit: int) -> tuple[Question, ...]:
                     found.append(read_question(value))
                     skipped.use()
             except Unusable as error:
+                _refuse_count_from_one(path, rows.where(index), error)
                 skipped.skip(index, error)
             if len(found) == limit:
                 break
@@ -78,11 +88,17 @@ def read_question(value: Any) -> Question:
     row = {key.lower(): item for key, item in value.items()} | value
     if isinstance(row.get("row"), dict):  # as the hub's viewer has it
         return read_question(row["row"])
+    row = _flat(row)
+    for name in MEDIA:
+        if row.get(name):
+            raise Unusable(f"belongs to {name!r}, which a text model does not see")
     if has_choices(row):
         choice = read_choice(row)
         return Question("", "", choice=choice, subject=subject_of(row))
     asked = next((key for key in ASKED if row.get(key) is not None), None)
     told = next((key for key in TOLD if row.get(key) is not None), None)
+    if asked is not None and told is None and any(key in row for key in TOLD):
+        raise Unusable(KEPT_BACK, form=True)
     if asked is None or told is None:
         keys = ", ".join(map(repr, list(value)[:12])) or "none"
         raise Unusable(f"its keys are {keys}: no question with an answer", form=True)
@@ -93,11 +109,30 @@ def read_question(value: Any) -> Question:
         answer = answer[0]
     if isinstance(answer, bool) or not isinstance(answer, str | int | float):
         raise Unusable(f"{told} is neither text nor a number")
+    about = passage_of(row)
+    question = f"{about}\n\n{question}" if about else question
     right = right_answer(str(answer).rpartition(MARK)[2], told in VALUES or MARK in str(answer))
     if not right:
         raise Unusable(f"{told} is empty")
     prompt = question if asked == "prompt" else question + INSTRUCTION
     return Question(prompt, right, f"Question: {question}\nAnswer: {answer}", None, subject_of(row))
+
+
+def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
+    """With the question's own text and choices, which lie one level deeper in ARC's files."""
+    question = row.get("question")
+    if not isinstance(question, dict) or not isinstance(question.get("stem"), str):
+        return dict(row)
+    choices = question.get("choices")
+    if not isinstance(choices, list) or not all(isinstance(each, dict) for each in choices):
+        raise Unusable("choices are no list of texts", form=True)
+    lists = {name: [each.get(name) for each in choices] for name in ("text", "label")}
+    return {**row, "question": question["stem"], "choices": lists}
+
+
+def _refuse_count_from_one(path: Path, where: str, error: Unusable) -> None:
+    if isinstance(error, CountsFromOne):
+        raise InputError(f"{path}: {where}: {error}", "write the answers as letters") from error
 
 
 def subject_of(row: Mapping[str, Any]) -> str:
@@ -109,10 +144,12 @@ def _read_csv(path: Path, limit: int) -> list[Question]:
     """Rows of a table; one without a header is MMLU's own."""
     found: list[Question] = []
     problems: list[str] = []
-    for number, row in rows_of_csv(path):
+    table = read_table(path)
+    for number, cells in table.rows:
         try:
-            question = read_question(row)
+            question = read_question(table.row(cells))
         except Unusable as error:
+            _refuse_count_from_one(path, f"line {number}", error)
             problems.append(f"line {number}: {error}")
             continue
         # MMLU keeps a file per subject, which rows do not name.

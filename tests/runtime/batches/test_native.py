@@ -66,7 +66,7 @@ def differences(
 
 
 @pytest.mark.parametrize("activations", ["int8", "own", "int16"])
-@pytest.mark.parametrize("cache", ["fp16", "int8"])
+@pytest.mark.parametrize("cache", ["fp16", "int8", "fp32"])
 @pytest.mark.parametrize("kernels", available_kernels())
 def test_bits_do_not_depend_on_the_company(
     file: NativeFile, activations: str, cache: str, kernels: str

@@ -37,6 +37,21 @@ LINES: dict[str, dict[str, Any]] = {
         "choices": {"text": list(TEXTS), "label": ["1", "2", "3", "4"]},
         "answerKey": "3",
     },
+    "arc, number": {
+        "question": QUESTION,
+        "choices": {"text": list(TEXTS), "label": ["1", "2", "3", "4"]},
+        "answerKey": 3,
+    },
+    "arc's own": {
+        "id": "x",
+        "question": {
+            "stem": QUESTION,
+            "choices": [
+                {"text": text, "label": label} for text, label in zip(TEXTS, "ABCD", strict=True)
+            ],
+        },
+        "answerKey": "C",
+    },
     "object": {
         "question": QUESTION,
         "options": dict(zip("ABCD", TEXTS, strict=True)),
@@ -77,6 +92,59 @@ def test_tables(tmp_path: Path) -> None:
     odd.write_text("a,b,c\n1,2,3\n")
     with pytest.raises(InputError, match="without a header"):
         read_task(odd, 10)
+
+
+def test_tables_as_programs_write_them(tmp_path: Path) -> None:
+    table = tmp_path / "t.csv"
+    table.write_bytes(b"\xef\xbb\xbfQuestion;A;B;C;D;Answer\r\nq;1;2;3;4;D\r\n")
+    assert read_task(table, 10)[0].choice == Choice("q", ("1", "2", "3", "4"), 3)
+    table.write_text("Which?,input,output,x,y,A\nq,1,2,3,4,D\n")  # no header
+    assert [q.choice and q.choice.question for q in read_task(table, 10)] == ["Which?", "q"]
+    table.write_text("question,A,B,answer\nfirst, second,1,2,B\nthird,1,2,B\n")
+    (question,) = read_task(table, 10)  # the other one has a comma too many
+    assert question.choice == Choice("third", ("1", "2"), 1)
+
+
+def test_what_a_question_is_about_stands_before_it(tmp_path: Path) -> None:
+    rows = [
+        {"article": "It was Ann.", "question": "Who?", "options": ["Bo", "Ann"], "answer": "B"},
+        {"passage": "It was Ann.", "question": "Who?", "answer": "Ann"},
+    ]
+    file = tmp_path / "t.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    choice, text = read_task(file, 10)
+    assert choice.choice == Choice("It was Ann.\n\nWho?", ("Bo", "Ann"), 1)
+    assert text.prompt.startswith("It was Ann.\n\nWho?")
+    assert text.worked.startswith("Question: It was Ann.\n\nWho?")
+
+
+def test_answers_counted_from_one_are_refused(tmp_path: Path) -> None:
+    """Those of the other rows would be read as the next choice."""
+    file = tmp_path / "t.jsonl"
+    rows = [{"question": "q", "choices": ["x", "y"], "answer": count} for count in (1, 2, 1, 1)]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(InputError, match=r"line 2: .*counted from 0"):
+        read_task(file, 10)
+    (tmp_path / "t.csv").write_text("question,A,B,answer\nq,x,y,1\nq,x,y,2\n")
+    with pytest.raises(InputError, match=r"line 3: .*counted from 0"):
+        read_task(tmp_path / "t.csv", 10)
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"question": "q", "choices": ["1", "2", "0"], "answer": "1"}, "another's number"),
+        ({"question": "q", "choices": ["x", "y"], "answer": ""}, "kept back"),
+        ({"question": "q", "answer": None}, "kept back"),
+        ({"question": "q", "image": "x.png", "answer": "5"}, "'image'"),
+        ({"question": "q", "choices": ["x", "y"], "answer": "AB"}, "none of the choices"),
+    ],
+)
+def test_what_cannot_be_judged_is_refused(tmp_path: Path, row: Any, words: str) -> None:
+    file = tmp_path / "t.jsonl"
+    file.write_text(json.dumps(row))
+    with pytest.raises(InputError, match=words):
+        read_task(file, 10)
 
 
 def test_endings_are_compared_per_byte() -> None:

@@ -53,6 +53,15 @@ from dsconv.runtime.verify.tasks.statistics import share_right
         (r"\boxed{5 million}", "5million"),
         (r"\boxed{4\text{ pm}}", "4pm"),
         (r"\boxed{12\text{ cm}^2}", "12"),
+        (r"\boxed{90°}", "90"),
+        (r"\boxed{\boxed{5}}", "5"),
+        (r"\boxed{3 1/2}", "7/2"),
+        (r"\boxed{-1 1/4}", "-5/4"),
+        (r"\boxed{073}", "73"),
+        ("It costs −7", "-7"),
+        ("so 3/4", "3/4"),
+        ("18/2 = 9", "9"),
+        ("on 3/4/2026", "2026"),
         ("no digits", None),
         ("", None),
     ],
@@ -241,7 +250,10 @@ def test_the_reference_answers_the_same_questions(tmp_path: Path, loaded: Loaded
     assert mine[0].prompts == theirs[0].prompts
 
 
-@pytest.mark.parametrize("wrong", [{"questions": 0}, {"seeds": 0}, {"max_tokens": 0}])
+@pytest.mark.parametrize(
+    "wrong",
+    [{"questions": 0}, {"seeds": 0}, {"max_tokens": 0}],
+)
 def test_options_out_of_range(wrong: dict[str, int]) -> None:
     with pytest.raises(UsageError):
         TaskOptions(**wrong)
