@@ -63,6 +63,10 @@ class Batch(Protocol):
         """Positions that the cache holds when nothing is in it."""
         ...
 
+    def room_for(self, length: int) -> int:
+        """Sequences of `length` tokens each, nothing shared, that could be there at once."""
+        ...
+
     @property
     def free_positions(self) -> int:
         """Positions that new sequences could have now, in whole blocks."""

@@ -76,6 +76,11 @@ class NativeBatch:
     def capacity(self) -> int:
         return self._blocks * self._block
 
+    def room_for(self, length: int) -> int:
+        if length > self._context_length:
+            return 0
+        return min(self._most, self._blocks // max(1, -(-length // self._block)))
+
     @property
     def free_positions(self) -> int:
         used: int = self._engine.used_blocks

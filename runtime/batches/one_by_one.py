@@ -46,6 +46,9 @@ class OneByOne:
     def capacity(self) -> int:
         return self._session.context_length
 
+    def room_for(self, length: int) -> int:
+        return int(length <= self.capacity)
+
     @property
     def free_positions(self) -> int:
         return 0 if self._there else self.capacity

@@ -2,6 +2,7 @@
 
 subject       what is measured, and what its process answers
 bench         rounds over all subjects, and what is made of them
+batches       which artifact can hold how many sequences at once
 process       this end of a worker: a process per subject
 worker        the other end: holds a model and times it on request
 machine       read bandwidth, and how much of the machine others use meanwhile

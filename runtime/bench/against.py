@@ -63,7 +63,12 @@ class Against:
 
 @dataclass(frozen=True)
 class BenchRequest:
-    """What is measured, and how; kv: type of the native engine's cache."""
+    """What is measured, and how; kv: type of the native engine's cache; cache_bytes: of a batch's
+    keys and values, in artifacts of ours (0: what is usual).
+
+    Raises:
+        UsageError: memory for batches, and no batches.
+    """
 
     artifacts: tuple[str, ...]
     threads: int
@@ -72,6 +77,14 @@ class BenchRequest:
     provider: str = "cpu"
     allow_fallback: bool = False
     kv: str = DEFAULT_CACHE
+    cache_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        if self.cache_bytes and not self.options.batches:
+            raise UsageError(
+                "--cache-memory is for the sequences of --batch, which is missing",
+                "add --batch 1,4,16, or leave out --cache-memory",
+            )
 
     def subjects(self) -> list[Subject]:
         """
@@ -88,6 +101,7 @@ class BenchRequest:
                 provider=self.provider,
                 kv=self.kv,
                 allow_fallback=self.allow_fallback,
+                cache_bytes=self.cache_bytes,
             )
             for artifact in self.artifacts
         ]

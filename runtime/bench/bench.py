@@ -16,12 +16,14 @@ from typing import Any, Generic, TypeVar
 from dsconv.errors import UsageError
 from dsconv.progress import Advance
 
+from .batches import BatchPlan, Room, plan_batches
 from .machine import machine_time
 from .process import Worker
 from .report import Artifact, BatchDecode, BenchReport, Decode, Figures
 from .subject import BANDWIDTH, Opened, Subject, Timed
 from .weight_bytes import weight_bytes_per_token
 
+MOST_AT_ONCE = 65536  # sequences
 ATTEMPTS = 2  # rounds tried per round wanted
 SHORTEST_WALL = 0.2  # seconds of a round below which the kernel's ticks say nothing of others
 
@@ -57,6 +59,11 @@ class BenchOptions:
             raise UsageError("a context below 0, or none", "use --context 0 or more")
         if self.batches and (min(self.batches) < 1 or self.batch_context < 1):
             raise UsageError("a batch of no sequences, or without context", "use --batch 1,4,16")
+        if max(self.batches, default=0) > MOST_AT_ONCE:
+            raise UsageError(
+                f"a batch of {max(self.batches)} sequences, limit {MOST_AT_ONCE}",
+                "use --batch 1,4,16",
+            )
         if not 0 <= self.max_foreign <= 1:
             raise UsageError(
                 f"max foreign load {self.max_foreign} is outside 0..1", "use a share, e.g. 0.1"
@@ -112,14 +119,18 @@ class _Processes:
         self.kept: list[Round[Any]] = []
         self.discarded = 0
 
-    def restart(self, index: int) -> Startup:
-        """Load the subject in a new process and ask for a first token."""
+    def open(self, index: int) -> Opened:
+        """Load the subject in a new process."""
         before = self.workers[index]
         if before is not None:
             self._used_before += before.used
             before.close()
         worker = self.workers[index] = Worker(self._subjects[index])
-        return Startup(worker.open(), worker.prefill(self._options.prefill))
+        return worker.open()
+
+    def restart(self, index: int) -> Startup:
+        """Load the subject in a new process and ask for a first token."""
+        return Startup(self.open(index), self.worker(index).prefill(self._options.prefill))
 
     def worker(self, index: int) -> Worker:
         worker = self.workers[index]
@@ -177,7 +188,7 @@ def _started(subjects: Sequence[Subject], options: BenchOptions) -> Iterator[_Pr
 
 def planned_rounds(options: BenchOptions) -> int:
     """Rounds of a run without disturbance: startup, prefill, and decode at every context."""
-    return options.rounds * (2 + len(options.contexts) + len(options.batches))
+    return options.rounds * (2 + len(options.contexts) + len(set(options.batches)))
 
 
 @dataclass(frozen=True)
@@ -190,9 +201,11 @@ class _Measured:
     decodes: Sequence[Sequence[Decode]]
     batches: Sequence[Sequence[BatchDecode]]
     weight_bytes: Sequence[int]
+    plan: BatchPlan
 
     def artifact(self, index: int, subject: Subject) -> Artifact:
         tokens, decodes = self.options.prefill, self.decodes[index]
+        everything = (*decodes, *self.batches[index])
         starts = [entry.turns[index] for entry in self.startups]
         peaks = [entry.turns[index].peak_rss_bytes for entry in self.prefills]
         return Artifact(
@@ -208,10 +221,11 @@ class _Measured:
             cold_prefill=Figures.of(tokens / start.first.value for start in starts),
             prefill=Figures.of(tokens / entry.turns[index].value for entry in self.prefills),
             decodes=tuple(decodes),
-            peak_rss_bytes=max([*peaks, *(decode.peak_rss_bytes for decode in decodes)]),
+            peak_rss_bytes=max([*peaks, *(each.peak_rss_bytes for each in everything)]),
             weight_bytes_per_token=self.weight_bytes[index],
             placement=tuple(starts[0].opened.placement),
             batches=tuple(self.batches[index]),
+            left_out=self.plan.left_out[index],
         )
 
 
@@ -225,6 +239,7 @@ def bench(
     """
     everyone = range(len(subjects))
     with _started(subjects, options) as processes:
+        plan = _plan(processes, subjects, options)
         startups = processes.rounds(processes.restart, everyone, advance)
         lengths = [turn.opened.context_length for turn in startups[0].turns]
         prefills = processes.rounds(
@@ -243,8 +258,8 @@ def bench(
                     decodes[index].append(
                         _decode(rounds, place, context, options.decode, weights[index])
                     )
-        batches = _batches(processes, options, lengths, advance)
-        measured = _Measured(options, startups, prefills, decodes, batches, weights)
+        batches = _batches(processes, options, plan, advance)
+        measured = _Measured(options, startups, prefills, decodes, batches, weights, plan)
         return BenchReport(
             tuple(measured.artifact(index, subjects[index]) for index in everyone),
             Figures.of(entry.bandwidth for entry in processes.kept),
@@ -280,22 +295,29 @@ def _decode(
     return Decode(context, Figures.of(rates), Figures.of(fractions), peak)
 
 
+def _plan(processes: _Processes, subjects: Sequence[Subject], options: BenchOptions) -> BatchPlan:
+    """Before anything is timed: what nobody can do is refused at once."""
+    if not options.batches:
+        return BatchPlan((), tuple(() for _ in subjects))
+    context, count = options.batch_context, options.decode
+    rooms = []
+    for index, subject in enumerate(subjects):
+        length = processes.open(index).context_length
+        fits = context + count <= length
+        limit = processes.worker(index).batch_limit(context + count) if fits else 0
+        rooms.append(Room(subject.path, length, limit))
+    return plan_batches(rooms, options.batches, context, count)
+
+
 def _batches(
-    processes: _Processes, options: BenchOptions, lengths: Sequence[int], advance: Advance
+    processes: _Processes, options: BenchOptions, plan: BatchPlan, advance: Advance
 ) -> list[list[BatchDecode]]:
     """Of every subject, those that it can do."""
-    found: list[list[BatchDecode]] = [[] for _ in lengths]
+    found: list[list[BatchDecode]] = [[] for _ in plan.left_out]
     context, count = options.batch_context, options.decode
-    if not options.batches:
-        return found
-    limits = [processes.worker(index).batch_limit() for index in range(len(lengths))]
-    for batch in sorted(set(options.batches)):
-        chosen = [
-            index
-            for index, length in enumerate(lengths)
-            if batch <= limits[index] and context + count < length
-        ]
+    for batch, chosen in plan.sizes:
         if not chosen:
+            advance(options.rounds)
             continue
 
         def turn(index: int, batch: int = batch) -> Timed:
@@ -305,6 +327,8 @@ def _batches(
             processes.worker(index).decode_many(context, batch, 1)
         rounds = processes.rounds(turn, chosen, advance)
         for place, index in enumerate(chosen):
-            rates = Figures.of(batch * count / entry.turns[place].value for entry in rounds)
-            found[index].append(BatchDecode(batch, context, rates))
+            turns = [entry.turns[place] for entry in rounds]
+            rates = Figures.of(batch * count / each.value for each in turns)
+            peak = max(each.peak_rss_bytes for each in turns)
+            found[index].append(BatchDecode(batch, context, rates, peak))
     return found

@@ -30,7 +30,7 @@ class Worker:
         # Ours start as the command line starts itself; a peer as its users start it.
         changed = environment() if subject.runtime == OURS else None
         self._process = subprocess.Popen(
-            [sys.executable, "-m", WORKER, json.dumps(asdict(subject))],
+            [subject.python or sys.executable, "-m", WORKER, json.dumps(asdict(subject))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -49,8 +49,8 @@ class Worker:
     def decode(self, context: int, tokens: int) -> Timed:
         return self._ask("decode", context, tokens)
 
-    def batch_limit(self) -> int:
-        return int(self._ask("batch_limit").value)
+    def batch_limit(self, positions: int) -> int:
+        return int(self._ask("batch_limit", positions).value)
 
     def decode_many(self, context: int, batch: int, tokens: int) -> Timed:
         return self._ask("decode_many", context, batch, tokens)

@@ -64,6 +64,18 @@ class Decode:
 
 
 @dataclass(frozen=True)
+class LeftOut:
+    """A batch that was asked for and that this artifact cannot do."""
+
+    batch: int
+    context: int
+    reason: str
+
+    def to_json(self) -> dict[str, Any]:
+        return {"batch": self.batch, "context": self.context, "reason": self.reason}
+
+
+@dataclass(frozen=True)
 class BatchDecode:
     """Decoding of many sequences at once, each after `context` tokens; the rate is of all of them
     together."""
@@ -71,6 +83,7 @@ class BatchDecode:
     batch: int
     context: int
     rate: Figures
+    peak_rss_bytes: int
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -78,6 +91,7 @@ class BatchDecode:
             "context": self.context,
             "tokens_per_second": self.rate.median,
             "spread": self.rate.to_json(),
+            "peak_rss_bytes": self.peak_rss_bytes,
         }
 
 
@@ -85,8 +99,8 @@ class BatchDecode:
 class Artifact:
     """One column of the comparison. Rates are tokens per second, times seconds.
 
-    batches: what was asked for and this runtime can do. placement: which nodes run where, as in
-    JSON (see placement.py); empty on the CPU.
+    batches: what was asked for and this runtime can do; the rest is left out. placement: which
+    nodes run where, as in JSON (see placement.py); empty on the CPU.
     """
 
     path: str
@@ -103,6 +117,7 @@ class Artifact:
     weight_bytes_per_token: int
     placement: Sequence[Mapping[str, Any]] = ()
     batches: tuple[BatchDecode, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         first = self.decodes[0] if self.decodes else None
@@ -129,6 +144,7 @@ class Artifact:
             },
             "decode": [decode.to_json() for decode in self.decodes],
             "batches": [batch.to_json() for batch in self.batches],
+            "batches_left_out": [each.to_json() for each in self.left_out],
         }
 
 

@@ -14,7 +14,11 @@ BANDWIDTH = "bandwidth"
 
 @dataclass(frozen=True)
 class Subject:
-    """What is measured: an artifact (runtime `dsconv`), or a peer's model."""
+    """What is measured: an artifact (runtime `dsconv`), or a peer's model.
+
+    cache_bytes: of a batch's keys and values; 0 is its default. python: the interpreter of an
+    environment with dsconv and the peer, where that is not this one.
+    """
 
     path: str
     threads: int
@@ -22,6 +26,8 @@ class Subject:
     provider: str = "cpu"
     kv: str = DEFAULT_CACHE
     allow_fallback: bool = False
+    cache_bytes: int = 0
+    python: str = ""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from dsconv.convert.families.inventory import Role, parameters_of
 from dsconv.convert.files.json_file import ConfigReader
 from dsconv.convert.inspect.describe import describe
 
-from .peers import find_peer
+from .peers import PEERS
 from .subject import OURS, Opened, Subject
 
 TORCH_BYTES = 4  # the torch reference computes in float32
@@ -22,7 +22,7 @@ def weight_bytes_per_token(subject: Subject, opened: Opened) -> int:
     it loads them reads more than this.
     """
     if subject.runtime != OURS:
-        return find_peer(subject.runtime).weight_bytes_per_token(Path(subject.path))
+        return PEERS[subject.runtime].weight_bytes_per_token(Path(subject.path))
     decoder = read_family(ConfigReader(opened.config, subject.path))
     roles = {parameter.name: parameter.role for parameter in parameters_of(decoder)}
     rows = describe(subject.path).tensors

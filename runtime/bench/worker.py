@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from dsconv.errors import DsconvError
-from dsconv.runtime.batches.open import open_batch
+from dsconv.runtime.batches.open import BatchOptions, open_batch
 from dsconv.runtime.generate.timed import BatchRunner, Runner, SessionRunner
 from dsconv.runtime.memory import peak_rss_bytes
 from dsconv.runtime.sessions.load import load
@@ -46,7 +46,8 @@ def open_subject(subject: Subject) -> tuple[Runner, Opened]:
     if subject.runtime == OURS:
         kv, allows = subject.kv, subject.allow_fallback
         loaded = load(subject.path, subject.provider, subject.threads, kv=kv, allow_fallback=allows)
-        runner = SessionRunner(loaded.session, lambda: open_batch(loaded))
+        options = BatchOptions(cache_bytes=subject.cache_bytes)
+        runner = SessionRunner(loaded.session, lambda: open_batch(loaded, options))
         placement = loaded.placement.to_json() if loaded.placement else []
         runtime, config = loaded.runtime, dict(loaded.config)
     else:
@@ -65,13 +66,13 @@ def _actions(subject: Subject, emit: Callable[[object], None]) -> dict[str, Call
     return {
         "prefill": lambda count: runner.prefill(tokens_of(count)),
         "decode": lambda context, count: runner.decode(tokens_of(context), count),
-        "batch_limit": lambda: _batch_limit(runner),
+        "batch_limit": lambda positions: _batch_limit(runner, positions),
         "decode_many": lambda *sizes: _decode_many(runner, *sizes),
     }
 
 
-def _batch_limit(runner: Runner) -> int:
-    return runner.batch_limit() if isinstance(runner, BatchRunner) else 1
+def _batch_limit(runner: Runner, positions: int) -> int:
+    return runner.batch_limit(positions) if isinstance(runner, BatchRunner) else 0
 
 
 def _decode_many(runner: Runner, context: int, batch: int, count: int) -> float:

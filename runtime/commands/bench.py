@@ -14,6 +14,7 @@ from .options import AllowFallback, Json, Kv, Provider, Threads, print_json
 if TYPE_CHECKING:
     from dsconv.runtime.bench.report import Artifact, BatchDecode, BenchReport, Figures
 
+LONGEST_NUMBER = 9  # digits
 EXAMPLE = (
     "dsconv bench r1-onnx --against onnxruntime-genai --checkpoint "
     "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B"
@@ -33,6 +34,13 @@ def bench(
         typer.Option(
             help="Sequences at once, as in 1,4,16: tokens/s of all together",
             metavar="N,N,…",
+        ),
+    ] = None,
+    cache_memory: Annotated[
+        str | None,
+        typer.Option(
+            help="Keys and values of --batch in our artifacts, as 4GiB (default: half of what is "
+            "free)"
         ),
     ] = None,
     rounds: Annotated[int, typer.Option(help="Rounds over all artifacts")] = 5,
@@ -63,6 +71,7 @@ def bench(
     """Measure speed, memory and load time of artifacts side by side, each in its own process."""
     from dsconv.runtime.bench.against import Against, BenchRequest, bench_artifacts
     from dsconv.runtime.bench.bench import options_of
+    from dsconv.runtime.console import parse_size
 
     request = BenchRequest(
         tuple(artifacts),
@@ -72,6 +81,7 @@ def bench(
         provider=provider,
         allow_fallback=allow_fallback,
         kv=kv,
+        cache_bytes=parse_size(cache_memory) if cache_memory is not None else 0,
     )
     report = bench_artifacts(request)
     print_json(report.to_json()) if as_json else show(report)
@@ -81,9 +91,13 @@ def _sizes(text: str | None) -> tuple[int, ...]:
     """`1,4,16` as numbers."""
     from dsconv.errors import UsageError
 
-    words = text.split(",") if text else []
-    if not all(word.strip().isdigit() for word in words):
-        raise UsageError(f"--batch: {text!r} is no list of numbers", "write --batch 1,4,16")
+    if text is None:
+        return ()
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isdecimal() and len(word) <= LONGEST_NUMBER for word in words):
+        raise UsageError(
+            f"--batch: {text[:60]!r} is no list of numbers of sequences", "write --batch 1,4,16"
+        )
     return tuple(int(word) for word in words)
 
 
@@ -101,6 +115,9 @@ def show(report: "BenchReport") -> None:
     for title, cells in _rows(report):
         table.add_row(title, *cells)
     Console().print(table)
+    for artifact in report.artifacts:
+        for each in artifact.left_out:
+            print(f"{artifact.path}: {each.batch} at once left out: {each.reason}")
     low, high = (rate_text(value, "B") for value in report.bandwidth.quartiles)
     middle = rate_text(report.bandwidth.median, "B")
     print(f"read bandwidth {middle}, quartiles {low} to {high}")

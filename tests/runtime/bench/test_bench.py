@@ -167,7 +167,7 @@ class FakeWorker:
     def decode(self, context: int, tokens: int) -> Timed:
         return self._work(f"decode at {context}", tokens * 0.01)
 
-    def batch_limit(self) -> int:
+    def batch_limit(self, positions: int) -> int:
         return 1 if self.subject.path == "short" else 64
 
     def decode_many(self, context: int, batch: int, tokens: int) -> Timed:
@@ -236,6 +236,11 @@ def test_batches_are_of_those_that_can(clock: Clock) -> None:
     assert [(each.batch, each.context) for each in long.batches] == [(1, 300), (4, 300)]
     assert [each.rate.median for each in long.batches] == pytest.approx([50, 200])
     assert [each.batch for each in short.batches] == [1]
+    assert [(each.batch, each.reason) for each in short.left_out] == [
+        (4, "it holds 1 sequence of 350 tokens at once")
+    ]
+    assert long.left_out == ()
+    assert clock.log[1:3] == [("start", "long"), ("start", "short")]  # asked before all else
     assert long.to_json()["batches"][1]["tokens_per_second"] == pytest.approx(200)
 
 
@@ -398,7 +403,11 @@ KEYS = {
     *("decode_tokens_per_second", "decode_context", "load_seconds", "first_token_seconds"),
     *("peak_rss_bytes", "weight_bytes_per_token", "bandwidth_fraction"),
     *("prefill_tokens", "placement", "spread", "decode", "batches"),
+    "batches_left_out",
 }
+
+
+BATCH_KEYS = {"batch", "context", "tokens_per_second", "spread", "peak_rss_bytes"}
 
 
 def test_the_command_measures(
@@ -442,14 +451,58 @@ def test_many_sequences_of_a_native_file(
     exported(write_checkpoint(tmp_path / "m"), tmp_path / "m.dsq")
     options = ["--rounds", 1, "--prefill", 20, "--decode", 4, "--threads", 1, "--context", 20]
     native = tmp_path / "m.dsq"
-    outcome = call_main(monkeypatch, capsys, "bench", native, *options, "--batch", "1,3", "--json")
+    asked = ["--batch", "3, 1,3,1,900"]
+    outcome = call_main(monkeypatch, capsys, "bench", native, *options, *asked, "--json")
     assert outcome.code == 0, outcome.err
     found = outcome.json["artifacts"][0]["batches"]
     assert [(each["batch"], each["context"]) for each in found] == [(1, 20), (3, 20)]
     assert all(each["tokens_per_second"] > 0 for each in found)
-    outcome = call_main(monkeypatch, capsys, "bench", native, *options, "--batch", "1,3")
+    assert all(set(each) == BATCH_KEYS for each in found)
+    (left,) = outcome.json["artifacts"][0]["batches_left_out"]
+    assert (left["batch"], left["context"]) == (900, 20)
+    assert "256 sequences of 24 tokens" in left["reason"]
+    outcome = call_main(monkeypatch, capsys, "bench", native, *options, *asked)
+    assert "900 at once left out: it holds 256 sequences" in outcome.out
     assert "3 at once at 20" in outcome.out
     assert "times one alone" in outcome.out
+
+
+def test_batches_that_nobody_can_do_are_refused_at_once(
+    artifact: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    model = write_checkpoint(tmp_path / "m", max_position_embeddings=128)
+    exported(model, tmp_path / "m.dsq")
+
+    def no_rounds(*arguments: object) -> None:
+        raise AssertionError("something was timed")
+
+    monkeypatch.setattr(bench._Processes, "rounds", no_rounds)
+
+    def refused(code: int, *words: str, arguments: Sequence[object]) -> None:
+        assert_refused(call_main(monkeypatch, capsys, "bench", *arguments), code, *words)
+
+    native = [tmp_path / "m.dsq", "--threads", 1]
+    several = [*native, "--batch", "2,4"]
+    beyond = "512 tokens and 64 more are beyond its context of 128"
+    refused(4, beyond, "--context 64", arguments=several)
+    refused(4, "--context 1 --decode 127", arguments=[*several, "--decode", 200, "--context", 1])
+    refused(
+        4,
+        "256 sequences of 94",
+        "--batch 256",
+        arguments=[*native[:1], "--batch", "300", "--context", 30],
+    )
+    small = ["--context", 60, "--cache-memory", "1"]  # one block of 256 positions is always there
+    refused(4, "1 sequence of 124 tokens", arguments=[*several, *small])
+    refused(
+        4,
+        "1 sequence of 124",
+        "export a .dsq",
+        arguments=[model, "--batch", "2", "--context", 60],
+    )
 
 
 def test_the_table(
@@ -496,7 +549,13 @@ def test_refused_on_the_command_line(
     refused(3, "nowhere", arguments=[tmp_path / "nowhere"])
     refused(2, "context", arguments=[artifact, "--context", "-1"])
     refused(2, "--batch", "1,4,16", arguments=[artifact, "--batch", "4,x"])
-    refused(2, "--batch", arguments=[artifact, "--batch", "0"])
+    for wrong in ("1.5", "-4", "", " ", "1,,4", "²", "1e3", "4;8", "9" * 5000):
+        refused(2, "--batch", "1,4,16", arguments=[artifact, f"--batch={wrong}"])
+    refused(2, "batch of no sequences", arguments=[artifact, "--batch", "4,0"])
+    refused(2, "99999999", "65536", arguments=[artifact, "--batch", "1,99999999"])
+    refused(2, "--cache-memory", "--batch", arguments=[artifact, "--cache-memory", "1GiB"])
+    wrong_size = ["--batch", "4", "--cache-memory", "much"]
+    refused(2, "much", arguments=[artifact, *wrong_size])
     refused(2, "'vllm'", "llama.cpp", arguments=[artifact, "--against", "vllm"])
     genai = ["--against", "onnxruntime-genai"]
     refused(2, "--checkpoint", arguments=[artifact, *genai])

@@ -50,6 +50,9 @@ def timed(subject: Subject, context: int) -> None:
     assert worker.prefill(20).value > 0
     times = [worker.decode(context, 5).value for _ in range(3)]
     assert min(times) > 0
+    assert worker.batch_limit(context + 5) >= 16
+    assert all(worker.decode_many(context, batch, 5).value > 0 for batch in (1, 3, 3, 2))
+    assert worker.decode(context, 5).value > 0
     worker.close()
 
 
