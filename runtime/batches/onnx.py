@@ -79,6 +79,9 @@ class OnnxBatch:
         """Of one sequence: rows do not lend each other room."""
         return self._most
 
+    def room_for(self, length: int) -> int:
+        return self._rows if length <= self._most else 0
+
     @property
     def free_positions(self) -> int:
         return self._most if len(self._lengths) < self._rows else 0

@@ -205,9 +205,10 @@ class _Measured:
 
     def artifact(self, index: int, subject: Subject) -> Artifact:
         tokens, decodes = self.options.prefill, self.decodes[index]
-        everything = (*decodes, *self.batches[index])
         starts = [entry.turns[index] for entry in self.startups]
         peaks = [entry.turns[index].peak_rss_bytes for entry in self.prefills]
+        peaks += [decode.peak_rss_bytes for decode in decodes]
+        peaks += [batch.peak_rss_bytes for batch in self.batches[index]]
         return Artifact(
             path=subject.path,
             runtime=starts[0].opened.runtime,
@@ -221,7 +222,7 @@ class _Measured:
             cold_prefill=Figures.of(tokens / start.first.value for start in starts),
             prefill=Figures.of(tokens / entry.turns[index].value for entry in self.prefills),
             decodes=tuple(decodes),
-            peak_rss_bytes=max([*peaks, *(each.peak_rss_bytes for each in everything)]),
+            peak_rss_bytes=max(peaks),
             weight_bytes_per_token=self.weight_bytes[index],
             placement=tuple(starts[0].opened.placement),
             batches=tuple(self.batches[index]),

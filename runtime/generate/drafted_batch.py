@@ -99,6 +99,9 @@ class DraftedBatch:
     def capacity(self) -> int:
         return self._batch.capacity
 
+    def room_for(self, length: int) -> int:
+        return self._batch.room_for(length)
+
     @property
     def free_positions(self) -> int:
         return self._batch.free_positions

@@ -73,7 +73,7 @@ class OpenvinoRunner:
         }
         alone = {**properties, "ATTENTION_BACKEND": "SDPA"}  # made for one sequence
         self._pipeline = openvino_genai.LLMPipeline(path, "CPU", alone)
-        self._many = lambda: ContinuousBatching(path, properties)
+        self._path, self._properties = path, properties
         self._batches: ContinuousBatching | None = None
 
     @property
@@ -94,7 +94,7 @@ class OpenvinoRunner:
 
     def decode_many(self, context: Sequence[int], batch: int, count: int) -> float:
         if self._batches is None:
-            self._batches = self._many()
+            self._batches = ContinuousBatching(self._path, self._properties)
         return self._batches.decode(context, batch, count)
 
     def _generate(self, tokens: Sequence[int], count: int) -> Any:

@@ -38,6 +38,9 @@ class FakeBatch:
     def capacity(self) -> int:
         return self._blocks * BLOCK
 
+    def room_for(self, length: int) -> int:
+        return min(self.max_sequences, self.capacity // max(1, length))
+
     @property
     def free_positions(self) -> int:
         return (self._blocks - self._used()) * BLOCK
