@@ -163,7 +163,7 @@ def rotate(x: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torch.T
 
 
 class TorchModel:
-    """A checkpoint's weights in memory (dequantized) and the forward over them.
+    """A checkpoint's weights in memory (dequantized, by parameter) and the forward over them.
 
     Where the checkpoint has activations rounded to int8, so are they here.
     """
@@ -176,8 +176,8 @@ class TorchModel:
         device: str,
     ) -> None:
         self._decoder = decoder
-        self._weights = weights
-        self._rounds_inputs = rounds_inputs
+        self._weights = self.weights = weights
+        self._rounds_inputs = self.rounds_inputs = rounds_inputs
         self._device = device
 
     @classmethod

@@ -82,4 +82,13 @@ def _open(loaded: Loaded, options: BatchOptions) -> Batch:
         if isinstance(loaded.session, OnnxSession) and can_batch(loaded.session):
             cache_bytes = options.cache_bytes or free_memory_bytes() // 4
             return OnnxBatch(loaded.session, cache_bytes, options.sequences)
+    if loaded.runtime == "torch":
+        from dsconv.runtime.sessions.torch_device_session import AcceleratorSession
+        from dsconv.runtime.sessions.torch_reference import TorchSession
+
+        from .torch_device import TorchBatch, free_bytes
+
+        if isinstance(loaded.session, AcceleratorSession | TorchSession):
+            cache_bytes = options.cache_bytes or free_bytes(loaded.session) // 2
+            return TorchBatch(loaded.session, cache_bytes, options.sequences)
     return OneByOne(loaded.session)

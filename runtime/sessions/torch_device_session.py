@@ -115,15 +115,7 @@ class StaticOps(TorchOps):
         return self._on_device.matrices[table.name].rows(self._tokens)[None]
 
     def linears(self, x: torch.Tensor, group: Sequence[Linear]) -> list[torch.Tensor]:
-        found = []
-        for linear in group:
-            rounds = self._rounds_inputs(f"{linear.name}.weight")
-            product = self._on_device.matrices[linear.name].product(
-                round_tokens(x) if rounds else x
-            )
-            bias = self._on_device.vectors[f"{linear.name}.bias"] if linear.bias else None
-            found.append(product if bias is None else product + bias)
-        return found
+        return device_linears(self._on_device, x, group)
 
     def head(self, x: torch.Tensor, linear: Linear, tied_to: Table | None) -> torch.Tensor:
         return self._on_device.matrices[linear.name].product(x)
@@ -154,6 +146,19 @@ class StaticOps(TorchOps):
         return self._tables[rope]
 
 
+def device_linears(
+    weights: DeviceWeights, x: torch.Tensor, group: Sequence[Linear]
+) -> list[torch.Tensor]:
+    """The products of one input with matrices on the device."""
+    found = []
+    for linear in group:
+        rounds = weights.rounds_inputs(f"{linear.name}.weight")
+        product = weights.matrices[linear.name].product(round_tokens(x) if rounds else x)
+        bias = weights.vectors[f"{linear.name}.bias"] if linear.bias else None
+        found.append(product if bias is None else product + bias)
+    return found
+
+
 def grouped_attention(
     query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor
 ) -> torch.Tensor:
@@ -177,7 +182,11 @@ def grouped_attention(
 
 
 class AcceleratorSession:
-    """One sequence on a device. float32 on the CPU, bfloat16 elsewhere."""
+    """One sequence on a device. float32 on the CPU, bfloat16 elsewhere.
+
+    decoder, weights, device, dtype: what a batch over the same weights needs
+    (runtime/batches/torch_device.py).
+    """
 
     def __init__(
         self,
@@ -189,10 +198,10 @@ class AcceleratorSession:
         if threads:
             torch.set_num_threads(threads)
         kind = torch.device(device).type
-        self._device = device
-        self._dtype = dtype or (torch.float32 if kind == "cpu" else torch.bfloat16)
-        self._decoder = checkpoint.decoder
-        self._weights = DeviceWeights.load(checkpoint, self._dtype, device)
+        self._device = self.device = device
+        self._dtype = self.dtype = dtype or (torch.float32 if kind == "cpu" else torch.bfloat16)
+        self._decoder = self.decoder = checkpoint.decoder
+        self._weights = self.weights = DeviceWeights.load(checkpoint, self._dtype, device)
         self._cache = StaticCache(checkpoint, self._dtype, device)
         self._position = 0
         self._token = torch.zeros(1, dtype=torch.int64, device=device)

@@ -8,13 +8,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsconv.convert.checkpoint.checkpoint import Checkpoint
-from dsconv.convert.forward.torch_ops import KeyValueCache, TorchModel
+from dsconv.convert.forward.torch_ops import DTYPES, KeyValueCache, TorchModel
 
 from .session import refuse_unknown_tokens
 
 
 class TorchSession:
-    """One sequence on a checkpoint (quantized ones are dequantized while loading)."""
+    """One sequence on a checkpoint (quantized ones are dequantized while loading).
+
+    decoder, model, device, dtype: what a batch over the same weights needs
+    (runtime/batches/torch_device.py).
+    """
 
     def __init__(
         self, checkpoint: Checkpoint, dtype: str = "float32", device: str = "cpu", threads: int = 0
@@ -23,8 +27,9 @@ class TorchSession:
 
         if threads:
             torch.set_num_threads(threads)
+        self.decoder, self.device, self.dtype = checkpoint.decoder, device, DTYPES[dtype]
         self._config = checkpoint.decoder.config
-        self._model = TorchModel.load(checkpoint, dtype, device)
+        self._model = self.model = TorchModel.load(checkpoint, dtype, device)
         self._cache = KeyValueCache()
 
     @property

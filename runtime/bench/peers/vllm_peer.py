@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dsconv.convert.families import read_family
+from dsconv.convert.families.inventory import Role, parameters_of
 from dsconv.convert.files.json_file import ConfigReader, read_json_object
 from dsconv.convert.inspect.describe import describe
 from dsconv.errors import UnsupportedError
 from dsconv.runtime.sessions.load import DEFAULT_CACHE
 
 CONFIG = "config.json"
-EMBEDDING = "embed_tokens"  # in the names of tensors
 GROUP_SIZE = 128
 CACHE_GIGABYTES = "4"  # of keys and values, for all sequences
 MOST_AT_ONCE = 256  # sequences
@@ -37,9 +38,14 @@ def build(checkpoint: str, bits: int, output: Path) -> None:
 
 
 def weight_bytes_per_token(path: Path) -> int:
+    """All but the table of embeddings, unless that is the head as well."""
+    config = ConfigReader(read_json_object(path / CONFIG), str(path))
+    roles = {each.name: each.role for each in parameters_of(read_family(config))}
     rows = describe(str(path)).tensors
-    tied = not any("lm_head" in row.name for row in rows)
-    return sum(row.size_bytes for row in rows if tied or EMBEDDING not in row.name)
+    own_head = any(roles.get(row.name) is Role.HEAD for row in rows)
+    return sum(
+        row.size_bytes for row in rows if not own_head or roles.get(row.name) is not Role.EMBEDDING
+    )
 
 
 def open_runner(path: str, threads: int, kv: str) -> VllmRunner:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from batch_schedules import Schedule, texts
 from native_models import some_tokens
 from outputs import quantized
 from small_models import write_checkpoint
@@ -20,7 +21,7 @@ from dsconv.runtime.scheduling.request import Request
 from dsconv.runtime.scheduling.run_all import run_all
 from dsconv.runtime.sessions.load import Loaded, load
 
-TOLERANCE = 1e-4
+TOLERANCE = 1e-4  # of the largest logit, or whole
 LENGTH = 600  # beyond the first size of the buffers
 
 
@@ -82,9 +83,25 @@ def test_requests_get_what_they_would_get_alone(loaded: Loaded) -> None:
     assert [g.tokens for g in together] == [g.tokens for g in alone]
 
 
-def test_standard_graphs_are_driven_one_by_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dialect", ["std24", "std21", "std17", "std17-nbits"])
+def test_standard_graphs(dialect: str, tmp_path: Path) -> None:
     made = quantized(write_checkpoint(tmp_path / "m"), tmp_path / "q", bits=4)
-    export_onnx(made, ExportOptions("std24"), tmp_path / "onnx")
+    export_onnx(made, ExportOptions(dialect, accuracy_level=0), tmp_path / "onnx")
+    loaded = load(str(tmp_path / "onnx"), threads=1)
+    written = texts(3, LENGTH, loaded.session.vocabulary)
+    alone = [loaded.session.score(text) for text in written]
+    batch = open_batch(loaded, BatchOptions(sequences=5))
+    assert isinstance(batch, OnnxBatch)
+    schedule = Schedule(batch, written, alone, 1, TOLERANCE)
+    schedule.run(60)
+    assert schedule.compared > 40
+    assert schedule.wrong == []
+
+
+def test_fixed_shapes_are_driven_one_by_one(tmp_path: Path) -> None:
+    made = quantized(write_checkpoint(tmp_path / "m"), tmp_path / "q", bits=4)
+    options = ExportOptions("std17", context_length=64, prefill_length=8)
+    export_onnx(made, options, tmp_path / "onnx")
     batch = open_batch(load(str(tmp_path / "onnx"), threads=1))
     assert isinstance(batch, OneByOne)
     assert batch.max_sequences == 1

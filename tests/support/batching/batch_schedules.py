@@ -48,9 +48,10 @@ class Schedule:
         texts: Sequence[Sequence[int]],
         alone: Sequence[NDArray[np.float32]],
         seed: int,
+        tolerance: float = 0.0,
     ) -> None:
         self._batch, self._texts, self._alone = batch, texts, alone
-        self._rng = np.random.default_rng(seed)
+        self._rng, self._tolerance = np.random.default_rng(seed), tolerance
         self._there: list[Followed] = []
         self.wrong: list[str] = []
         self.compared = self.full = 0
@@ -112,8 +113,17 @@ class Schedule:
             assert logits is not None
             wanted = expected if piece.want is Want.EVERY else expected[-1]
             self.compared += 1
-            if logits.shape != wanted.shape or not np.array_equal(logits, wanted):
+            if not self._alike(logits, wanted):
                 self.wrong.append(f"text {of.text}, {len(piece.tokens)} tokens up to {end}")
+
+    def _alike(self, found: NDArray[np.float32], wanted: NDArray[np.float32]) -> bool:
+        """To the bit, or, with a tolerance, by so much of the largest logit."""
+        if found.shape != wanted.shape:
+            return False
+        if not self._tolerance:
+            return bool(np.array_equal(found, wanted))
+        largest = self._tolerance * np.abs(wanted).max()
+        return bool(np.abs(found - wanted).max() <= largest)  # NaN is not
 
     def _pieces(self) -> tuple[list[Piece], list[Followed]]:
         """Most get one token, some a piece of their text."""
