@@ -6,6 +6,10 @@ writes over the old one from position 0, and a slot sees no position beyond its 
 
 Matrices come in pieces of rows, read when a thread needs them and dropped after use, or kept where
 memory allows. The pieces do not depend on the number of threads, so neither do the results.
+
+The batches that serve checkpoints (runtime/batches/torch_device.py) are no substitute: they hold
+all weights in memory, where this one writes with models larger than that, and their sums depend on
+the threads of torch, where calibration has to give the same bytes for any number of them.
 """
 
 from __future__ import annotations
