@@ -1,6 +1,7 @@
 """`dsconv serve`."""
 
 import os
+import re
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -92,7 +93,7 @@ def serve(
     cache = parse_size(cache_memory) if cache_memory else 0
     options = BatchOptions(parallel, cache, activations)
     address = Address(host, port)
-    access = Access(_key(api_key), address.is_loopback, tuple(cors or ()))
+    access = Access(_key(api_key), address.is_loopback, _origins(cors or []))
     shown = name or _name_of(artifact)
     with bind(address) as place:  # before the model is loaded, which may take long
         small = load_draft(draft, threads, kv) if draft is not None else None
@@ -126,6 +127,24 @@ def _key(given: str | None) -> str | None:
     if not key or not key.isprintable() or " " in key:
         raise UsageError("the API key is empty, or has spaces", "use letters and digits")
     return key
+
+
+def _origins(given: list[str]) -> tuple[str, ...]:
+    """As browsers send them.
+
+    Raises:
+        UsageError: no browser would.
+    """
+    from dsconv.errors import UsageError
+
+    for origin in given:
+        if origin not in ("*", "null") and not re.fullmatch(
+            r"[a-z][a-z0-9+.-]*://[^/\s*]+", origin
+        ):
+            raise UsageError(
+                f"--cors {origin}: is no origin", "write http://HOST:PORT without a path, or *"
+            )
+    return tuple(given)
 
 
 def _name_of(artifact: str) -> str:

@@ -38,6 +38,7 @@ from .metrics import Metrics
 from .problems import ClientGone, Problem, problem_of
 from .served import Served
 
+PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/models", "/health", "/metrics", "/")
 OPEN_PATHS = ("/health", "/")  # without a key: they tell nothing
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 RETRY = {"retry-after": "1"}
@@ -207,7 +208,7 @@ def application(service: Service) -> ASGIApp:
 
     async def starlettes(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        words = {404: f"there is no {request.url.path[:200]}", 405: f"not by {request.method[:20]}"}
+        words = {404: _no_path(request.url.path), 405: f"not by {request.method[:20]}"}
         text = words.get(error.status_code, error.detail)
         headers = dict(error.headers or {})
         return _problem_response(Problem(error.status_code, text, headers=headers))
@@ -252,10 +253,18 @@ def _middleware(service: Service) -> list[Middleware]:
             CORSMiddleware,
             allow_origins=service.access.origins,
             allow_methods=["GET", "POST"],
-            allow_headers=["authorization", "content-type"],
+            allow_headers=["*"],  # OpenAI's client for browsers sends a dozen of its own
+            expose_headers=["x-request-id", "retry-after"],
         )
         found.append(cross)
     return [*found, Middleware(Gate, access=service.access)]
+
+
+def _no_path(path: str) -> str:
+    """With what was meant: base addresses are given without /v1, twice with it, with a slash."""
+    end = "/" + path.strip("/").removeprefix("v1").strip("/").removeprefix("v1/")
+    meant = next((known for known in PATHS[:3] if known == f"/v1{end}"), None)
+    return f"there is no {path[:200]}; " + (f"use {meant}" if meant else f"see {', '.join(PATHS)}")
 
 
 def _problem_response(problem: Problem) -> Response:
@@ -269,14 +278,6 @@ class Watch:
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self._app, self._service = app, service
-        self._paths = (
-            "/v1/models",
-            "/v1/completions",
-            "/v1/chat/completions",
-            "/health",
-            "/metrics",
-            "/",
-        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         begun, status, name = time.monotonic(), GONE, secrets.token_hex(8)
@@ -298,7 +299,7 @@ class Watch:
                 await failed(scope, receive, noted)
         finally:
             seconds = time.monotonic() - begun
-            path = scope["path"] if scope["path"] in self._paths else "other"
+            path = scope["path"] if scope["path"] in PATHS else "other"
             self._service.metrics.requests[path, status] += 1
             if path in ("/v1/completions", "/v1/chat/completions"):
                 self._service.metrics.duration.observe(seconds)
@@ -322,7 +323,7 @@ class Gate:
 
     def _refusal(self, scope: Scope, headers: dict[bytes, bytes]) -> Problem | None:
         host = headers.get(b"host", b"localhost").decode("latin-1").lower()
-        name = re.sub(r":\d+$", "", host)
+        name = re.sub(r":\d+$", "", host).removesuffix(".")
         is_local = name in LOCAL_HOSTS or re.fullmatch(r"127(\.\d{1,3}){3}", name)
         if self._access.only_local and not is_local:
             return Problem(403, f"host {name[:100]!r} is not this machine", code="host")

@@ -69,7 +69,9 @@ def read_chat(data: object, served: Served) -> ChatRequest:
     fields.refuse("modalities", "only text is written", ["text"])
     fields.refuse("functions", "is OpenAI's old form; use tools")
     fields.refuse("function_call", "is OpenAI's old form; use tool_choice")
-    fields.refuse("response_format", "answers are not forced into a form", {"type": "text"})
+    form = fields.child("response_format")
+    if form is not None and form.text("type") != "text":
+        raise fields.wrong("response_format", "answers are not forced into a form; ask in words")
     several = fields.boolean("parallel_tool_calls", True)
     tools, calls = _tools(fields, served)
     turns, known = read_turns(fields), _template_settings(fields)
@@ -124,7 +126,8 @@ def _tools(fields: Fields, served: Served) -> tuple[list[Turn], CallFormat | Non
 
 def _template_settings(fields: Fields) -> dict[str, Any]:
     fields.refuse("continue_final_message", "an answer is always a new message", False)
-    fields.refuse("reasoning_effort", "use chat_template_kwargs, if the template has a switch")
+    for name in ("reasoning_effort", "enable_thinking", "thinking", "reasoning"):
+        fields.refuse(name, "use chat_template_kwargs, if the template has a switch")
     given = fields.any("chat_template_kwargs")
     if given is None:
         given = {}

@@ -69,7 +69,9 @@ def read_completion(data: object, served: Served) -> CompletionRequest:
     if best_of is not None and best_of != settings.n:
         raise fields.wrong("best_of", f"{best_of} is not n, which is {settings.n}; leave it out")
     fields.refuse("suffix", "texts are written at the end only; leave it out", "")
-    echo, logprobs = fields.boolean("echo"), fields.integer("logprobs", 0, MOST_LOGPROBS)
+    echo, logprobs = fields.boolean("echo"), None
+    if fields.any("logprobs") is not False:  # as chats have it
+        logprobs = fields.integer("logprobs", 0, MOST_LOGPROBS)
     given = fields.required("prompt")
     fields.done()
     most, placed = served.limits.texts // settings.n, echo and logprobs is not None
@@ -100,7 +102,7 @@ def _prompt(one: Any, fields: Fields, served: Served, placed: bool) -> Prompt:
         tokens = one
     else:
         raise fields.wrong("prompt", "is not a text, a list of texts, or tokens")
-    served.refuse_tokens(tokens, "prompt")
+    served.refuse_tokens(tokens, "prompt", isinstance(one, str))
     if isinstance(one, str):
         return Prompt(tokens, one, served.tokenizer.prompt_places(one) if placed else [])
     text = served.tokenizer.decode(tokens, skip_special=False)

@@ -146,5 +146,6 @@ def _stream_usage(fields: Fields, stream: bool) -> bool:
         raise fields.wrong("stream_options", "is for streams; set stream")
     usage = options.boolean("include_usage")
     options.without_effect("include_obfuscation")
+    options.refuse("continuous_usage_stats", "usage comes at the end only", False)
     options.done()
     return usage

@@ -73,8 +73,12 @@ class Served:
                 "context_length_exceeded",
             )
 
-    def refuse_tokens(self, tokens: list[int], where: str) -> None:
-        """Raises Problem, InputError: they are none of the model's, or too many."""
+    def refuse_tokens(self, tokens: list[int], where: str, written: bool = True) -> None:
+        """written: as text by the client, else as numbers.
+
+        Raises:
+            Problem, InputError: they are none of the model's, or too many.
+        """
         if not tokens:
             raise Problem(400, f"{where} is empty", where)
         if len(tokens) > self.context:
@@ -83,6 +87,12 @@ class Served:
                 f"{where} has {len(tokens)} tokens, the context {self.context}",
                 where,
                 "context_length_exceeded",
+            )
+        rows = self.loaded.session.vocabulary
+        wrong = next((token for token in tokens if not 0 <= token < rows), None)
+        if wrong is not None and not written:
+            raise Problem(
+                400, f"{where}: {wrong} is no token of the model, which has {rows}", where
             )
         refuse_tokens_beyond(tokens, self.loaded.session.vocabulary, where, self.tokenizer)
 

@@ -42,7 +42,10 @@ def _turn(fields: Fields) -> Turn:
     if name is not None:
         turn["name"] = name
     if role == "assistant":
-        thoughts = fields.text("reasoning_content")
+        thoughts, newer = fields.text("reasoning_content"), fields.text("reasoning")
+        if None not in (thoughts, newer) and thoughts != newer:
+            raise fields.wrong("reasoning", "differs from reasoning_content")
+        thoughts = newer if thoughts is None else thoughts
         if thoughts is not None:
             turn["reasoning_content"] = thoughts
         calls = fields.items("tool_calls", MOST_TOOLS)
@@ -76,6 +79,7 @@ def _content(fields: Fields) -> str | None:
         text = part.required("text")
         if not isinstance(text, str):
             raise part.wrong("text", "is not a text")
+        part.without_effect("cache_control")  # whose cache this is
         part.done()
         texts.append(text)
     return "\n".join(texts)
