@@ -99,9 +99,9 @@ class Load:
         return statistics.median(got.first for got in self.got.values() if got.first is not None)
 
 
-def plan_asks(text: str, given: argparse.Namespace, context: int) -> list[list[Ask]]:
+def plan_asks(text: str, given: argparse.Namespace, context: int, seed: int) -> list[list[Ask]]:
     """For every client what it asks, the same for the same arguments."""
-    rng, found = random.Random(given.seed), []
+    rng, found = random.Random(seed), []
     words = text.split()
     for client in range(given.clients):
         asks = []
@@ -112,7 +112,8 @@ def plan_asks(text: str, given: argparse.Namespace, context: int) -> list[list[A
             asks.append(
                 Ask(
                     rng.choice((CHAT, PLAIN)),
-                    " ".join(words[start : start + min(size, context // 8)]),
+                    f"{seed}.{client}.{number} "
+                    + " ".join(words[start : start + min(size, context // 8)]),
                     rng.randint(given.tokens // 4, given.tokens),
                     rng.randrange(1 << 31),
                     stream or cut is not None,
@@ -120,7 +121,7 @@ def plan_asks(text: str, given: argparse.Namespace, context: int) -> list[list[A
                 )
             )
         found.append(asks)
-    huge = " ".join((words * 20)[: context // 2])
+    huge = f"{seed} " + " ".join((words * 20)[: context // 2])
     found[0].append(Ask(PLAIN, huge, given.tokens, 1, True))
     return found
 
@@ -333,10 +334,12 @@ def main() -> None:
     given = parser.parse_args()
     loaded = load(given.artifact)
     served = serve_model(loaded, "m", Limits(), open_batch(loaded).context_length)
-    asks = plan_asks(given.text.read_text("utf-8"), given, min(served.context, 4096))
+    text, context = given.text.read_text("utf-8"), min(served.context, 4096)
     bares, loads = [], []
     with serving(Path(given.artifact), "--name", "m") as server:
-        for _ in range(given.rounds):  # in turns: a machine is not always as fast
+        for number in range(given.rounds):  # in turns: a machine is not always as fast
+            # Each begins in its own way, or the server would know it from the last round.
+            asks = plan_asks(text, given, context, given.seed + number)
             bare = Bare(loaded, asks, served)
             bares.append(figures(bare.run()))
             found = over_http(server.port, asks)
