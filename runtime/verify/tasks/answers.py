@@ -4,37 +4,63 @@ from __future__ import annotations
 
 import re
 import threading
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from importlib.util import find_spec
 
+from .boxes import Box, boxed_answer
+
 # A comma belongs to a number only before three digits: 1,234 is one, 1,2 are two.
-NUMBER = re.compile(r"-?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)")
-# In a text 3/4 is one answer; 3/4/2026 is none.
-FRACTION = re.compile(rf"(?<![\d/])-?\d+/\d+(?![\d/]|\.\d)|{NUMBER.pattern}")
-MIXED = re.compile(r"(-?)(\d+)\s+(\d+)/(\d+)")  # 3 1/2
-MINUS = str.maketrans("−－", "--")  # as typesetters have it
-# What follows a number and is no unit of it.
-NO_UNIT = r"(?!\s*(?:pi|sin|cos|tan|log|ln|sqrt|exp|hundred|thousand|\w+illion|dozen|am|pm)\b)"
-# 18 dollars, 5\text{ cm}^2; 3ab is a product, 4 p.m. a time.
-UNIT = re.compile(
-    rf"\s*\\?\$?\s*({NUMBER.pattern})(?:\\?\s)*"
-    rf"(?:\\(?:text|mathrm|mbox)\{{{NO_UNIT}[a-zA-Z ]*\}}|(?<=\s){NO_UNIT}[a-zA-Z ]{{2,}})"
-    r"(?:\^\{?\d\}?)?\s*\.?\s*"
+DIGITS = r"(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)"
+NUMBER = re.compile(rf"-?{DIGITS}")
+MONEY = r"(?:\\?\$|[£€¥￥])"
+# In a text 3/4 is one answer, 3/4/2026 is none. A minus after a letter, a digit or a bracket is
+# none of the number's (10-7, Covid-19).
+IN_TEXT = re.compile(
+    rf"((?<![\w)\]])-{MONEY}?|{MONEY}-?)?((?:\\[dt]?frac\{{{DIGITS}\}}\{{{DIGITS}\}}"
+    rf"|(?<![\d/])(?:\d+ )?\d+/\d+(?![\d/]|\.\d)|{DIGITS}(?:[eE][-+]?\d+(?!\w))?))"
 )
+SCIENTIFIC = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d{1,3})?")
+MIXED = re.compile(r"(-?)(\d+)\s+(\d+)/(\d+)")  # 3 1/2
+GROUPS = re.compile(r"(?<=\d)(?:\\[,;:! ]|[\s~])+(?=\d{3}(?!\d))")  # 1 234, 1\,234
+# What follows a number and is no unit of it.
+NO_UNIT = (
+    r"(?!\s*(?:(?:pi|sin|cos|tan|log|ln|sqrt|exp|hundred|thousand|\w+illion|dozen|am|pm)\b"
+    r"|[十百千万亿]))"
+)
+WORDS = r"[a-zA-Z](?:[a-zA-Z ./·]|\^\{?-?\d\}?|[²³])*"
+# 18 dollars, 5\text{ cm}^2, 50 km/h, 50元, 90°; 3ab is a product, 4 p.m. a time, 5万 is 50000.
+UNIT = re.compile(
+    rf"\s*{MONEY}?\s*({NUMBER.pattern})(?:\\?[\s,;!:~])*"
+    rf"(?:\\(?:text|mathrm|mbox)\{{{NO_UNIT}\s*(?:{WORDS}|[^\W\d_a-zA-Z]+)\s*\}}"
+    rf"|(?<=\s){NO_UNIT}(?=[a-zA-Z ]{{2}}|[a-zA-Z]/){WORDS}|{NO_UNIT}[一-鿿]{{1,6}}|°[CF]?)"
+    r"(?:\^\{?\d\}?)?(?:\\?[\s~])*\.?\s*"
+)
+MARKED = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox)\{([^{}]*)\}")
+MINUS = str.maketrans("−－", "--")  # also typed so
 WORD = re.compile(r"[^\W\d_]{2,}")
+LETTER = re.compile(r"\(?([A-J])(?:[).:].*)?")  # of a choice, its text perhaps behind it
 SENTENCE = 2  # so many words beside a number are a sentence about it
 MATHS = "math_verify"  # a package
 SECONDS = 5  # for one comparison
 
 
-def final_answer(text: str) -> str | None:
-    """What a text ends up with: the last \\boxed{…}, or else the last number; None without."""
-    text = text.translate(MINUS)
-    boxed = _last_boxed(text)
-    if boxed is not None:
+def final_answer(text: str, is_cut: bool = False) -> str | None:
+    """What a text ends up with: the last \\boxed{…}, or else the last number; None without.
+
+    Args:
+        is_cut: the text would have gone on, so a number at its very end may be half of one.
+    """
+    boxed = boxed_answer(text, is_cut)
+    if boxed is Box.CUT:
+        return None
+    if isinstance(boxed, str):
         return normalized(boxed)
-    numbers = FRACTION.findall(text)
-    return normalized(numbers[-1]) if numbers else None
+    text = text.translate(MINUS)
+    found = [match for match in IN_TEXT.finditer(text) if not (is_cut and match.end() == len(text))]
+    if not found:
+        return None
+    sign = "-" if "-" in (found[-1][1] or "") else ""
+    return normalized(f"{sign}{found[-1][2]}")
 
 
 def right_answer(text: str, is_value: bool) -> str:
@@ -45,45 +71,37 @@ def right_answer(text: str, is_value: bool) -> str:
             is a sentence about a number; otherwise a field of worked solutions, which end up with
             it.
     """
-    if is_value and _last_boxed(text) is None:
+    if is_value and boxed_answer(text) is None:
         is_short = len(WORD.findall(text)) < SENTENCE
         if is_short or "\\" in text or UNIT.fullmatch(text) is not None:
             return normalized(text)
     return final_answer(text) or normalized(text)
 
 
-def _last_boxed(text: str) -> str | None:
-    start = text.rfind("\\boxed{")
-    if start < 0:
-        return None
-    begin = start + len("\\boxed{")
-    depth = 1
-    for index in range(begin, len(text)):
-        depth += {"{": 1, "}": -1}.get(text[index], 0)
-        if depth == 0:
-            return text[begin:index]
-    return None
-
-
 def normalized(answer: str) -> str:
     """One way to write a number, without its unit; other answers without spaces, dollars and text
     marks."""
-    answer = answer.translate(MINUS)
-    mixed = MIXED.fullmatch(answer.strip().strip("$"))
-    if mixed is not None:
-        sign, whole, over, under = mixed.groups()
-        return f"{sign}{int(whole) * int(under) + int(over)}/{under}"
+    answer = re.sub(r"^\s*–(?=\s*[\d.])", "-", answer.translate(MINUS))
+    whole = MARKED.fullmatch(answer.strip())
+    if whole is not None:
+        return normalized(whole[1])
     with_unit = UNIT.fullmatch(answer)
     if with_unit is not None:
         return normalized(with_unit[1])
-    plain = re.sub(r"\\(?:text|mathrm|mbox)\{([^{}]*)\}", r"\1", answer)
-    plain = re.sub(r"\\[,!;$%]|[\s$]|\\(?:left|right)(?![a-zA-Z])", "", plain).rstrip(".%")
-    plain = re.sub(r"\^(?:\\circ|\{\\circ\})|°", "", plain).replace("{,}", ",")
-    try:
-        number = Decimal(plain.replace(",", "") if NUMBER.fullmatch(plain) else plain)
-    except InvalidOperation:
+    mixed = MIXED.fullmatch(answer.strip(" $"))
+    if mixed is not None:
+        sign, units, over, under = mixed.groups()
+        return f"{sign}{int(units) * int(under) + int(over)}/{under}"
+    plain = GROUPS.sub("", MARKED.sub(r"\1", answer))
+    plain = re.sub(r"(?<=\d)\s+(?=\d)", ",", plain.strip())  # several numbers, not one
+    plain = re.sub(rf"{MONEY}(?=[-\d.])", "", plain)
+    plain = re.sub(r"\\[,;!$%: ]|[\s$~]|\\(?:left|right)(?![a-zA-Z])", "", plain).rstrip(".%")
+    plain = re.sub(r"\^(?:\\circ|\{\\circ\})", "", plain).replace("{,}", ",")
+    number = plain.replace(",", "") if NUMBER.fullmatch(plain) else plain
+    if SCIENTIFIC.fullmatch(number) is None:
         return plain.replace("dfrac", "frac")
-    return f"{number.normalize():f}" if number.is_finite() else plain
+    text = f"{Decimal(number).normalize():f}"
+    return "0" if text == "-0" else text
 
 
 def equivalent(given: str | None, right: str) -> bool:
@@ -92,6 +110,9 @@ def equivalent(given: str | None, right: str) -> bool:
         return False
     if given == right or _as_words(given) == _as_words(right):
         return True
+    if LETTER.fullmatch(right) is not None and len(right) == 1:
+        chosen = LETTER.fullmatch(given)
+        return chosen is not None and chosen[1] == right
     return can_compare_values() and _same_value(given, right)
 
 

@@ -143,11 +143,15 @@ class _Answers:
 
     def answered(self, generations: Sequence[Generation]) -> Answered:
         texts = [self.tokenizer.decode(each.tokens) for each in generations]
-        found = [final_answer(split_thinking(text, self.inside)[1]) for text in texts]
+        cut = [each.stop_reason in ("length", "context") for each in generations]
+        found = [
+            final_answer(split_thinking(text, self.inside)[1], is_cut)
+            for text, is_cut in zip(texts, cut, strict=True)
+        ]
         return Answered(
             tuple(equivalent(answer, self.answer) for answer in found),
             equivalent(majority_of(found), self.answer),
-            sum(each.stop_reason in ("length", "context") for each in generations),
+            sum(cut),
         )
 
 

@@ -8,6 +8,8 @@ themselves, per byte.
 from __future__ import annotations
 
 import csv
+import io
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +21,7 @@ from dsconv.runtime.text.text_file import read_text_file
 
 LETTERS = "ABCDEFGHIJ"
 FEWEST = 2
-QUESTIONS = ("question", "query", "prompt", "problem", "ctx", "input")
+QUESTIONS = ("question", "question_stem", "query", "prompt", "problem", "ctx", "input")
 LISTS = ("choices", "options", "endings")
 ANSWERS = ("answer", "answerkey", "label", "gold", "target", "correct", "answer_index")
 PASSAGES = ("passage", "article", "context")
@@ -85,7 +87,10 @@ def read_choice(row: Mapping[str, Any]) -> Choice:
         raise Unusable(KEPT_BACK, form=True)
     about = passage_of(row)
     question = f"{about}\n\n{question}" if about else question
-    return Choice(question, texts, _index(told, texts, labels), bool(row.get("endings")))
+    right, second = _index(told, texts, labels), row.get("answer_index")
+    if second not in (None, "") and _index(second, texts, labels) != right:
+        raise Unusable(f"the answer is {told!r}, its index {second!r}: they differ")
+    return Choice(question, texts, right, bool(row.get("endings")))
 
 
 def passage_of(row: Mapping[str, Any]) -> str:
@@ -96,6 +101,10 @@ def passage_of(row: Mapping[str, Any]) -> str:
 def _texts(row: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
     """-> (texts, labels where the row has its own)."""
     found = next((row[key] for key in LISTS if row.get(key)), None)
+    if isinstance(found, str) and found.startswith("["):  # in a table
+        found = _parsed(found)
+    if isinstance(found, list) and all(isinstance(each, Mapping) for each in found):
+        found = {key: [each.get(key) for each in found] for key in ("text", "label")}
     if isinstance(found, Mapping):  # ARC: {"text": [...], "label": [...]}; or {"A": text, ...}
         texts, labels = found.get("text"), found.get("label")
         if texts is None:
@@ -109,6 +118,13 @@ def _texts(row: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...] | N
         raise Unusable("choices are no list of texts", form=True)
     names = tuple(map(str, labels)) if isinstance(labels, list) else None
     return tuple(str(text).strip() for text in texts), names
+
+
+def _parsed(cell: str) -> object:
+    try:
+        return json.loads(cell)
+    except ValueError as error:
+        raise Unusable("choices in one column are no JSON list", form=True) from error
 
 
 def _index(told: object, texts: Sequence[str], labels: Sequence[str] | None) -> int:
@@ -163,7 +179,7 @@ def read_table(path: Path) -> Table:
     """
     text = read_text_file(path)
     delimiter = _delimiter(path, text.partition("\n")[0])
-    reader = csv.reader(text.splitlines(keepends=True), delimiter=delimiter)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
     try:
         lines = [(reader.line_num, tuple(cells)) for cells in reader if cells]
     except csv.Error as error:

@@ -147,8 +147,14 @@ def _examples(
 
 
 def _asked(question: Question) -> tuple[str, tuple[str, ...]]:
+    """The same for the same question, whatever its spaces, case and order of choices."""
     choice = question.choice
-    return (question.prompt, ()) if choice is None else (choice.question, choice.texts)
+    text, texts = (question.prompt, ()) if choice is None else (choice.question, choice.texts)
+    return _folded(text), tuple(sorted(map(_folded, texts)))
+
+
+def _folded(text: str) -> str:
+    return " ".join(text.split()).casefold()
 
 
 def _too_few(place: Path, count: int, wanted: int) -> InputError:
