@@ -82,7 +82,7 @@ def sums(samples: Samples) -> list[float]:
 @pytest.mark.parametrize(("task", "batch"), [("local_choices", 4), ("local_rolling", 1)])
 def test_log_likelihoods(server: Server, folder: Path, task: str, batch: int) -> None:
     """Prompts as lists of tokens, answered with echo and log-probabilities."""
-    own = ("--model", "dsconv", "--model_args", f"path={folder}/m.dsq,max_length=511")
+    own = ("--model", "dsconv", "--model_args", f"path={folder}/m.dsq,max_length=511,kv=fp16")
     expected = evaluate(folder, f"own-{task}-{batch}", task, *own)
     options = ("--model", "local-completions", "--batch_size", str(batch))
     given = arguments(server, folder, "/v1/completions", num_concurrent=2, add_bos_token=True)
@@ -92,7 +92,7 @@ def test_log_likelihoods(server: Server, folder: Path, task: str, batch: int) ->
 
 
 def test_generation(server: Server, folder: Path) -> None:
-    own = ("--model", "dsconv", "--model_args", f"path={folder}/m.dsq")
+    own = ("--model", "dsconv", "--model_args", f"path={folder}/m.dsq,kv=fp16")
     expected = evaluate(folder, "own-texts", "local_gsm8k", *own)
     given = arguments(server, folder, "/v1/completions", num_concurrent=3, tokenized_requests=False)
     found = evaluate(folder, "api", "local_gsm8k", "--model", "local-completions", *given)
@@ -101,7 +101,7 @@ def test_generation(server: Server, folder: Path) -> None:
 
 def test_generation_by_chat(server: Server, folder: Path) -> None:
     chat = ("--apply_chat_template",)
-    own = ("--model", "dsconv", "--model_args", f"path={folder}/m.dsq")
+    own = ("--model", "dsconv", "--model_args", f"path={folder}/m.dsq,kv=fp16")
     expected = evaluate(folder, "own-chat", "local_gsm8k", *own, *chat)
     given = arguments(server, folder, "/v1/chat/completions", num_concurrent=3)
     options = ("--model", "local-chat-completions", *given, *chat)
