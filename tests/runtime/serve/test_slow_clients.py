@@ -93,7 +93,8 @@ def test_a_reader_that_does_not_read_loses_its_texts(server: Server, stream: boo
         while not gauge(server, "texts_running") and time.monotonic() < end:
             time.sleep(0.01)
         after = settled(server)  # though it holds its end of the connection
-        assert (after.texts, after.files) == (0, before.files)
+        assert after.texts == 0
+        assert after.files <= before.files
 
 
 def test_one_connection_for_many_requests(server: Server) -> None:
@@ -130,7 +131,7 @@ def test_more_connections_than_may_be(artifact: Path) -> None:
             for raw in held:
                 raw.close()
             resource.setrlimit(resource.RLIMIT_NOFILE, old)
-        assert settled(server).files == before.files
+        assert settled(server).files <= before.files
 
 
 def test_the_end_comes_in_time(artifact: Path) -> None:

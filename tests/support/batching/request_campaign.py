@@ -100,26 +100,24 @@ class State:
 
 
 def settled(server: Server) -> State:
-    """Once all texts have ended and all connections are closed, or after a while."""
+    """Once all texts have ended and all connections are closed, those of this question too; or
+    after a while."""
     end = time.monotonic() + SETTLE
+    place = f"/proc/{server.process.pid}"
     while True:
-        state = _state(server)
-        if (not state.texts and _connections(server) == 0) or time.monotonic() > end:
-            return state
-        time.sleep(0.1)
+        texts = gauge(server, "texts_running") + gauge(server, "texts_waiting")
+        while _connections(server) and time.monotonic() < end:
+            time.sleep(0.02)
+        time.sleep(0.1)  # the kernel's table is a moment ahead of the server
+        files, threads = (len(os.listdir(f"{place}/{kind}")) for kind in ("fd", "task"))
+        if not texts or time.monotonic() > end:
+            return State(server.resident_bytes(), files, threads, texts)
 
 
 def gauge(server: Server, name: str) -> int:
     text = str(server.send("/metrics")[1])
     line = next(line for line in text.splitlines() if line.startswith(f"dsconv_{name} "))
     return int(float(line.split()[-1]))
-
-
-def _state(server: Server) -> State:
-    place = f"/proc/{server.process.pid}"
-    texts = gauge(server, "texts_running") + gauge(server, "texts_waiting")
-    threads = len(os.listdir(f"{place}/task"))
-    return State(server.resident_bytes(), len(os.listdir(f"{place}/fd")), threads, texts)
 
 
 def _connections(server: Server) -> int:
