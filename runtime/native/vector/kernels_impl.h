@@ -330,6 +330,11 @@ template <class Element>
 void attend(const AttentionTile& tile, const CacheView& cache, const float* rotary,
             int64_t rotary_rows, int64_t start, int64_t positions) {
     const int64_t blocks = (positions + position_block - 1) / position_block;
+    // The first values come from memory while the scores are made.
+    const int64_t first = positions < prefetched_positions ? positions : prefetched_positions;
+    const auto* values = static_cast<const uint8_t*>(cache.values);
+    const auto bytes = first * padded_to_lanes(tile.head_dim) * static_cast<int64_t>(sizeof(Element));
+    for (int64_t i = 0; i < bytes; i += 64) Lanes::prefetch(values + i);
     // Some blocks of keys at a time, so that they stay in the first-level cache for all rows.
     constexpr int64_t kept = 4;
     for (int64_t block = 0; block < blocks; block += kept) {

@@ -135,8 +135,11 @@ template <class L> struct Terms {
                 largest[i] = magnitude > largest[i] ? magnitude : largest[i];
             }
         }
-        for (int i = 1; i < unit_inputs; i++) {
-            largest[0] = largest[i] > largest[0] ? largest[i] : largest[0];
+        // By halves: vectors of one size would be read across those that were written.
+        for (int half = unit_inputs / 2; half > 0; half /= 2) {
+            for (int i = 0; i < half; i++) {
+                largest[i] = largest[i + half] > largest[i] ? largest[i + half] : largest[i];
+            }
         }
         return largest[0];
     }
