@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from dsconv.convert.quantize.options import CALIBRATED
 
 from .grade import GRADES, expected_grade
-from .verdict import Verdict
+from .verdict import LimitCheck, Verdict
 
 LAYERS = "compare it layer by layer (verify --layers), and with the original's config and tokenizer"
 MOST_QUANTIZED_BITS = 10
@@ -25,7 +27,21 @@ def cure(verdict: Verdict) -> str:
             "compare the provenance of both --json outputs for what has changed; "
             "where it was meant, keep this one as the new baseline"
         )
-    return _of_loss(verdict)
+    return _of_a_limit_out_of_reach(verdict, failed) or _of_loss(verdict)
+
+
+def _of_a_limit_out_of_reach(verdict: Verdict, failed: Sequence[LimitCheck]) -> str | None:
+    """Of questions that the reference does not answer better than the limit asks for, either."""
+    if not failed or any(check.name != "min-accuracy" for check in failed):
+        return None
+    reached = [t.reference_accuracy for t in verdict.tasks if t.reference_accuracy is not None]
+    limit = max(check.limit for check in failed)
+    if not reached or min(reached) >= limit:
+        return None
+    return (
+        f"the reference itself reaches {min(reached):.3g}, below the limit of {limit:g}: "
+        "set it lower, or use --max-accuracy-drop"
+    )
 
 
 def _of_loss(verdict: Verdict) -> str:

@@ -23,7 +23,7 @@ from dsconv.runtime.verify.grade import (
 from dsconv.runtime.verify.judge import judge
 from dsconv.runtime.verify.metrics import Summary, TokenScores, summarize
 from dsconv.runtime.verify.thresholds import defaults, from_options
-from dsconv.runtime.verify.verdict import Finding, LimitCheck, Verdict
+from dsconv.runtime.verify.verdict import Finding, LimitCheck, TaskScore, Verdict
 
 FEW = random_scores(64)  # too few to tell chance
 
@@ -151,6 +151,10 @@ def test_the_cure_fits_the_situation(found: Verdict, has: str, has_not: str) -> 
 def test_the_cure_of_other_failures() -> None:
     slow = replace(verdict(0.01, 0.95, 1.0), checks=(_failed("min-speedup", "option"),))
     assert "idle" in cure(slow)
+    for reference, has in ((0.4, "reference itself reaches 0.4"), (0.9, "--target-bpw")):
+        asked = TaskScore("t.jsonl", 50, 1, 0.3, 0.06, reference, 0.07)
+        found = replace(verdict(0.05, 0.9, 1.0, 4.5), tasks=(asked,))
+        assert has in cure(judge(found, from_options({"min_accuracy": 0.8})))
     worse = replace(verdict(0.01, 0.95, 1.0), checks=(_failed("baseline-kl", "baseline"),))
     assert "baseline" in cure(worse)
     wrong = replace(slow, findings=(Finding("place", "wrong", "do this"),))

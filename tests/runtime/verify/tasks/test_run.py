@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from command_line import assert_refused, call_main
+from native_models import exported
 from places import SHARED_DATA, needs_shared_data
 from scripted_session import scripted
 from small_models import TEMPLATE, write_checkpoint, write_json
@@ -257,3 +259,25 @@ def test_the_reference_answers_the_same_questions(tmp_path: Path, loaded: Loaded
 def test_options_out_of_range(wrong: dict[str, int]) -> None:
     with pytest.raises(UsageError):
         TaskOptions(**wrong)
+
+
+def test_gates_of_accuracy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A model without training answers nothing rightly; nor does its reference."""
+    model = write_checkpoint(tmp_path / "m")
+    exported(model, tmp_path / "m.dsq")
+    task = write_task(tmp_path / "t.jsonl", {"question": "How many?", "answer": "#### 987654"})
+    asked = ["verify", tmp_path / "m.dsq", "--reference", model, "--no-layers"]
+    few = ["--task", task, "--task-tokens", 4, "--task-seeds", 1]
+    for limit, code in (
+        (["--min-accuracy", 0], 0),
+        (["--min-accuracy", 0.5], 1),
+        (["--max-accuracy-drop", 0], 0),
+        (["--min-accuracy", 1.5], 2),
+    ):
+        done = call_main(monkeypatch, capsys, *asked, *few, *limit)
+        assert done.code == code, done.err
+    assert_refused(call_main(monkeypatch, capsys, *asked, "--min-accuracy", 0.5), 2, "--task")
+    failed = call_main(monkeypatch, capsys, *asked, *few, "--min-accuracy", 0.5)
+    assert "the reference itself reaches 0" in failed.err
