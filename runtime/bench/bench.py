@@ -119,7 +119,7 @@ class _Processes:
         self.kept: list[Round[Any]] = []
         self.discarded = 0
 
-    def open(self, index: int) -> Opened:
+    def open_worker(self, index: int) -> Opened:
         """Load the subject in a new process."""
         before = self.workers[index]
         if before is not None:
@@ -130,7 +130,7 @@ class _Processes:
 
     def restart(self, index: int) -> Startup:
         """Load the subject in a new process and ask for a first token."""
-        return Startup(self.open(index), self.worker(index).prefill(self._options.prefill))
+        return Startup(self.open_worker(index), self.worker(index).prefill(self._options.prefill))
 
     def worker(self, index: int) -> Worker:
         worker = self.workers[index]
@@ -303,7 +303,7 @@ def _plan(processes: _Processes, subjects: Sequence[Subject], options: BenchOpti
     context, count = options.batch_context, options.decode
     rooms = []
     for index, subject in enumerate(subjects):
-        length = processes.open(index).context_length
+        length = processes.open_worker(index).context_length
         fits = context + count <= length
         limit = processes.worker(index).batch_limit(context + count) if fits else 0
         rooms.append(Room(subject.path, length, limit))
