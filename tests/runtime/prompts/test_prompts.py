@@ -8,26 +8,13 @@ from typing import Any
 
 import pytest
 from command_line import assert_refused, call_main
-from native_models import exported
-from small_models import write_checkpoint
+from prompt_files import lines
 
 from dsconv.errors import InputError
 from dsconv.runtime.prompts.rows import messages_of, prompt_rows
 from dsconv.runtime.text.chat_template import Message
 
 USER = (Message("user", "hello"),)
-
-
-@pytest.fixture(scope="module")
-def native(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("prompts")
-    exported(write_checkpoint(folder / "m"), folder / "m.dsq")
-    return folder / "m.dsq"
-
-
-def lines(path: Path, *rows: Any) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-    return path
 
 
 @pytest.mark.parametrize(

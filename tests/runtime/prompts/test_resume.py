@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 from command_line import call_main
-from native_models import exported
-from small_models import write_checkpoint
+from prompt_files import lines
 
 from dsconv.convert.quantize.journal import JOURNAL
 from dsconv.errors import InputError, OutputError
@@ -24,18 +23,6 @@ from dsconv.runtime.prompts.output import answers_file
 from dsconv.runtime.prompts.rows import prompt_rows
 from dsconv.runtime.prompts.run import PromptsRequest, run_prompts
 from dsconv.runtime.sessions.load import load
-
-
-@pytest.fixture(scope="module")
-def native(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("prompts")
-    exported(write_checkpoint(folder / "m"), folder / "m.dsq")
-    return folder / "m.dsq"
-
-
-def lines(path: Path, *rows: Any) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-    return path
 
 
 def test_a_run_that_was_stopped_goes_on(tmp_path: Path) -> None:

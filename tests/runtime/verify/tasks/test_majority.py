@@ -11,10 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scripted_session import scripted
-from small_models import TEMPLATE, write_checkpoint, write_json
 
 from dsconv.runtime.report.terminal import _task
-from dsconv.runtime.sessions.load import Loaded, load
+from dsconv.runtime.sessions.load import Loaded
 from dsconv.runtime.verify.tasks.ask import Answered, TaskOptions
 from dsconv.runtime.verify.tasks.majority import majority_of
 from dsconv.runtime.verify.tasks.questions import Question
@@ -125,15 +124,6 @@ def test_a_score_holds_all_of_it() -> None:
         "mean of 2 subjects",
         "answer of most of 3 samples",
     ]
-
-
-@pytest.fixture(scope="module")
-def loaded(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
-    folder = write_checkpoint(tmp_path_factory.mktemp("task") / "m")
-    template = TEMPLATE + "{{ '<think>\n' }}"
-    settings = {"bos_token": "<s>", "eos_token": "</s>", "chat_template": template}
-    write_json(folder / "tokenizer_config.json", settings)
-    return load(str(folder))
 
 
 def test_of_a_model(tmp_path: Path, loaded: Loaded) -> None:

@@ -12,10 +12,10 @@ from command_line import assert_refused, call_main
 from native_models import exported
 from places import SHARED_DATA, needs_shared_data
 from scripted_session import scripted
-from small_models import TEMPLATE, write_checkpoint, write_json
+from small_models import write_checkpoint
 
 from dsconv.errors import InputError, UsageError
-from dsconv.runtime.sessions.load import Loaded, load
+from dsconv.runtime.sessions.load import Loaded
 from dsconv.runtime.text.tokenizer import TextTokenizer
 from dsconv.runtime.verify.tasks import answers
 from dsconv.runtime.verify.tasks.answers import final_answer
@@ -208,15 +208,6 @@ def test_every_question_of_gsm8k_has_a_number() -> None:
 )
 def test_standard_error_over_questions(right: list[list[bool]], share: float, error: float) -> None:
     assert share_right(right) == pytest.approx((share, error))
-
-
-@pytest.fixture(scope="module")
-def loaded(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
-    folder = write_checkpoint(tmp_path_factory.mktemp("task") / "m")
-    template = TEMPLATE + "{{ '<think>\n' }}"
-    settings = {"bos_token": "<s>", "eos_token": "</s>", "chat_template": template}
-    write_json(folder / "tokenizer_config.json", settings)
-    return load(str(folder))
 
 
 COLD = TaskOptions(questions=5, seeds=2, max_tokens=60, temperature=0.0)

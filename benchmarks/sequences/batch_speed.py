@@ -1,6 +1,7 @@
 """Decoding many sequences at once with the native engine, against one, in the same run.
 
-    python benchmarks/batch_speed.py FILE.dsq [--batch 1,4,16,32] [--context 512] [--kv fp16|int8]
+    python benchmarks/sequences/batch_speed.py FILE.dsq [--batch 1,4,16,32] [--context 512]
+        [--kv fp16|int8]
         [--activations own,int16] [--threads 2] [--rounds 3] [-o OUT.json]
 
 Every size of a batch decodes `--steps` tokens of each sequence after `--context` tokens of its own;

@@ -1,6 +1,7 @@
 """What a draft brings: tokens/s with and without it, in turn, on the texts that are given.
 
-    python benchmarks/draft_speed.py ARTIFACT SMALL TEXT [TEXT …] [--tokens 192] [--rounds 3]
+    python benchmarks/sequences/draft_speed.py ARTIFACT SMALL TEXT [TEXT …] [--tokens 192]
+        [--rounds 3]
         [--temperature 0] [--characters 1500]
 
 Each TEXT is a file whose beginning is the prompt; of a .jsonl file, what its first row says. Prints

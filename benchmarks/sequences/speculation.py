@@ -1,6 +1,6 @@
 """When prompt-lookup speculation pays: the cost of a wider pass, and tokens/s on two kinds of text.
 
-    python benchmarks/speculation.py ARTIFACT [--rounds 5] [--tokens 160]
+    python benchmarks/sequences/speculation.py ARTIFACT [--rounds 5] [--tokens 160]
 
 A pass over 1 + N tokens pays when it costs less than the tokens it saves. Both kinds of text are
 generated greedily with N = 0, 2, 4, 8 in turn, so that a change of the machine meets all alike.

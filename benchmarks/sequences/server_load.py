@@ -1,6 +1,7 @@
 """The server under load, beside the same requests given to its scheduler without HTTP.
 
-    python benchmarks/server_load.py ARTIFACT TEXT [--clients 32] [--requests 20] [--tokens 48]
+    python benchmarks/sequences/server_load.py ARTIFACT TEXT [--clients 32] [--requests 20]
+        [--tokens 48]
         [--rounds 1] [--check 16] [--soak 2000] [--json]
 
 So many clients ask one request after the other: chat and completions, streamed and not, a third of
@@ -28,7 +29,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support" / "batching"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "support" / "batching"))
 from served import Server, serving
 
 from dsconv.runtime.batches.open import open_batch

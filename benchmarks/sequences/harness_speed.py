@@ -1,6 +1,7 @@
 """lm-evaluation-harness on an artifact, and on its checkpoint in the back end `hf`: time, answers.
 
-    python benchmarks/harness_speed.py CHECKPOINT ARTIFACT TEXTS [QUESTIONS [TOKENS [TASK…]]]
+    python benchmarks/sequences/harness_speed.py CHECKPOINT ARTIFACT TEXTS [QUESTIONS [TOKENS
+        [TASK…]]]
 
 TEXTS is a folder with gsm8k/ (test_0000_0199.jsonl, train_calib_256.jsonl) and
 tinystories/train_sample_a.txt. GSM8K has five worked examples, the same for every question; how a
@@ -21,7 +22,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support" / "batching"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "support" / "batching"))
 from harness_tasks import write_choices, write_gsm8k
 
 from dsconv.runtime.batches.open import open_batch

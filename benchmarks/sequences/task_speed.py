@@ -1,6 +1,7 @@
 """Questions of a task asked many at a time, beside one after the other, in one run.
 
-    python benchmarks/task_speed.py ARTIFACT TASK [--questions 32] [--tokens 256] [--rounds 3]
+    python benchmarks/sequences/task_speed.py ARTIFACT TASK [--questions 32] [--tokens 256]
+        [--rounds 3]
 
 Both write one answer per question, at temperature 0.6. "One after the other" is a session as `run`
 has it: a prompt, then token by token.
