@@ -1,8 +1,8 @@
 """Decoding many sequences at once: a native file beside the peers' own batching, in one run.
 
     python benchmarks/sequences/batch_peers.py FILE.dsq MODELS [--batch 1,4,16] [--context 512]
-        [--decode 32]
-        [--threads 2] [--rounds 3] [--only NAME,…] [--python NAME=PYTHON …] [-o OUT.json]
+        [--decode 32] [--threads 2] [--rounds 3] [--only NAME,…] [--python NAME=PYTHON …]
+        [-o OUT.json]
 
 MODELS is the folder that `dsconv bench --peers` keeps: every peer's own quantization of the same
 checkpoint (llama.cpp-int4, …). A peer that needs an environment of its own is given its

@@ -73,6 +73,7 @@ class DraftedBatch:
         self._shares = Shares()
         self._lengths: dict[int, DraftLength] = {}  # by the texts of a pass
         self._round: Round | None = None
+        self._guessed_for: Sequence[DraftedText] = ()
         self.proposed = self.accepted = 0
 
     @property
@@ -175,6 +176,10 @@ class DraftedBatch:
     def _guessed_pass(
         self, pieces: Sequence[Piece], texts: Sequence[DraftedText]
     ) -> list[NDArray[np.float32] | None]:
+        for text in self._guessed_for:
+            if text not in texts:  # it may lie in the cache for long, and nobody goes on with it
+                text.lookup.forget_ends()
+        self._guessed_for = texts
         length = self._lengths.setdefault(len(pieces), DraftLength(self._shares))
         guesses = self._guesser.guess([self._sequences[p.sequence] for p in pieces], length)
         wider = _wider(pieces, guesses)

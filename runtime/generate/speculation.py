@@ -28,29 +28,28 @@ FIRST_WIDTH = 2  # tokens of the first guess
 
 
 class PromptLookup:
-    """The text so far, and where each of its n-grams ended last."""
+    """The text so far, and where each of its n-grams ended last. That is made when it is asked for:
+    it takes ten times the memory of the text."""
 
     def __init__(self) -> None:
         self._tokens: list[int] = []
         self._ends: dict[tuple[int, ...], int] = {}
+        self._entered = 0  # tokens with what ends before them in `_ends`
 
     def __len__(self) -> int:
         return len(self._tokens)
 
     def append(self, tokens: Sequence[int]) -> None:
-        for token in tokens:
-            # Entered one token late: the end of the text must not find itself.
-            end = len(self._tokens)
-            for size in NGRAM_SIZES:
-                if size <= end:
-                    self._ends[tuple(self._tokens[end - size :])] = end
-            self._tokens.append(token)
+        self._tokens.extend(tokens)
 
     def truncate(self, length: int) -> None:
         if length < len(self._tokens):
-            kept = self._tokens[:length]
-            self._tokens, self._ends = [], {}
-            self.append(kept)
+            del self._tokens[length:]
+            self.forget_ends()
+
+    def forget_ends(self) -> None:
+        """Their memory is free until somebody asks again."""
+        self._ends, self._entered = {}, 0
 
     @property
     def tokens(self) -> Sequence[int]:
@@ -58,8 +57,17 @@ class PromptLookup:
 
     def agree(self) -> int:
         """Tokens of the end that stood somewhere before, of NGRAM_SIZES the most; 0: none."""
+        self._enter()
         known = (size for size in NGRAM_SIZES if tuple(self._tokens[-size:]) in self._ends)
         return next(known, 0)
+
+    def _enter(self) -> None:
+        # The last n-gram is not: the end of the text must not find itself.
+        for end in range(self._entered, len(self._tokens)):
+            for size in NGRAM_SIZES:
+                if size <= end:
+                    self._ends[tuple(self._tokens[end - size : end])] = end
+        self._entered = len(self._tokens)
 
     def candidates(self, count: int) -> list[int]:
         """`count` tokens that followed the last occurrence of the longest known end; or none.

@@ -114,6 +114,16 @@ def test_many_texts_and_prompts_get_no_guesses() -> None:
     assert drafted.proposed == 0
 
 
+def test_texts_that_nobody_goes_on_with_take_no_memory_for_copies() -> None:
+    _, _, drafted = pair(0.0)
+    first, second = drafted.add(), drafted.add()
+    for sequence in (first, second):
+        drafted.step([Piece(sequence, [1, 2, 3] * 8)])
+        drafted.step([Piece(sequence, [1])])
+    lookups = [drafted._sequences[sequence].text.lookup for sequence in (first, second)]
+    assert [bool(lookup._ends) for lookup in lookups] == [False, True]
+
+
 def test_what_was_guessed_gives_way_where_memory_is_needed() -> None:
     model, _, drafted = pair(0.0, blocks=4)
     sequence = drafted.add()
