@@ -27,7 +27,18 @@ SHORT = 3  # tokens on which logits depend, so that a draft that reads the end o
 
 
 class ShortMemory(FakeBatch):
+    """What it gives does not outlast the next pass."""
+
     noise = 0.0
+    given: Sequence[NDArray[np.float32] | None] = ()
+
+    def step(self, pieces: Sequence[Piece]) -> list[NDArray[np.float32] | None]:
+        for rows in self.given:
+            if rows is not None:
+                rows.fill(np.nan)
+        found = super().step(pieces)
+        self.given = found
+        return found
 
     def logits(self, text: Sequence[int]) -> NDArray[np.float32]:
         wrong = np.random.default_rng(sum(text[-2:])).standard_normal(VOCABULARY)
@@ -112,6 +123,21 @@ def test_many_texts_and_prompts_get_no_guesses() -> None:
     run_all(drafted, [Request([1, 2, 3 + i], 20) for i in range(12)])
     assert draft.passes == 0
     assert drafted.proposed == 0
+
+
+def test_the_draft_forgets_texts_that_wait() -> None:
+    """Its cache holds one of the two: who is guessed for now gets it."""
+    _, draft, drafted = pair(0.0, draft_blocks=9)
+    proposed = []
+    for _ in range(2):
+        before, sequence, token = drafted.proposed, drafted.add(), 1
+        for _ in range(60):
+            logits = drafted.step([Piece(sequence, [token])])[0]
+            assert logits is not None
+            token = int(np.argmax(logits))
+        proposed.append(drafted.proposed - before)
+    assert min(proposed) > 20
+    assert len(draft.there) == 1
 
 
 def test_texts_that_nobody_goes_on_with_take_no_memory_for_copies() -> None:
