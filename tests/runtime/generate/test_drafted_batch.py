@@ -125,6 +125,21 @@ def test_many_texts_and_prompts_get_no_guesses() -> None:
     assert drafted.proposed == 0
 
 
+def test_a_pass_for_some_while_others_have_their_logits() -> None:
+    _, _, drafted = pair(1.0)
+    sequences = [drafted.add() for _ in range(3)]
+    texts = [[1 + i] for i in range(3)]
+    mixed = 0
+    for _ in range(150):
+        pieces = [Piece(s, [text[-1]]) for s, text in zip(sequences, texts, strict=True)]
+        mixed += len({drafted.known(piece) for piece in pieces}) == 2
+        rows = drafted.step(pieces)
+        for text, row in zip(texts, rows, strict=True):
+            assert np.array_equal(row, logits_after(text[-SHORT:]))
+            text.append(int(np.argmax(row)))
+    assert mixed > 10
+
+
 def test_the_draft_forgets_texts_that_wait() -> None:
     """Its cache holds one of the two: who is guessed for now gets it."""
     _, draft, drafted = pair(0.0, draft_blocks=9)
